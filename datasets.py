@@ -1,0 +1,261 @@
+"""Data sets, transforms, loaders and mixup."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from timm.data import Mixup, create_transform
+from timm.data.constants import (
+    IMAGENET_DEFAULT_MEAN,
+    IMAGENET_DEFAULT_STD,
+    IMAGENET_INCEPTION_MEAN,
+    IMAGENET_INCEPTION_STD,
+)
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler
+from torchvision import transforms
+from torchvision.datasets import ImageFolder
+
+from config import AugmentConfig, DataConfig, MixupConfig
+from runtime.distributed import DistributedContext
+from runtime.errors import UserError
+
+SMALL_INPUT = 32  # pixels; up to here images are padded and cropped rather than rescaled
+WARPED_INPUT = 384  # pixels; from here on evaluation shows the whole image, warped to the square
+
+
+@dataclass(frozen=True)
+class Data:
+    """The data sets of a run, and the names of its classes in the order of the labels."""
+
+    train: ImageFolder | None
+    val: ImageFolder | None
+    classes: list[str]
+
+
+def build_data(
+    config: DataConfig,
+    augment: AugmentConfig,
+    input_size: int,
+    with_train: bool = True,
+    with_val: bool = True,
+) -> Data:
+    """Opens the folders that a run needs; raises UserError for one that is missing or empty."""
+    if config.data_set == "digits":
+        write_digits(Path(config.data_path))
+    train_folder, val_folder = _folders(config, with_train, with_val)
+    mean_std = _mean_std(config)
+    train = val = None
+    if with_train:
+        train = _image_folder(train_folder, train_transform(augment, input_size, *mean_std))
+    if with_val:
+        transform = eval_transform(input_size, *mean_std, crop_pct=augment.crop_pct)
+        val = _image_folder(val_folder, transform)
+    if train and val and train.classes != val.classes:
+        only = sorted(set(train.classes) ^ set(val.classes))
+        raise UserError(
+            f"{train_folder} and {val_folder} hold different classes: {', '.join(only[:5])} "
+            "stand in only one of them"
+        )
+    shown = train or val
+    assert shown is not None, "a run trains or evaluates"
+    if config.data_set == "IMNET" and len(shown.classes) != 1000:
+        raise UserError(
+            f"{shown.root} holds {len(shown.classes)} classes, ImageNet-1K has 1000: "
+            "use --data_set image_folder for other data"
+        )
+    return Data(train, val, shown.classes)
+
+
+def _folders(config: DataConfig, with_train: bool, with_val: bool) -> tuple[Path, Path]:
+    root = Path(config.data_path)
+    if not root.is_dir():
+        raise UserError(f"--data_path {root} is not a folder")
+    if config.data_set != "image_folder":
+        return root / "train", root / "val"
+    if config.eval_data_path:
+        return root, Path(config.eval_data_path)
+    if (root / "val").is_dir() and ((root / "train").is_dir() or not with_train):
+        return root / "train", root / "val"
+    if with_val and with_train:
+        raise UserError(
+            f"no evaluation images: {root} has no train/ and val/, so give --eval_data_path, "
+            "or --disable_eval true"
+        )
+    return root, root
+
+
+def _image_folder(folder: Path, transform: Any) -> ImageFolder:
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder")
+    try:
+        return ImageFolder(str(folder), transform, loader=load_image)
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{folder} has to hold one folder of images a class: {str(error).splitlines()[0]}"
+        ) from None
+
+
+def load_image(path: str) -> Image.Image:
+    """An image file in RGB; raises UserError for one that cannot be decoded."""
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise UserError(f"image {path} cannot be read: {error}") from None
+
+
+def _mean_std(config: DataConfig) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    if config.imagenet_default_mean_and_std:
+        return IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+    return IMAGENET_INCEPTION_MEAN, IMAGENET_INCEPTION_STD
+
+
+def train_transform(
+    config: AugmentConfig, size: int, mean: tuple[float, ...], std: tuple[float, ...]
+) -> transforms.Compose:
+    """Random crop, flip, RandAugment and erasing: image -> float tensor (3, size, size)."""
+    try:
+        transform = create_transform(
+            size,
+            is_training=True,
+            scale=config.scale,
+            ratio=config.ratio,
+            hflip=config.hflip,
+            color_jitter=config.color_jitter,
+            auto_augment=config.aa,
+            interpolation=config.train_interpolation,
+            mean=mean,
+            std=std,
+            re_prob=config.reprob,
+            re_mode=config.remode,
+            re_count=config.recount,
+        )
+    except (AssertionError, KeyError, ValueError) as error:
+        raise UserError(
+            f"augmentation cannot be built from --aa {config.aa} and --train_interpolation "
+            f"{config.train_interpolation}: {error or type(error).__name__}"
+        ) from None
+    if size <= SMALL_INPUT and config.scale is None:
+        transform.transforms[0] = transforms.Compose(
+            [_warp(size), transforms.RandomCrop(size, padding=4)]
+        )
+    return transform
+
+
+def eval_transform(
+    size: int, mean: tuple[float, ...], std: tuple[float, ...], crop_pct: float | None = None
+) -> transforms.Compose:
+    """The deterministic view of an image: float tensor (3, size, size)."""
+    if size >= WARPED_INPUT or size <= SMALL_INPUT:
+        view = [_warp(size)]
+    else:
+        short_side = int(size / (crop_pct or 224 / 256))
+        view = [
+            transforms.Resize(short_side, transforms.InterpolationMode.BICUBIC),
+            transforms.CenterCrop(size),
+        ]
+    return transforms.Compose([*view, transforms.ToTensor(), transforms.Normalize(mean, std)])
+
+
+def _warp(size: int) -> transforms.Resize:
+    return transforms.Resize((size, size), transforms.InterpolationMode.BICUBIC)
+
+
+class ShardSampler(Sampler[int]):
+    """Every world_size-th index in order, without padding: each image stands in one shard."""
+
+    def __init__(self, length: int, rank: int, world_size: int) -> None:
+        self.indices = range(rank, length, world_size)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.indices)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+
+def train_loader(dataset: Dataset, config: DataConfig, context: DistributedContext) -> DataLoader:
+    """Shuffled whole batches of this process's share; `loader.sampler.set_epoch` reshuffles."""
+    sampler: DistributedSampler = DistributedSampler(
+        dataset, context.world_size, context.rank, shuffle=True
+    )
+    return _loader(dataset, sampler, config.batch_size, config, drop_last=True)
+
+
+def eval_loader(
+    dataset: Dataset, config: DataConfig, context: DistributedContext, dist_eval: bool = True
+) -> DataLoader:
+    """All images once: shared among the processes, or all of them for each process."""
+    length = len(dataset)  # type: ignore[arg-type]
+    rank, world_size = (context.rank, context.world_size) if dist_eval else (0, 1)
+    sampler = ShardSampler(length, rank, world_size)
+    return _loader(dataset, sampler, int(1.5 * config.batch_size), config, drop_last=False)
+
+
+def _loader(
+    dataset: Dataset, sampler: Sampler, batch_size: int, config: DataConfig, drop_last: bool
+) -> DataLoader:
+    # workers are started anew each epoch, so that their random streams follow from the epoch's
+    # seed alone and a resumed run sees what an undisturbed one would have seen
+    return DataLoader(
+        dataset,
+        batch_size,
+        sampler=sampler,
+        num_workers=config.num_workers,
+        pin_memory=config.pin_mem,
+        drop_last=drop_last,
+    )
+
+
+def build_mixup(config: MixupConfig, smoothing: float, num_classes: int) -> Mixup | None:
+    """timm's Mixup, which turns labels into smoothed soft targets; None where it is off."""
+    if not config.enabled:
+        return None
+    return Mixup(
+        mixup_alpha=config.mixup,
+        cutmix_alpha=config.cutmix,
+        cutmix_minmax=config.cutmix_minmax,
+        prob=config.mixup_prob,
+        switch_prob=config.mixup_switch_prob,
+        mode=config.mixup_mode,
+        label_smoothing=smoothing,
+        num_classes=num_classes,
+    )
+
+
+def write_digits(folder: Path, size: int = 32) -> None:
+    """scikit-learn's 1,797 handwritten digits as image folders, if `folder` is not there yet.
+
+    train/<digit>/*.png holds four fifths and val/<digit>/*.png a fifth, chosen once with a fixed
+    seed and with the share of every class kept. The 8 x 8 scans are enlarged to `size` pixels.
+    """
+    if folder.exists():
+        return
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    digits = load_digits()
+    train, val = train_test_split(
+        range(len(digits.target)), test_size=0.2, random_state=0, stratify=digits.target
+    )
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # written beside and renamed: several processes may do this at once, and one may be killed
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent))
+    for part, indices in (("train", train), ("val", val)):
+        for index in indices:
+            target = temporary / part / str(digits.target[index])
+            target.mkdir(parents=True, exist_ok=True)
+            scan = Image.fromarray((digits.images[index] * 255 / 16).round().astype("uint8"))
+            scan.resize((size, size), Image.Resampling.BICUBIC).save(target / f"{index:04d}.png")
+    temporary.chmod(0o755)
+    try:
+        os.rename(temporary, folder)
+    except OSError:
+        shutil.rmtree(temporary)
+        if not folder.is_dir():
+            raise

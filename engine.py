@@ -1,0 +1,191 @@
+"""One epoch of training, and evaluation."""
+
+import logging
+import math
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import clip_grad_norm_, get_total_norm
+from tqdm import tqdm
+
+from config import LoggingConfig
+from runtime.distributed import DistributedContext, all_reduce_sum
+from runtime.errors import UserError
+from runtime.logging import TensorBoard, Throughput
+from trainer import Progress, Trainer
+from utils import topk_correct
+
+logger = logging.getLogger(__name__)
+
+Batches = Iterable[tuple[torch.Tensor, torch.Tensor]]
+
+
+def train_one_epoch(
+    trainer: Trainer,
+    batches: Batches,
+    logging_config: LoggingConfig = LoggingConfig(),  # noqa: B008  (frozen)
+    tensorboard: TensorBoard | None = None,
+) -> dict[str, float]:
+    """Takes schedule.steps_per_epoch optimizer steps; returns the epoch's mean metrics.
+
+    `batches` yields images (N, 3, H, W) and labels (N), update_freq of them a step. Metrics stay
+    on the device from one log line to the next. Raises UserError when the loss is not finite.
+    """
+    schedule, progress = trainer.schedule, trainer.progress
+    steps = schedule.steps_per_epoch
+    trainer.model.train()
+    epoch_totals = _Totals(trainer.context.device)
+    since_log = _Totals(trainer.context.device)
+    speed = Throughput()
+    iterator = iter(batches)
+    bar = tqdm(range(steps), desc=f"epoch {progress.epoch + 1}", leave=False, disable=None)
+    for index in bar:
+        schedule.apply(trainer.optimizer, progress.step)
+        train_step(trainer, iterator, since_log, speed)
+        progress.step += 1
+        if (index + 1) % logging_config.log_interval == 0 or index + 1 == steps:
+            metrics = since_log.means()
+            _check_finite(metrics, progress)
+            left = schedule.config.total_steps(steps) - progress.step
+            logger.info(
+                "epoch %d  step %d/%d  loss %.4f  lr %.2e  grad norm %.3g  %s",
+                progress.epoch + 1, index + 1, steps, metrics["loss"],
+                schedule.learning_rate(progress.step - 1), metrics["grad_norm"],
+                speed.summary(left, trainer.context.world_size),
+            )  # fmt: skip
+            if tensorboard:
+                tensorboard.write({f"train/{k}": v for k, v in metrics.items()}, progress.step)
+            epoch_totals.add(since_log)
+            since_log = _Totals(trainer.context.device)
+            speed.reset()
+    all_reduce_sum(epoch_totals.values)
+    metrics = epoch_totals.means()
+    if trainer.mixup:
+        del metrics["class_acc"]  # mixed images have no single right class
+    return metrics | _rates(trainer.optimizer)
+
+
+def train_step(
+    trainer: Trainer,
+    batches: Iterator[tuple[torch.Tensor, torch.Tensor]],
+    totals: "_Totals",
+    speed: Throughput,
+) -> None:
+    """One optimizer step on the mean gradient of update_freq micro-batches."""
+    optim, device = trainer.optim, trainer.context.device
+    parameters = [p for group in trainer.optimizer.param_groups for p in group["params"]]
+    norm = torch.zeros((), device=device)
+    for micro in range(optim.update_freq):
+        waiting_since = time.perf_counter()
+        images, labels = next(batches)
+        images = images.to(device, non_blocking=True)
+        labels = labels.to(device, non_blocking=True)
+        speed.waited += time.perf_counter() - waiting_since
+        speed.images += len(images)
+
+        targets = labels
+        if trainer.mixup:
+            images, targets = trainer.mixup(images, labels)
+        ends_step = micro + 1 == optim.update_freq
+        # clipping a running sum needs it to be the sum over all processes
+        with _gradient_sync(trainer.model, ends_step or optim.clip_mode == "micro"):
+            logits = trainer.model(images)
+            loss = trainer.criterion(logits, targets)
+            (loss / optim.update_freq).backward()
+        if ends_step or optim.clip_mode == "micro":
+            norm = _clip(parameters, optim.clip_grad)
+        totals.add_batch(loss.detach(), logits.detach(), labels)
+    totals.add_step(norm)
+    trainer.optimizer.step()
+    trainer.optimizer.zero_grad(set_to_none=True)
+    if trainer.ema:
+        trainer.ema.update(trainer.bare_model)
+    speed.steps += 1
+
+
+def _gradient_sync(model: nn.Module, synchronise: bool) -> AbstractContextManager:
+    if synchronise or not isinstance(model, DistributedDataParallel):
+        return nullcontext()
+    return model.no_sync()
+
+
+def _clip(parameters: list[nn.Parameter], largest: float | None) -> torch.Tensor:
+    """Clips the gradient to the 2-norm `largest`, if given; returns its norm before that."""
+    if largest is not None:
+        return clip_grad_norm_(parameters, largest)
+    return get_total_norm([p.grad for p in parameters if p.grad is not None])
+
+
+class _Totals:
+    """Sums that stay on the device: loss x images, right answers, images, gradient norms, steps."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.values = torch.zeros(5, dtype=torch.float64, device=device)
+
+    def add_batch(self, loss: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor) -> None:
+        self.values[0] += loss * len(labels)
+        self.values[1] += topk_correct(logits, labels, 1)
+        self.values[2] += len(labels)
+
+    def add_step(self, norm: torch.Tensor) -> None:
+        self.values[3] += norm
+        self.values[4] += 1
+
+    def add(self, other: "_Totals") -> None:
+        self.values += other.values
+
+    def means(self) -> dict[str, float]:
+        loss, correct, images, norms, steps = self.values.tolist()
+        return {
+            "loss": loss / images,
+            "class_acc": 100 * correct / images,
+            "grad_norm": norms / steps,
+        }
+
+
+def _check_finite(metrics: dict[str, float], progress: Progress) -> None:
+    if not math.isfinite(metrics["loss"]):
+        raise UserError(
+            f"the loss is {metrics['loss']} at step {progress.step} (epoch {progress.epoch + 1}): "
+            "lower --lr or clip the gradient by --clip_grad; checkpoints saved so far are intact"
+        )
+
+
+def _rates(optimizer: torch.optim.Optimizer) -> dict[str, float]:
+    rates = [group["lr"] for group in optimizer.param_groups]
+    decay = max(group["weight_decay"] for group in optimizer.param_groups)
+    return {"lr": max(rates), "min_lr": min(rates), "weight_decay": decay}
+
+
+@torch.inference_mode()
+def evaluate(
+    model: nn.Module, batches: Batches, context: DistributedContext, shared: bool = True
+) -> dict[str, float]:
+    """Mean cross-entropy, top-1 and top-5 (per cent) of `model` over all images.
+
+    `shared`: each process sees its own share of the images, and the sums are joined; otherwise
+    each sees them all. `model` is the bare one, since shares may differ in their batches.
+    """
+    model.eval()
+    device = next(model.parameters()).device
+    totals = torch.zeros(4, dtype=torch.float64, device=context.device)
+    for images, labels in tqdm(batches, desc="evaluation", leave=False, disable=None):
+        images = images.to(device, non_blocking=True)
+        labels = labels.to(device, non_blocking=True)
+        logits = model(images).float()
+        loss_sum = nn.functional.cross_entropy(logits, labels, reduction="sum")
+        batch = (loss_sum, topk_correct(logits, labels, 1), topk_correct(logits, labels, 5))
+        totals[:3] += torch.stack([value.double() for value in batch]).to(totals.device)
+        totals[3] += len(labels)
+    if shared:
+        all_reduce_sum(totals)
+    loss, top1, top5, images_seen = totals.tolist()
+    return {
+        "loss": loss / images_seen,
+        "acc1": 100 * top1 / images_seen,
+        "acc5": 100 * top5 / images_seen,
+    }

@@ -1,0 +1,153 @@
+"""Trains or evaluates a model: flags -> setup -> build -> train or evaluate.
+
+python main.py --config recipes/digits.yaml
+torchrun --nproc_per_node=8 main.py --model hornet_tiny_7x7 --data_path /path/to/imagenet-1k ...
+"""
+
+import logging
+import sys
+import time
+
+from torch import nn
+
+from config import Config, parse_args
+from datasets import Data, build_data, eval_loader, train_loader
+from engine import evaluate, train_one_epoch
+from runtime import checkpoint
+from runtime.distributed import DistributedContext, close_distributed, init_distributed
+from runtime.errors import UserError
+from runtime.logging import TensorBoard, plot_curves, setup_logging
+from trainer import Trainer, build_model, build_trainer
+from utils import count_gmacs, count_parameters, epoch_seed, seed_everything, versions
+
+logger = logging.getLogger("main")
+
+
+def run(config: Config) -> None:
+    """The whole run of this process: training, or the evaluation of a checkpoint."""
+    context = init_distributed(config.runtime.device, config.runtime.local_rank)
+    setup_logging(context)
+    only_eval = config.evaluation.eval
+    data = build_data(
+        config.data,
+        config.augment,
+        config.model.input_size,
+        with_train=not only_eval,
+        with_val=only_eval or not config.evaluation.disable_eval,
+    )
+    seed_everything(config.runtime.seed)  # the same first weights in every process
+    model = build_model(config.model, len(data.classes)).to(context.device)
+    logger.info("%s, %d process(es), %s", context.device, context.world_size, versions())
+    if only_eval:
+        evaluate_checkpoint(config, model, data, context)
+    else:
+        train(config, model, data, context)
+
+
+def train(config: Config, model: nn.Module, data: Data, context: DistributedContext) -> None:
+    """All epochs, each with its evaluation, its line in log.txt and its checkpoints."""
+    assert data.train is not None
+    num_classes, input_size = len(data.classes), config.model.input_size
+    trainer = build_trainer(config, model, len(data.train), num_classes, context)
+    folder = checkpoint.RunFolder(config.checkpoint, context.is_main)
+    resume_from = folder.to_resume()
+    if resume_from:
+        trainer.load_state_dict(checkpoint.load(resume_from), resume_from)
+        logger.info("resumed %s, after epoch %d", resume_from, trainer.progress.epoch + 1)
+    facts = {
+        "n_parameters": count_parameters(model),
+        "GFLOPs": count_gmacs(lambda: build_model(config.model, num_classes), input_size),
+    }
+    logger.info("%s: %s", config.model.model, facts)
+    extras = {"args": config.flat(), "classes": data.classes}
+    folder.create(config)
+    if trainer.progress.epoch < 0:
+        folder.save(trainer.state_dict() | extras, "start")
+
+    tensorboard = TensorBoard(config.logging.log_dir, context.is_main)
+    loader = train_loader(data.train, config.data, context)
+    started = time.perf_counter()
+    for epoch in range(trainer.progress.epoch + 1, config.schedule.epochs):
+        seed_everything(epoch_seed(config.runtime.seed, epoch, context.rank))
+        loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
+        metrics = train_one_epoch(trainer, loader, config.logging, tensorboard)
+        trainer.progress.epoch = epoch
+        record = {f"train_{name}": value for name, value in metrics.items()}
+        test_record, improved = evaluate_epoch(config, trainer, data)
+        record |= test_record
+        tensorboard.write(record, trainer.progress.step)
+        folder.log(record | {"epoch": epoch} | facts)
+        state = trainer.state_dict() | extras
+        for name in improved:
+            folder.save(state, name)
+        folder.save_epoch(state, epoch, is_last=epoch + 1 == config.schedule.epochs)
+    tensorboard.close()
+    logger.info("trained in %.0f s", time.perf_counter() - started)
+    if folder.saves and (folder.path / "log.txt").exists():
+        logger.info("curves: %s", plot_curves(folder.path))
+
+
+def evaluate_epoch(
+    config: Config, trainer: Trainer, data: Data
+) -> tuple[dict[str, float], list[str]]:
+    """The test_* entries of log.txt, and the names of the best checkpoints that are due."""
+    if data.val is None:
+        return {}, []
+    evaluated = [("test", "", "max_accuracy", "best", trainer.bare_model)]
+    if trainer.ema and config.ema.model_ema_eval:
+        ema = trainer.ema.module
+        evaluated.append(("test EMA", "_ema", "max_ema_accuracy", "best-ema", ema))
+    record: dict[str, float] = {}
+    improved = []
+    for title, suffix, best, checkpoint_name, model in evaluated:
+        metrics = evaluate_model(config, title, model, data, trainer.context)
+        record |= {f"test_{name}{suffix}": value for name, value in metrics.items()}
+        if metrics["acc1"] > getattr(trainer.progress, best):
+            setattr(trainer.progress, best, metrics["acc1"])
+            improved.append(checkpoint_name)
+        record[best] = getattr(trainer.progress, best)
+    return record, improved
+
+
+def evaluate_checkpoint(
+    config: Config, model: nn.Module, data: Data, context: DistributedContext
+) -> None:
+    """Prints the accuracy of --resume; of its moving average too where --model_ema_eval asks."""
+    path = config.checkpoint.resume
+    state = checkpoint.load(path)
+    checkpoint.load_weights(model, state["model"], path)
+    evaluate_model(config, "test", model, data, context)
+    if config.ema.model_ema_eval:
+        if not state.get("model_ema"):
+            raise UserError(f"--model_ema_eval true: checkpoint {path} holds no moving average")
+        checkpoint.load_weights(model, state["model_ema"], path)
+        evaluate_model(config, "test EMA", model, data, context)
+
+
+def evaluate_model(
+    config: Config, title: str, model: nn.Module, data: Data, context: DistributedContext
+) -> dict[str, float]:
+    assert data.val is not None
+    shared = config.evaluation.dist_eval
+    loader = eval_loader(data.val, config.data, context, shared)
+    metrics = evaluate(model, loader, context, shared)
+    logger.info(
+        "%s on %d images: top-1 %.2f%%  top-5 %.2f%%  loss %.4f",
+        title, len(data.val), metrics["acc1"], metrics["acc5"], metrics["loss"],
+    )  # fmt: skip
+    return metrics
+
+
+def main() -> None:
+    try:
+        run(parse_args())
+    except UserError as error:
+        # a loader process hands on its traceback as text; the message is the last line
+        message = str(error).strip().splitlines()[-1].removeprefix("runtime.errors.UserError: ")
+        sys.exit(f"main.py: error: {message}")
+    finally:
+        close_distributed()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,114 @@
+"""Parameter groups, optimizer, and the schedules as pure functions of the step."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from timm.models import group_parameters
+from timm.optim import create_optimizer_v2
+from torch import nn
+
+from config import OptimConfig, ScheduleConfig
+from runtime.errors import UserError
+
+
+def parameter_groups(
+    model: nn.Module, weight_decay: float, layer_decay: float = 1.0
+) -> list[dict[str, Any]]:
+    """One group for each pair of layer id and decay, in order of first appearance.
+
+    That is the order of the released checkpoints' optimizer state. 1-D parameters and those of
+    `model.no_weight_decay()` have no weight decay. A group's `lr_scale` is
+    layer_decay ** (last id - id), with the ids of `model.group_matcher()`; 1 without layer decay.
+    """
+    layer_ids: dict[str, int] = {}
+    if layer_decay != 1.0:
+        if not hasattr(model, "group_matcher"):
+            raise UserError("--layer_decay: this model does not say how its layers are grouped")
+        matcher = model.group_matcher(coarse=False)  # type: ignore[operator]
+        layer_ids = group_parameters(model, matcher, reverse=True)
+    last_id = max(layer_ids.values(), default=0)
+    without_decay: set[str] = set()
+    if hasattr(model, "no_weight_decay"):
+        without_decay = model.no_weight_decay()  # type: ignore[operator]
+
+    groups: dict[tuple[int, bool], dict[str, Any]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        decays = parameter.ndim > 1 and not name.endswith(".bias") and name not in without_decay
+        layer_id = layer_ids.get(name, last_id)
+        group = groups.setdefault(
+            (layer_id, decays),
+            {
+                "params": [],
+                "weight_decay": weight_decay if decays else 0.0,
+                "lr_scale": layer_decay ** (last_id - layer_id),
+            },
+        )
+        group["params"].append(parameter)
+    return list(groups.values())
+
+
+def create_optimizer(config: OptimConfig, model: nn.Module) -> torch.optim.Optimizer:
+    """The optimizer of that name in timm, over `parameter_groups`. Rates come from a Schedule."""
+    options: dict[str, Any] = {"eps": config.opt_eps, "betas": config.opt_betas}
+    try:
+        return create_optimizer_v2(
+            parameter_groups(model, config.weight_decay, config.layer_decay),
+            opt=config.opt,
+            lr=0.0,
+            momentum=config.momentum,
+            **{name: value for name, value in options.items() if value is not None},
+        )
+    except (ValueError, TypeError, AssertionError) as error:
+        raise UserError(f"--opt {config.opt}: {error}") from None
+
+
+def warmup_cosine(step: int, base: float, end: float, total: int, warmup: int = 0) -> float:
+    """Linear from 0 to `base` over `warmup` steps, then a half cosine from `base` towards `end`.
+
+    Both ends of the warm-up are reached: step 0 has 0 and step warmup - 1 has `base`; the
+    cosine would reach `end` at step `total`, one after the last.
+    """
+    if step < warmup:
+        return base * step / max(1, warmup - 1)
+    progress = (step - warmup) / max(1, total - warmup)
+    return end + 0.5 * (base - end) * (1 + math.cos(math.pi * progress))
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Learning rate and weight decay of every optimizer step of a run."""
+
+    config: ScheduleConfig
+    weight_decay: float
+    steps_per_epoch: int
+
+    def __post_init__(self) -> None:
+        total = self.config.total_steps(self.steps_per_epoch)
+        if self.config.warmup(self.steps_per_epoch) > total:
+            raise UserError(
+                f"the warm-up is longer than the training ({self.config.epochs} epochs of "
+                f"{self.steps_per_epoch} steps): lower --warmup_epochs or --warmup_steps"
+            )
+
+    def learning_rate(self, step: int) -> float:
+        total = self.config.total_steps(self.steps_per_epoch)
+        warmup = self.config.warmup(self.steps_per_epoch)
+        return warmup_cosine(step, self.config.lr, self.config.min_lr, total, warmup)
+
+    def decay(self, step: int) -> float:
+        total = self.config.total_steps(self.steps_per_epoch)
+        end = self.config.weight_decay_end
+        end = self.weight_decay if end is None else end
+        return warmup_cosine(step, self.weight_decay, end, total)
+
+    def apply(self, optimizer: torch.optim.Optimizer, step: int) -> None:
+        """Sets the rates of `step`; groups without weight decay stay without."""
+        rate, decay = self.learning_rate(step), self.decay(step)
+        for group in optimizer.param_groups:
+            group["lr"] = rate * group["lr_scale"]
+            if group["weight_decay"] > 0:
+                group["weight_decay"] = decay

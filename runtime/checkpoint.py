@@ -1,0 +1,146 @@
+"""The folder of a run:
+
+    output_dir/
+        config.yaml              every flag, as `--config` reads it back
+        log.txt                  one JSON object an epoch
+        checkpoint-start.pth     before the first step
+        checkpoint-<epoch>.pth   the newest save_ckpt_num, and epochs 50, 100, 150, ...
+        checkpoint-best.pth      best accuracy of the model
+        checkpoint-best-ema.pth  best accuracy of its moving average
+        curves.png               at the end
+
+A checkpoint holds tensors and plain values only (`torch.load(..., weights_only=True)` reads it):
+model, model_ema, optimizer, scaler, epoch (the last one finished, -1 for the start), step,
+max_accuracy, max_ema_accuracy, args (the flags), classes and versions. It is written under a
+temporary name, flushed to the disk, and renamed, so that a kill never damages a finished file.
+"""
+
+import json
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from config import CheckpointConfig, Config
+from runtime.errors import UserError
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Writes a run's files on the main process; without an output_dir, and elsewhere, nothing."""
+
+    config: CheckpointConfig
+    is_main: bool
+
+    @property
+    def path(self) -> Path:
+        return Path(self.config.output_dir)
+
+    @property
+    def saves(self) -> bool:
+        return self.is_main and bool(self.config.output_dir)
+
+    def create(self, config: Config) -> None:
+        if not self.saves:
+            return
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            config.save(self.path / "config.yaml")
+        except OSError as error:
+            raise UserError(f"--output_dir {self.path} cannot be written: {error}") from None
+
+    def to_resume(self) -> Path | None:
+        """The file that a run starts from: --resume if given, else the newest one in the folder."""
+        if self.config.resume:
+            return Path(self.config.resume)
+        if self.config.output_dir and self.config.auto_resume:
+            return next(reversed(numbered(self.path).values()), None)
+        return None
+
+    def log(self, record: dict[str, Any]) -> None:
+        """Adds an epoch's record to log.txt."""
+        if self.saves:
+            with (self.path / "log.txt").open("a") as file:
+                file.write(json.dumps(record) + "\n")
+
+    def save(self, state: dict[str, Any], name: str) -> None:
+        if self.saves and self.config.save_ckpt:
+            save(state, self.path / f"checkpoint-{name}.pth")
+
+    def save_epoch(self, state: dict[str, Any], epoch: int, is_last: bool) -> None:
+        """Saves where save_ckpt_freq says so, and after the last epoch; removes old ones."""
+        if (epoch + 1) % self.config.save_ckpt_freq == 0 or is_last:
+            self.save(state, str(epoch))
+            if self.saves:
+                remove_old(self.path, self.config.save_ckpt_num)
+
+
+def save(state: dict[str, Any], path: Path) -> None:
+    """Writes a checkpoint whole or not at all; raises UserError where the folder refuses it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except (OSError, RuntimeError) as error:
+        raise UserError(f"checkpoint {path} could not be written: {error}") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load(path: str | Path) -> dict[str, Any]:
+    """A checkpoint on the CPU; raises UserError for a path or file that is none."""
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"checkpoint {path} does not exist")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises half a dozen types for damaged files
+        reason = str(error).split("\n")[0]
+        raise UserError(
+            f"checkpoint {path} cannot be read; it may be truncated, or no checkpoint ({reason})"
+        ) from None
+    if not isinstance(state, dict) or not isinstance(state.get("model"), dict):
+        raise UserError(f"checkpoint {path} has no entry 'model'")
+    return state
+
+
+def load_weights(
+    model: torch.nn.Module, weights: dict[str, torch.Tensor], path: str | Path
+) -> None:
+    """Loads weights that have to fit exactly; raises UserError that lists what does not."""
+    expected = model.state_dict()
+    problems = [f"lacks {name}" for name in expected.keys() - weights.keys()]
+    problems += [f"has the unknown {name}" for name in weights.keys() - expected.keys()]
+    problems += [
+        f"has {name} of shape {list(weights[name].shape)} instead of {list(value.shape)}"
+        for name, value in expected.items()
+        if name in weights and weights[name].shape != value.shape
+    ]
+    if problems:
+        shown = "; ".join(sorted(problems)[:4])
+        more = f"; and {len(problems) - 4} more" if len(problems) > 4 else ""
+        raise UserError(f"checkpoint {path} is of another model: it {shown}{more}")
+    model.load_state_dict(weights)
+
+
+def numbered(folder: Path) -> dict[int, Path]:
+    """Epoch -> file of the numbered checkpoints, oldest first."""
+    found = {}
+    for path in folder.glob("checkpoint-*.pth"):
+        match = re.fullmatch(r"checkpoint-(\d+)\.pth", path.name)
+        if match:
+            found[int(match[1])] = path
+    return dict(sorted(found.items()))
+
+
+def remove_old(folder: Path, keep: int) -> None:
+    """Removes all but the newest `keep`, sparing epochs that are multiples of 50, but not 0."""
+    for epoch, path in list(numbered(folder).items())[:-keep]:
+        if epoch == 0 or epoch % 50:
+            path.unlink(missing_ok=True)

@@ -1,0 +1,101 @@
+"""What a run tells people and programs: log lines, log.txt, TensorBoard, curves.png."""
+
+import json
+import logging
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from runtime.distributed import DistributedContext
+
+
+def setup_logging(context: DistributedContext) -> None:
+    """Messages of rank 0 go to standard output; other ranks tell only warnings."""
+    logging.basicConfig(
+        level=logging.INFO if context.is_main else logging.WARNING,
+        format="%(asctime)s %(message)s" if context.is_main else f"rank {context.rank} %(message)s",
+        datefmt="%H:%M:%S",
+        stream=sys.stdout,
+        force=True,
+    )
+
+
+class Throughput:
+    """Images a second, waiting share and time left, from one log line to the next."""
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        self.start = time.perf_counter()
+        self.images = 0
+        self.steps = 0
+        self.waited = 0.0
+
+    def summary(self, steps_left: int, world_size: int) -> str:
+        seconds = max(time.perf_counter() - self.start, 1e-9)
+        left = int(seconds / max(1, self.steps) * steps_left)
+        return (
+            f"{self.images * world_size / seconds:.0f} images/s  "
+            f"data {100 * self.waited / seconds:.0f}%  "
+            f"eta {left // 3600}:{left // 60 % 60:02d}:{left % 60:02d}"
+        )
+
+
+class TensorBoard:
+    """Scalars for TensorBoard through tensorboardX; does nothing without a folder."""
+
+    def __init__(self, folder: str | None, is_main: bool) -> None:
+        self.writer = None
+        if folder and is_main:
+            from tensorboardX import SummaryWriter
+
+            self.writer = SummaryWriter(logdir=folder)
+
+    def write(self, values: dict[str, float], step: int) -> None:
+        if self.writer:
+            for name, value in values.items():
+                self.writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        if self.writer:
+            self.writer.close()
+
+
+def read_log(output_dir: Path) -> list[dict[str, Any]]:
+    """The epochs of log.txt in order; of an epoch that was repeated, its last record."""
+    records = {}
+    for line in (output_dir / "log.txt").read_text().splitlines():
+        record = json.loads(line)
+        records[record["epoch"]] = record
+    return [records[epoch] for epoch in sorted(records)]
+
+
+def plot_curves(output_dir: Path) -> Path:
+    """Draws losses, accuracies and the learning rate of log.txt into curves.png."""
+    from matplotlib.figure import Figure
+
+    records = read_log(output_dir)
+    figure = Figure(figsize=(12, 3.6), layout="constrained")
+    panels = {
+        "loss": {"train_loss": "training", "test_loss": "test", "test_loss_ema": "test, EMA"},
+        "accuracy (%)": {
+            "train_class_acc": "training",
+            "test_acc1": "test",
+            "test_acc1_ema": "test, EMA",
+        },
+        "learning rate": {"train_lr": "last layers", "train_min_lr": "first layers"},
+    }
+    for axes, (title, series) in zip(figure.subplots(1, 3), panels.items(), strict=True):
+        for key, label in series.items():
+            points = [(r["epoch"] + 1, r[key]) for r in records if r.get(key) is not None]
+            if points:
+                axes.plot(*zip(*points, strict=True), label=label)
+        axes.set(title=title, xlabel="epoch")
+        axes.grid(alpha=0.3)
+        if axes.lines:
+            axes.legend()
+    path = output_dir / "curves.png"
+    figure.savefig(path, dpi=120)
+    return path

@@ -1,0 +1,141 @@
+"""What a training step works with: built from the flags, saved to and restored from checkpoints."""
+
+import difflib
+import logging
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.data import Mixup
+from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
+from timm.utils import ModelEmaV3
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+import models  # noqa: F401  (registers the HorNets with timm)
+from config import Config, ModelConfig, OptimConfig
+from datasets import build_mixup
+from optim_factory import Schedule, create_optimizer
+from runtime import checkpoint
+from runtime.distributed import DistributedContext
+from runtime.errors import UserError
+from utils import versions
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Progress:
+    """How far a run has come; a checkpoint holds it."""
+
+    epoch: int = -1
+    """The last finished epoch, counted from 0."""
+    step: int = 0
+    """Optimizer steps taken; also the number of updates of the moving average."""
+    max_accuracy: float = 0.0
+    """Best top-1 of the model, in per cent."""
+    max_ema_accuracy: float = 0.0
+    """Best top-1 of its moving average, in per cent."""
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """Model, loss, optimizer and schedule of a run, and how far it has come."""
+
+    model: nn.Module
+    criterion: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+    optimizer: torch.optim.Optimizer
+    schedule: Schedule
+    optim: OptimConfig
+    context: DistributedContext
+    ema: ModelEmaV3 | None
+    mixup: Mixup | None
+    progress: Progress
+
+    @property
+    def bare_model(self) -> nn.Module:
+        """The model without its DistributedDataParallel wrapper."""
+        wrapped = isinstance(self.model, DistributedDataParallel)
+        return self.model.module if wrapped else self.model  # type: ignore[return-value]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain values, under the names of the published checkpoints."""
+        return {
+            "model": self.bare_model.state_dict(),
+            "model_ema": self.ema.module.state_dict() if self.ema else None,
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": None,
+            "versions": versions(),
+            **asdict(self.progress),
+        }
+
+    def load_state_dict(self, state: dict[str, Any], path: str | Path) -> None:
+        """Restores `state_dict()`, read from `path`; raises UserError where it does not fit."""
+        missing = {"optimizer", *asdict(self.progress)} - state.keys()
+        if missing:
+            raise UserError(
+                f"checkpoint {path} cannot be resumed, it has no {', '.join(sorted(missing))}"
+            )
+        checkpoint.load_weights(self.bare_model, state["model"], path)
+        if self.ema:
+            if not state.get("model_ema"):
+                logger.warning("%s holds no moving average: it starts from the weights", path)
+            weights = state.get("model_ema") or state["model"]
+            checkpoint.load_weights(self.ema.module, weights, path)
+        try:
+            self.optimizer.load_state_dict(state["optimizer"])
+        except (ValueError, KeyError) as error:
+            raise UserError(f"checkpoint {path} has another optimizer: {error}") from None
+        for name in asdict(self.progress):
+            setattr(self.progress, name, state[name])
+
+
+def build_model(config: ModelConfig, num_classes: int) -> nn.Module:
+    """A registered model; raises UserError with near names for one that does not exist."""
+    if not timm.is_model(config.model):
+        near = difflib.get_close_matches(config.model, timm.list_models(), n=3, cutoff=0.5)
+        hint = f"; near names: {', '.join(near)}" if near else ""
+        raise UserError(f"--model {config.model}: there is no such model{hint}")
+    options: dict[str, Any] = {"drop_path_rate": config.drop_path}
+    if config.model in timm.list_models("hornet_*"):
+        options["layer_scale_init_value"] = config.layer_scale_init_value
+        options["head_init_scale"] = config.head_init_scale
+    try:
+        return timm.create_model(
+            config.model, num_classes=num_classes, **options | config.model_kwargs
+        )
+    except (TypeError, ValueError) as error:
+        raise UserError(f"--model {config.model} cannot be built: {error}") from None
+
+
+def build_trainer(
+    config: Config, model: nn.Module, images: int, num_classes: int, context: DistributedContext
+) -> Trainer:
+    """A trainer at the start of training `model` on that many images."""
+    total_batch = config.total_batch(context.world_size)
+    if images < total_batch:
+        raise UserError(
+            f"{images} training images do not fill one batch of {total_batch} (batch_size x "
+            "update_freq x processes): lower --batch_size"
+        )
+    schedule = Schedule(config.schedule, config.optim.weight_decay, images // total_batch)
+    optimizer = create_optimizer(config.optim, model)
+    average = None
+    if config.ema.model_ema:
+        device = torch.device("cpu") if config.ema.model_ema_force_cpu else context.device
+        average = ModelEmaV3(model, decay=config.ema.model_ema_decay, device=device)
+    mixup = build_mixup(config.mixup, config.augment.smoothing, num_classes)
+    smoothing = config.augment.smoothing
+    # mixup turns labels into smoothed soft targets by itself
+    criterion = SoftTargetCrossEntropy() if mixup else LabelSmoothingCrossEntropy(smoothing)
+    if context.is_distributed:
+        on_gpu = context.device.type == "cuda"
+        model = DistributedDataParallel(model, device_ids=[context.device] if on_gpu else None)
+    start = config.schedule.start_epoch
+    progress = Progress(epoch=start - 1, step=start * schedule.steps_per_epoch)
+    return Trainer(
+        model, criterion, optimizer, schedule, config.optim, context, average, mixup, progress
+    )
