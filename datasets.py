@@ -184,7 +184,7 @@ def train_loader(dataset: Dataset, config: DataConfig, context: DistributedConte
     sampler: DistributedSampler = DistributedSampler(
         dataset, context.world_size, context.rank, shuffle=True
     )
-    return _loader(dataset, sampler, config.batch_size, config, drop_last=True)
+    return _loader(dataset, sampler, config.batch_size, config, context, drop_last=True)
 
 
 def eval_loader(
@@ -194,11 +194,17 @@ def eval_loader(
     length = len(dataset)  # type: ignore[arg-type]
     rank, world_size = (context.rank, context.world_size) if dist_eval else (0, 1)
     sampler = ShardSampler(length, rank, world_size)
-    return _loader(dataset, sampler, int(1.5 * config.batch_size), config, drop_last=False)
+    batch_size = int(1.5 * config.batch_size)
+    return _loader(dataset, sampler, batch_size, config, context, drop_last=False)
 
 
 def _loader(
-    dataset: Dataset, sampler: Sampler, batch_size: int, config: DataConfig, drop_last: bool
+    dataset: Dataset,
+    sampler: Sampler,
+    batch_size: int,
+    config: DataConfig,
+    context: DistributedContext,
+    drop_last: bool,
 ) -> DataLoader:
     # workers are started anew each epoch, so that their random streams follow from the epoch's
     # seed alone and a resumed run sees what an undisturbed one would have seen
@@ -207,7 +213,7 @@ def _loader(
         batch_size,
         sampler=sampler,
         num_workers=config.num_workers,
-        pin_memory=config.pin_mem,
+        pin_memory=config.pin_mem and context.device.type == "cuda",
         drop_last=drop_last,
     )
 

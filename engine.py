@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_, get_total_norm
 from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from config import LoggingConfig
 from runtime.distributed import DistributedContext, all_reduce_sum
@@ -42,26 +43,27 @@ def train_one_epoch(
     since_log = _Totals(trainer.context.device)
     speed = Throughput()
     iterator = iter(batches)
-    bar = tqdm(range(steps), desc=f"epoch {progress.epoch + 1}", leave=False, disable=None)
-    for index in bar:
-        schedule.apply(trainer.optimizer, progress.step)
-        train_step(trainer, iterator, since_log, speed)
-        progress.step += 1
-        if (index + 1) % logging_config.log_interval == 0 or index + 1 == steps:
-            metrics = since_log.means()
-            _check_finite(metrics, progress)
-            left = schedule.config.total_steps(steps) - progress.step
-            logger.info(
-                "epoch %d  step %d/%d  loss %.4f  lr %.2e  grad norm %.3g  %s",
-                progress.epoch + 1, index + 1, steps, metrics["loss"],
-                schedule.learning_rate(progress.step - 1), metrics["grad_norm"],
-                speed.summary(left, trainer.context.world_size),
-            )  # fmt: skip
-            if tensorboard:
-                tensorboard.write({f"train/{k}": v for k, v in metrics.items()}, progress.step)
-            epoch_totals.add(since_log)
-            since_log = _Totals(trainer.context.device)
-            speed.reset()
+    with logging_redirect_tqdm():
+        bar = tqdm(range(steps), desc=f"epoch {progress.epoch + 1}", leave=False, disable=None)
+        for index in bar:
+            schedule.apply(trainer.optimizer, progress.step)
+            train_step(trainer, iterator, since_log, speed)
+            progress.step += 1
+            if (index + 1) % logging_config.log_interval == 0 or index + 1 == steps:
+                metrics = since_log.means()
+                _check_finite(metrics, progress)
+                left = schedule.config.total_steps(steps) - progress.step
+                logger.info(
+                    "epoch %d  step %d/%d  loss %.4f  lr %.2e  grad norm %.3g  %s",
+                    progress.epoch + 1, index + 1, steps, metrics["loss"],
+                    schedule.learning_rate(progress.step - 1), metrics["grad_norm"],
+                    speed.summary(left, trainer.context.world_size),
+                )  # fmt: skip
+                if tensorboard:
+                    tensorboard.write({f"train/{k}": v for k, v in metrics.items()}, progress.step)
+                epoch_totals.add(since_log)
+                since_log = _Totals(trainer.context.device)
+                speed.reset()
     all_reduce_sum(epoch_totals.values)
     metrics = epoch_totals.means()
     if trainer.mixup:

@@ -53,7 +53,7 @@ def train(config: Config, model: nn.Module, data: Data, context: DistributedCont
     resume_from = folder.to_resume()
     if resume_from:
         trainer.load_state_dict(checkpoint.load(resume_from), resume_from)
-        logger.info("resumed %s, after epoch %d", resume_from, trainer.progress.epoch + 1)
+        logger.info("resumed %s at epoch %d", resume_from, trainer.progress.epoch + 1)
     facts = {
         "n_parameters": count_parameters(model),
         "GFLOPs": count_gmacs(lambda: build_model(config.model, num_classes), input_size),

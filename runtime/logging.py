@@ -19,6 +19,7 @@ def setup_logging(context: DistributedContext) -> None:
         stream=sys.stdout,
         force=True,
     )
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)
 
 
 class Throughput:

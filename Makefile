@@ -1,0 +1,36 @@
+# Two commands on a fresh machine: `make demo` trains a network and shows the result, `make test`
+# passes the tests. Both make .venv first, with PYTHON (3.10 or later).
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test test-slow lint format setup clean
+
+demo: setup
+	$(BIN)/python -m tools.demo
+
+test: setup
+	$(BIN)/python -m pytest
+
+test-slow: setup
+	$(BIN)/python -m pytest -m slow
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy .
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+setup: .venv/.installed
+
+# the mark is written last, so that an installation that was cut off starts again
+.venv/.installed: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet --editable '.[train,dev]'
+	touch $@
+
+clean:
+	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache *.egg-info build

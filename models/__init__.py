@@ -1,0 +1,19 @@
+"""The HorNet family. Importing it registers the models with timm, and does nothing else."""
+
+from .checkpoints import checkpoint_filter_fn
+from .global_filter import GlobalLocalFilter, set_global_filter_impl
+from .gnconv import GnConv, gnconv
+from .hornet import Block, HorNet
+from .variants import ENTRYPOINTS
+
+__all__ = [
+    "Block",
+    "GlobalLocalFilter",
+    "GnConv",
+    "HorNet",
+    "checkpoint_filter_fn",
+    "gnconv",
+    "set_global_filter_impl",
+]
+globals().update(ENTRYPOINTS)
+__all__ += list(ENTRYPOINTS)

@@ -1,0 +1,99 @@
+"""GlobalLocalFilter: the depthwise mixer of HorNet's GF models (section 3.3 of the paper)."""
+
+import torch
+from timm.layers import LayerNorm2d
+from timm.models import register_notrace_module
+from torch import Tensor, nn
+
+from .ops.global_filter import filter_by_fft, filter_by_matmul
+
+IMPLEMENTATIONS = ("fft", "matmul")
+
+
+@register_notrace_module  # its branch on the map's size can't be traced symbolically
+class GlobalLocalFilter(nn.Module):
+    """Mix the first half of the channels locally, the second half globally.
+
+    x -> norm -> [3x3 depthwise convolution | global filter] -> interleave -> norm
+
+    The halves are interleaved channel by channel: local 0, global 0, local 1, global 1, ...
+    Input and output: (batch, dim, height, width), any height and width; the filter is resized
+    bilinearly where the map is not h x 2 (w - 1). The Fourier transforms run in float32 at least,
+    whatever the input, autocast or not.
+
+    Args:
+        dim: Number of channels, even.
+        h: Height of the stored filter.
+        w: Width of the stored filter: half the width of the maps it is made for, plus one.
+        impl: 'fft', or 'matmul' for the path without complex numbers.
+
+    Raises:
+        ValueError: dim is odd, the filter is empty, or impl is unknown.
+
+    Source: HorNet (Rao et al., NeurIPS 2022, arXiv 2207.14284), section 3.3; the global filter
+    is GFNet's (arXiv 2107.00645).
+    """
+
+    def __init__(
+        self, dim: int, h: int = 14, w: int = 8, impl: str = "fft", device=None, dtype=None
+    ) -> None:
+        super().__init__()
+        if dim % 2:
+            raise ValueError(f"a global filter needs an even number of channels, not {dim}")
+        if h < 1 or w < 1:
+            raise ValueError(f"a global filter needs a positive height and width, not {h} x {w}")
+        factory = {"device": device, "dtype": dtype}
+        half = dim // 2
+        self.use_matmul = _is_matmul(impl)
+        self.complex_weight = nn.Parameter(torch.empty(half, h, w, 2, **factory))
+        self.dw = nn.Conv2d(half, half, 3, padding=1, groups=half, bias=False, **factory)
+        self.pre_norm = LayerNorm2d(dim, eps=1e-6, **factory)
+        self.post_norm = LayerNorm2d(dim, eps=1e-6, **factory)
+        self.reset_filter()
+
+    @torch.jit.ignore
+    def reset_filter(self) -> None:
+        """Initialise the complex filter: truncated normal, standard deviation 0.02."""
+        nn.init.trunc_normal_(self.complex_weight, std=0.02)
+
+    @torch.jit.ignore
+    def set_impl(self, impl: str) -> None:
+        """Choose 'fft' or 'matmul'; the parameters are the same."""
+        self.use_matmul = _is_matmul(impl)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x_local, x_global = self.pre_norm(x).chunk(2, dim=1)
+        x_local = self.dw(x_local)
+        x_global = _filter(x_global, self.complex_weight, self.use_matmul)
+        # interleaved along the last axis of the channels-last layout, where it moves least
+        halves = (x_local.permute(0, 2, 3, 1), x_global.to(x_local.dtype).permute(0, 2, 3, 1))
+        x = torch.stack(halves, dim=-1).flatten(-2).permute(0, 3, 1, 2)
+        return self.post_norm(x)
+
+
+@torch.fx.wrap  # one node of a symbolic trace, for the same reason
+def _filter(x_bchw: Tensor, weight: Tensor, use_matmul: bool) -> Tensor:
+    # half-precision FFTs on GPUs take powers of two only, and bfloat16 ones don't exist
+    if x_bchw.dtype == torch.float16 or x_bchw.dtype == torch.bfloat16:
+        x_bchw = x_bchw.float()
+    if use_matmul:
+        return filter_by_matmul(x_bchw, weight)
+    return filter_by_fft(x_bchw, weight)
+
+
+def set_global_filter_impl(module: nn.Module, impl: str) -> None:
+    """Set every GlobalLocalFilter inside `module` to 'fft' or 'matmul'.
+
+    Raises:
+        ValueError: impl is unknown.
+    """
+    _is_matmul(impl)
+    for child in module.modules():
+        if isinstance(child, GlobalLocalFilter):
+            child.set_impl(impl)
+
+
+def _is_matmul(impl: str) -> bool:
+    if impl not in IMPLEMENTATIONS:
+        raise ValueError(f"unknown global filter implementation {impl!r}: use 'fft' or 'matmul'")
+    return impl == "matmul"

@@ -1,0 +1,162 @@
+"""GnConv: recursive gated convolution (HorNet, section 3.1 and 3.2).
+
+Shapes: x (batch, C_in, H, W) -> (batch, C_out, H, W). With order n and C = C_out, the recursion
+runs over the widths C_k = C / 2**(n - 1 - k), k = 0 ... n - 1. Tensors are logically channels
+first; in memory they are best channels last, and stay so.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from .global_filter import GlobalLocalFilter
+
+
+class GnConv(nn.Module):
+    """Recursive gated convolution g^nConv, a drop-in layer for any input and output width.
+
+    Equations 3.3 to 3.5 of the paper:
+
+        [p_0, q_0, ..., q_{n-1}] = proj_in(x),      q_k <- s * depthwise(q_k)
+        p_1     = p_0 * q_0
+        p_{k+1} = pws_{k-1}(p_k) * q_k              for k = 1 ... n - 1
+        y       = proj_out(p_n)
+
+    (The paper writes 1 / alpha for s.) The depthwise mixer runs once over all q_k.
+
+    Args:
+        in_channels: Channels of the input.
+        out_channels: Channels of the output and of the recursion; None means in_channels.
+        order: n, the order of the spatial interactions; 1 or more.
+        kernel_size: Kernel of the depthwise convolution, odd.
+        scale: s, multiplied onto the depthwise output.
+        global_filter: (h, w) of a GlobalLocalFilter to use instead of the depthwise convolution.
+        global_filter_impl: 'fft', or 'matmul' for the path without complex numbers.
+        mixer: Any other depthwise mixer: called with the number of channels, returns a module.
+
+    Raises:
+        ValueError: out_channels can't be halved n - 1 times, the kernel is even, or more than
+            one of the mixers is asked for.
+
+    Source: HorNet (Rao et al., NeurIPS 2022, arXiv 2207.14284).
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int | None = None,
+        order: int = 5,
+        kernel_size: int = 7,
+        scale: float = 1.0,
+        global_filter: tuple[int, int] | None = None,
+        global_filter_impl: str = "fft",
+        mixer: Callable[[int], nn.Module] | None = None,
+        device=None,
+        dtype=None,
+    ) -> None:
+        super().__init__()
+        factory = {"device": device, "dtype": dtype}
+        channels = in_channels if out_channels is None else out_channels
+        self.order = order
+        self.scale = scale
+        self.dims = recursion_widths(channels, order)
+        total = sum(self.dims)
+        if mixer is not None and global_filter is not None:
+            raise ValueError("choose either a mixer or a global filter, not both")
+
+        self.proj_in = nn.Conv2d(in_channels, self.dims[0] + total, 1, **factory)
+        if mixer is not None:
+            self.dwconv = mixer(total)
+        elif global_filter is not None:
+            h, w = global_filter
+            self.dwconv = GlobalLocalFilter(total, h, w, impl=global_filter_impl, **factory)
+        else:
+            self.dwconv = depthwise_conv(total, kernel_size, **factory)
+        self.proj_out = nn.Conv2d(channels, channels, 1, **factory)
+        self.pws = nn.ModuleList(
+            nn.Conv2d(narrow, wide, 1, **factory)
+            for narrow, wide in zip(self.dims[:-1], self.dims[1:], strict=True)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.proj_in(x)
+        p, q_all = torch.split(x, [self.dims[0], x.shape[1] - self.dims[0]], dim=1)
+        q_all = self.dwconv(q_all)
+        if self.scale != 1.0:
+            q_all = q_all * self.scale
+        q = torch.split(q_all, self.dims, dim=1)
+        p = p * q[0]
+        for k, pw in enumerate(self.pws):
+            p = pw(p) * q[k + 1]
+        return self.proj_out(p)
+
+    def extra_repr(self) -> str:
+        return f"order={self.order}, scale={self.scale:.4g}"
+
+
+class gnconv(GnConv):  # noqa: N801 - the name that other HorNet code imports
+    """GnConv under the name and signature of other HorNet code.
+
+    Args:
+        dim: Channels of input and output.
+        order: Order of the spatial interactions.
+        gflayer: None for a 7x7 depthwise convolution, or a class called as
+            `gflayer(channels, h=h, w=w)`, such as GlobalLocalFilter.
+        h: Height of the filter of gflayer.
+        w: Width of the filter of gflayer.
+        s: Scale of the depthwise output.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        order: int = 5,
+        gflayer: Callable[..., nn.Module] | None = None,
+        h: int = 14,
+        w: int = 8,
+        s: float = 1.0,
+    ) -> None:
+        mixer = None
+        if gflayer is not None:
+            layer = gflayer
+
+            def mixer(channels: int) -> nn.Module:
+                return layer(channels, h=h, w=w)
+
+        super().__init__(dim, order=order, scale=s, mixer=mixer)
+
+
+def recursion_widths(channels: int, order: int) -> list[int]:
+    """Widths C_0 ... C_{n-1} of the recursion, doubling up to `channels`.
+
+    Raises:
+        ValueError: the order is less than 1, or channels can't be halved order - 1 times.
+    """
+    if order < 1:
+        raise ValueError(f"the order of a GnConv is 1 or more, not {order}")
+    multiple = 2 ** (order - 1)
+    if channels < 1 or channels % multiple:
+        raise ValueError(
+            f"a GnConv of order {order} needs a multiple of {multiple} channels, not {channels}"
+        )
+    return [channels // 2**k for k in reversed(range(order))]
+
+
+def depthwise_conv(channels: int, kernel_size: int = 7, device=None, dtype=None) -> nn.Conv2d:
+    """Depthwise convolution that keeps height and width.
+
+    Raises:
+        ValueError: the kernel is even.
+    """
+    if kernel_size < 1 or kernel_size % 2 == 0:
+        raise ValueError(f"the kernel of a depthwise convolution is odd, not {kernel_size}")
+    return nn.Conv2d(
+        channels,
+        channels,
+        kernel_size,
+        padding=kernel_size // 2,
+        groups=channels,
+        device=device,
+        dtype=dtype,
+    )

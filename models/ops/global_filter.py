@@ -1,0 +1,126 @@
+"""Circular convolution by a filter stored in the frequency domain (HorNet, section 3.3; GFNet).
+
+Two implementations of one function, y = irfft2(rfft2(x) * K):
+
+- `filter_by_fft` is the definition: PyTorch's FFTs.
+- `filter_by_matmul` has no complex numbers: each one-dimensional transform is a product with a
+  real matrix. It is for export, for compilers and for hardware without FFTs.
+
+Shapes: x_bchw (batch, C, H, W); weight (C, h, w, 2), real and imaginary part last; V = W // 2 + 1
+frequencies along the width. Both compute in the dtype of x, float32 or float64.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def sizes_may_vary() -> bool:
+    """Whether the graph being recorded has to serve other sizes than the one at hand."""
+    if not torch.jit.is_scripting():
+        return torch.jit.is_tracing() or torch.compiler.is_exporting()
+    return False
+
+
+def resize_filter(weight: Tensor, height: int, width: int) -> Tensor:
+    """Resize a filter (C, h, w, 2) to (C, height, width, 2): bilinear, corners aligned."""
+    planes = weight.permute(3, 0, 1, 2)
+    planes = F.interpolate(planes, size=(height, width), mode="bilinear", align_corners=True)
+    return planes.permute(1, 2, 3, 0)
+
+
+def fit_filter(weight: Tensor, height: int, width: int) -> Tensor:
+    """The filter for maps of height x width; resized only if it has another size.
+
+    At equal size resizing is an exact identity, so a recorded graph always resizes: a branch on
+    the size would tie it to the size at hand.
+    """
+    frequencies = width // 2 + 1
+    if not sizes_may_vary() and weight.shape[1] == height and weight.shape[2] == frequencies:
+        return weight
+    return resize_filter(weight, height, frequencies)
+
+
+def filter_by_fft(x_bchw: Tensor, weight: Tensor) -> Tensor:
+    """Filter every channel of x_bchw by its own K; returns (batch, C, H, W)."""
+    height, width = x_bchw.shape[2], x_bchw.shape[3]
+    weight = fit_filter(weight.to(x_bchw.dtype), height, width)
+    spectrum = torch.fft.rfft2(x_bchw, dim=(2, 3), norm="ortho")
+    spectrum = spectrum * torch.view_as_complex(weight.contiguous())
+    return torch.fft.irfft2(spectrum, s=(height, width), dim=(2, 3), norm="ortho")
+
+
+def _angles(rows: int, columns: int, period: int, like: Tensor) -> Tensor:
+    """2 pi r c / period for all r < rows and c < columns.
+
+    The product is reduced modulo the period as an integer, so that the angle stays small and
+    cos and sin of it exact to the last digits.
+    """
+    r = torch.arange(rows, device=like.device)
+    c = torch.arange(columns, device=like.device)
+    turns = (r[:, None] * c[None, :]) % period
+    return turns.to(like.dtype) * (2 * math.pi / period)
+
+
+def _height_matrix(height: int, like: Tensor) -> Tensor:
+    """The unitary DFT along the height as a real orthogonal matrix of size 2 H x 2 H.
+
+    Rows (u, part) and columns (m, part), real part first: (R + i I) exp(-i a) has the real part
+    R cos a + I sin a and the imaginary part I cos a - R sin a. The inverse is the transpose.
+    """
+    angles = _angles(height, height, height, like)
+    cos, sin = angles.cos(), angles.sin()
+    matrix = torch.stack((torch.stack((cos, sin), -1), torch.stack((-sin, cos), -1)), 1)
+    return matrix.reshape(2 * height, 2 * height) * height**-0.5
+
+
+def _width_matrices(width: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    """The real DFT along the width: forward (2 V, W) and inverse (W, 2 V), rows (part, v).
+
+    A real signal's frequencies v and W - v are conjugates, so the inverse counts every v twice
+    but v = 0 and, for an even width, v = W / 2. The sine of these two vanishes, which drops
+    their imaginary parts in this last step and no earlier, as irfft2 does.
+    """
+    frequencies = width // 2 + 1
+    angles = _angles(frequencies, width, width, like)
+    forward = torch.cat((angles.cos(), -angles.sin()))
+    v = torch.arange(frequencies, device=like.device)
+    twice = ((2 * v) % width != 0).to(like.dtype) + 1
+    inverse = (forward * torch.cat((twice, twice))[:, None]).t()
+    return forward * width**-0.5, inverse * width**-0.5
+
+
+def _filter_by_matmul(x_bchw: Tensor, weight: Tensor) -> Tensor:
+    batch, channels, height, width = x_bchw.shape
+    frequencies = width // 2 + 1
+    weight = fit_filter(weight.to(x_bchw.dtype), height, width)
+    # channels last, so that no product needs a transposed copy: C is always the fast axis
+    k_hvc2 = weight.permute(1, 2, 0, 3)
+    along_height = _height_matrix(height, x_bchw)
+    forward, inverse = _width_matrices(width, x_bchw)
+
+    part_rows = (batch, 2 * height, frequencies * channels)  # rows (u, part)
+    parts = (batch, height, 2, frequencies, channels)
+    z = torch.matmul(forward, x_bchw.permute(0, 2, 3, 1)).reshape(part_rows)
+    real, imag = torch.matmul(along_height, z).reshape(parts).unbind(2)
+    k_real, k_imag = k_hvc2.unbind(3)
+    z = torch.stack((real * k_real - imag * k_imag, real * k_imag + imag * k_real), 2)
+    z = torch.matmul(along_height.t(), z.reshape(part_rows))
+    z = z.reshape(batch, height, 2 * frequencies, channels)
+    return torch.matmul(inverse, z).permute(0, 3, 1, 2)
+
+
+def filter_by_matmul(x_bchw: Tensor, weight: Tensor) -> Tensor:
+    """The same function as `filter_by_fft`, to 1e-5 in float32, without complex numbers.
+
+    Under autocast too, but for a TorchScript module, which can't ask whether it is on.
+    """
+    if not torch.jit.is_scripting():
+        device = x_bchw.device.type
+        if torch.is_autocast_enabled(device):
+            # autocast would round the DFT's operands to bfloat16, an error of 4e-3
+            with torch.autocast(device, enabled=False):
+                return _filter_by_matmul(x_bchw, weight)
+    return _filter_by_matmul(x_bchw, weight)

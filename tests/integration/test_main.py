@@ -1,0 +1,209 @@
+"""main.py from end to end: training, log, checkpoints, resume, evaluation, processes, mistakes."""
+
+import json
+import re
+import shutil
+import sys
+
+import pytest
+import torch
+
+import main
+from config import parse_args
+from runtime import checkpoint
+from tests.integration.conftest import free_port, launch
+
+EVERYTHING = [
+    *("--model_ema", "true", "--model_ema_decay", "0.8", "--model_ema_eval", "true"),
+    *("--drop_path", "0.2", "--clip_grad", "1", "--layer_decay", "0.8", "--update_freq", "2"),
+]
+
+
+def records(folder):
+    return [json.loads(line) for line in (folder / "log.txt").read_text().splitlines()]
+
+
+def train(flags, folder, *more):
+    main.run(parse_args([*flags, "--output_dir", str(folder), *more]))
+    return records(folder)
+
+
+def assert_same(left, right):
+    for name in ("model", "model_ema"):
+        for key, weight in (left[name] or {}).items():
+            assert torch.equal(weight, right[name][key]), f"{name} {key}"
+    torch.testing.assert_close(left["optimizer"], right["optimizer"], rtol=0, atol=0)
+
+
+def test_run_leaves_the_published_files(flags, tmp_path):
+    log = train(flags, tmp_path, *EVERYTHING, "--log_dir", str(tmp_path / "events"))
+    assert [r["epoch"] for r in log] == [0, 1]
+    assert log[-1].keys() == {
+        *("train_loss", "train_lr", "train_min_lr", "train_weight_decay", "train_grad_norm"),
+        *("test_loss", "test_acc1", "test_acc5", "max_accuracy"),
+        *("test_loss_ema", "test_acc1_ema", "test_acc5_ema", "max_ema_accuracy"),
+        *("epoch", "n_parameters", "GFLOPs"),
+    }
+    names = {path.name for path in tmp_path.iterdir()} - {"checkpoint-best-ema.pth"}
+    assert names == {
+        *("config.yaml", "log.txt", "curves.png", "events", "checkpoint-best.pth"),
+        *("checkpoint-start.pth", "checkpoint-0.pth", "checkpoint-1.pth"),
+    }
+    assert list((tmp_path / "events").iterdir())
+    state = torch.load(tmp_path / "checkpoint-1.pth", weights_only=True)
+    assert {"model", "optimizer", "epoch", "scaler", "args", "model_ema"} <= state.keys()
+    assert (state["epoch"], state["step"], state["classes"]) == (1, 8, ["0", "3", "7"])
+    config = parse_args(["--config", str(tmp_path / "config.yaml")])
+    assert state["args"] == config.flat()
+    start = torch.load(tmp_path / "checkpoint-start.pth", weights_only=True)
+    assert (start["epoch"], start["step"]) == (-1, 0)
+
+
+def test_resumed_run_equals_an_undisturbed_one(flags, tmp_path, capsys):
+    more = [*EVERYTHING, "--epochs", "3"]
+    whole = train(flags, tmp_path / "whole", *more)
+    stopped = tmp_path / "stopped"
+    shutil.copytree(tmp_path / "whole", stopped)
+    (stopped / "checkpoint-2.pth").unlink()
+    (stopped / "log.txt").write_text("".join(json.dumps(r) + "\n" for r in whole[:2]))
+    capsys.readouterr()
+    resumed = train(flags, stopped, *more)
+    assert "checkpoint-1.pth at epoch 2" in capsys.readouterr().out
+    assert resumed == whole
+    assert_same(
+        checkpoint.load(tmp_path / "whole/checkpoint-2.pth"),
+        checkpoint.load(stopped / "checkpoint-2.pth"),
+    )
+
+
+def test_resume_keeps_best_accuracies_and_average(flags, tmp_path):
+    train(flags, tmp_path, *EVERYTHING)
+    (tmp_path / "checkpoint-1.pth").unlink()
+    state = checkpoint.load(tmp_path / "checkpoint-0.pth")
+    state |= {"max_accuracy": 101.0, "max_ema_accuracy": 102.0}
+    state["model_ema"] = {k: torch.zeros_like(v) for k, v in state["model_ema"].items()}
+    checkpoint.save(state, tmp_path / "checkpoint-0.pth")
+    before = (tmp_path / "checkpoint-best.pth").read_bytes()
+    log = train(flags, tmp_path, *EVERYTHING)
+    assert (log[-1]["max_accuracy"], log[-1]["max_ema_accuracy"]) == (101.0, 102.0)
+    assert (tmp_path / "checkpoint-best.pth").read_bytes() == before
+    # an average that started at 0 is a sum of weights with the factors 0.2 x 0.8 ** i
+    last = checkpoint.load(tmp_path / "checkpoint-1.pth")
+    share = 1 - 0.8**4  # 4 steps an epoch
+    gamma, average = (last[name]["stages.0.0.gamma1"].mean() for name in ("model", "model_ema"))
+    assert average / gamma == pytest.approx(share, rel=1e-2)
+
+
+def test_evaluation_prints_the_accuracy_of_the_log(flags, tmp_path, capsys):
+    log = train(flags, tmp_path, *EVERYTHING)
+    path = str(tmp_path / "checkpoint-1.pth")
+    capsys.readouterr()
+    main.run(parse_args([*flags, *EVERYTHING, "--eval", "true", "--resume", path]))
+    out = capsys.readouterr().out
+    for title, suffix in (("test", ""), ("test EMA", "_ema")):
+        found = re.search(rf"{title} on 33 images: top-1 (\S+)%  top-5 (\S+)%  loss (\S+)", out)
+        expected = [log[-1][f"test_{name}{suffix}"] for name in ("acc1", "acc5", "loss")]
+        assert [float(value) for value in found.groups()] == pytest.approx(expected, abs=0.006)
+
+
+def test_finished_run_only_says_so(flags, tmp_path):
+    first = train(flags, tmp_path)
+    assert train(flags, tmp_path) == first
+
+
+def test_two_processes_equal_one_with_twice_the_batch(flags, tmp_path, digits):
+    plain = [
+        *("--scale", "1", "1", "--ratio", "1", "1", "--hflip", "0", "--aa", "none"),
+        *("--color_jitter", "0", "--reprob", "0", "--mixup", "0", "--cutmix", "0"),
+        *("--update_freq", "2", "--clip_grad", "1", "--epochs", "2"),
+    ]
+    one = train(flags, tmp_path / "one", *plain, "--batch_size", "8")
+    done = launch(
+        *("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "main.py"),
+        *(*flags, *plain, "--batch_size", "4", "--output_dir", tmp_path / "two"),
+    )
+    assert done.returncode == 0, done.stderr
+    for left, right in zip(one, records(tmp_path / "two"), strict=True):
+        for name in left:
+            assert left[name] == pytest.approx(right[name], rel=2e-4), name
+    left, right = (
+        checkpoint.load(tmp_path / name / "checkpoint-1.pth")["model"] for name in ("one", "two")
+    )
+    for name, weight in left.items():
+        # AdamW turns rounding of gradients near 0 into steps of up to lr = 1e-3
+        assert (weight - right[name]).norm() <= 1e-3 * weight.norm() + 1e-4, name
+
+
+def test_torch_distributed_launch(flags, tmp_path, digits):
+    launcher = ["-m", "torch.distributed.launch", "--nproc_per_node=2"]
+    done = launch(
+        *(*launcher, f"--master_port={free_port()}", "main.py"),
+        *(*flags, "--epochs", "1", "--batch_size", "16", "--output_dir", tmp_path),
+    )
+    assert done.returncode == 0, done.stderr
+    assert "2 process(es)" in done.stdout
+    # 33 images on two processes: each counted once
+    share = records(tmp_path)[0]["test_acc1"] * 33 / 100
+    assert share == pytest.approx(round(share), abs=1e-6)
+
+
+@pytest.mark.parametrize("value", ["2", "7"])
+def test_local_rank_flag_is_understood(value):
+    assert parse_args([f"--local-rank={value}"]).runtime.local_rank == int(value)
+
+
+def fail(monkeypatch, *argv):
+    monkeypatch.setattr(sys, "argv", ["main.py", *map(str, argv)])
+    with pytest.raises(SystemExit) as caught:
+        main.main()
+    message = str(caught.value.code)
+    assert message.startswith("main.py: error: ")
+    assert "\n" not in message
+    return message
+
+
+def test_mistakes_end_in_one_line(flags, tmp_path, monkeypatch):
+    assert "there is no flag modell" in fail(monkeypatch, "--modell", "x")
+    assert "data_path" in fail(monkeypatch, *flags, "--data_path", tmp_path / "none")
+    message = fail(monkeypatch, *flags, "--model", "hornet_tinny_7x7")
+    assert "near names: hornet_tiny_7x7" in message
+    assert "cannot be built" in fail(monkeypatch, *flags, "--model_kwargs", '{"width": 3}')
+    assert "does not exist" in fail(monkeypatch, *flags, "--eval", "1", "--resume", "none.pth")
+    assert "lower --batch_size" in fail(monkeypatch, *flags, "--batch_size", "100")
+    assert "--device" in fail(monkeypatch, *flags, "--device", "abacus")
+    (tmp_path / "empty").mkdir()
+    message = fail(monkeypatch, *flags, "--data_path", tmp_path / "empty", "--disable_eval", "1")
+    assert "empty has to hold one folder of images a class" in message
+
+
+def test_damaged_and_foreign_checkpoints(flags, tmp_path, monkeypatch):
+    train(flags, tmp_path, "--epochs", "1")
+    path = tmp_path / "checkpoint-0.pth"
+    whole = path.read_bytes()
+    message = fail(monkeypatch, *flags, "--model_kwargs", "{}", "--resume", path)
+    assert "is of another model" in message
+    message = fail(monkeypatch, *flags, "--layer_decay", "0.5", "--resume", path)
+    assert "has another optimizer" in message
+    path.write_bytes(whole[: len(whole) // 2])
+    assert "cannot be read" in fail(monkeypatch, *flags, "--resume", path)
+    torch.save({"model": {}}, path)
+    assert "cannot be resumed" in fail(monkeypatch, *flags, "--resume", path)
+
+
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_broken_image_is_named(flags, digits, tmp_path, monkeypatch, workers):
+    shutil.copytree(digits, tmp_path / "data")
+    broken = next((tmp_path / "data/train/3").iterdir())
+    broken.write_bytes(broken.read_bytes()[:60])
+    data = ["--data_path", tmp_path / "data", "--num_workers", workers]
+    message = fail(monkeypatch, *flags, *data)
+    assert f"image {broken} cannot be read" in message
+
+
+def test_as_a_user_types_it(flags, tmp_path):
+    done = launch("main.py", *flags, "--data_path", tmp_path / "none")
+    assert done.returncode == 1
+    assert done.stderr == f"main.py: error: --data_path {tmp_path / 'none'} is not a folder\n"
+    done = launch("main.py", "--help")
+    assert done.returncode == 0
+    assert "--layer_decay" in done.stdout

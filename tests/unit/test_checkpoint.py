@@ -1,0 +1,125 @@
+"""Files of a run: whole or not at all, rotated, readable without pickle."""
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from config import CheckpointConfig, Config
+from runtime import checkpoint
+from runtime.checkpoint import RunFolder
+from runtime.errors import UserError
+
+
+def state(value=1.0):
+    return {"model": {"weight": torch.full((2,), value)}, "epoch": 3}
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_saved_state_is_read_back_without_pickle(tmp_path):
+    checkpoint.save(state(), tmp_path / "checkpoint-3.pth")
+    loaded = checkpoint.load(tmp_path / "checkpoint-3.pth")
+    assert loaded["epoch"] == 3
+    torch.testing.assert_close(loaded["model"]["weight"], torch.ones(2))
+    assert names(tmp_path) == ["checkpoint-3.pth"]
+
+
+def test_interrupted_save_keeps_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "checkpoint-best.pth"
+    checkpoint.save(state(1.0), path)
+
+    def full_disk(_, file):
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full_disk)
+    with pytest.raises(UserError, match="No space left"):
+        checkpoint.save(state(2.0), path)
+    assert names(tmp_path) == ["checkpoint-best.pth"]
+    torch.testing.assert_close(checkpoint.load(path)["model"]["weight"], torch.ones(2))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.9])
+def test_truncated_checkpoint_is_one_line(tmp_path, share):
+    path = tmp_path / "checkpoint-3.pth"
+    checkpoint.save(state(), path)
+    data = path.read_bytes()
+    path.write_bytes(data[: int(share * len(data))])
+    with pytest.raises(UserError, match="cannot be read") as caught:
+        checkpoint.load(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_other_files_are_refused(tmp_path):
+    with pytest.raises(UserError, match="does not exist"):
+        checkpoint.load(tmp_path / "none.pth")
+    torch.save([1, 2], tmp_path / "list.pth")
+    with pytest.raises(UserError, match="no entry 'model'"):
+        checkpoint.load(tmp_path / "list.pth")
+    torch.save(nn.Linear(1, 1), tmp_path / "pickled.pth")
+    with pytest.raises(UserError, match="cannot be read"):
+        checkpoint.load(tmp_path / "pickled.pth")
+
+
+def test_weights_that_do_not_fit_are_listed():
+    model = nn.Linear(2, 2)
+    with pytest.raises(UserError) as caught:
+        checkpoint.load_weights(model, {"weight": torch.ones(3, 2), "extra": torch.ones(1)}, "f")
+    message = str(caught.value)
+    assert "lacks bias" in message
+    assert "unknown extra" in message
+    assert "weight of shape [3, 2] instead of [2, 2]" in message
+
+
+def test_rotation_keeps_the_newest_and_every_fiftieth(tmp_path):
+    for epoch in (0, 9, 49, 50, 99, 100, 101, 102):
+        (tmp_path / f"checkpoint-{epoch}.pth").touch()
+    for other in ("checkpoint-best.pth", "checkpoint-start.pth", "checkpoint-x1.pth"):
+        (tmp_path / other).touch()
+    checkpoint.remove_old(tmp_path, keep=2)
+    assert list(checkpoint.numbered(tmp_path)) == [50, 100, 101, 102]
+    assert len(names(tmp_path)) == 7
+
+
+def test_what_a_run_starts_from(tmp_path):
+    def start(**flags):
+        config = CheckpointConfig(output_dir=str(tmp_path), **flags)
+        return RunFolder(config, is_main=True).to_resume()
+
+    assert start() is None
+    for epoch in (9, 10):
+        (tmp_path / f"checkpoint-{epoch}.pth").touch()
+    assert start() == tmp_path / "checkpoint-10.pth"
+    assert start(auto_resume=False) is None
+    assert str(start(resume="other.pth")) == "other.pth"
+
+
+def test_only_the_main_process_writes(tmp_path):
+    config = CheckpointConfig(output_dir=str(tmp_path / "run"))
+    folder = RunFolder(config, is_main=False)
+    folder.create(Config())
+    folder.log({"epoch": 0})
+    folder.save(state(), "best")
+    folder.save_epoch(state(), 0, is_last=True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_save_frequency_and_last_epoch(tmp_path):
+    config = CheckpointConfig(output_dir=str(tmp_path), save_ckpt_freq=2)
+    folder = RunFolder(config, is_main=True)
+    for epoch in range(3):
+        folder.save_epoch(state(), epoch, is_last=epoch == 2)
+    assert list(checkpoint.numbered(tmp_path)) == [1, 2]
+    folder.log({"epoch": 2})
+    assert json.loads((tmp_path / "log.txt").read_text()) == {"epoch": 2}
+
+
+def test_unwritable_output_dir_is_one_line(tmp_path):
+    (tmp_path / "file").touch()
+    folder = RunFolder(CheckpointConfig(output_dir=str(tmp_path / "file" / "run")), is_main=True)
+    with pytest.raises(UserError, match="--output_dir"):
+        folder.create(Config())

@@ -1,0 +1,125 @@
+"""The command line: names, spellings, precedence, and errors of one line."""
+
+import json
+from dataclasses import FrozenInstanceError, fields
+from pathlib import Path
+
+import pytest
+import yaml
+
+from config import FLAGS, SECTIONS, Config, parse_args
+from runtime.errors import UserError
+
+PUBLISHED = json.loads((Path(__file__).parents[1] / "golden/flags.json").read_text())
+CHANGED_DEFAULTS = {"device": "auto"}
+OF_SLURM = set("ngpus nodes timeout job_name job_dir partition use_volta32 comment".split())
+NOT_OFFERED = set(
+    "finetune model_key model_prefix nb_classes resplit use_amp world_size dist_url dist_on_itp "
+    "enable_wandb project wandb_ckpt exp_name".split()
+)
+
+
+def test_flags_keep_published_names_and_defaults():
+    flat = Config().flat()
+    assert PUBLISHED.keys() - flat.keys() == OF_SLURM | NOT_OFFERED
+    for name in PUBLISHED.keys() & flat.keys():
+        assert flat[name] == CHANGED_DEFAULTS.get(name, PUBLISHED[name]["default"]), name
+
+
+def test_every_flag_stands_once_in_a_small_documented_section():
+    names = [f.name for section in SECTIONS.values() for f in fields(section)]
+    assert len(names) == len(set(names)) == len(FLAGS)
+    assert all(len(fields(section)) <= 12 for section in SECTIONS.values())
+
+
+def test_config_is_immutable():
+    config = Config()
+    with pytest.raises(FrozenInstanceError):
+        config.optim.opt = "sgd"  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("argv", "name", "value"),
+    [
+        (["--model_ema", "t"], "model_ema", True),
+        (["--model_ema", "1"], "model_ema", True),
+        (["--model_ema", "Yes"], "model_ema", True),
+        (["--auto_resume", "n"], "auto_resume", False),
+        (["--dist_eval", "0"], "dist_eval", False),
+        (["--local-rank=3"], "local_rank", 3),
+        (["--opt_betas", "0.9", "0.95"], "opt_betas", [0.9, 0.95]),
+        (["--scale", "0.5", "1"], "scale", [0.5, 1.0]),
+        (["--lr", "5e-5"], "lr", 5e-5),
+        (["--weight_decay_end", "-0.1"], "weight_decay_end", -0.1),
+        (["--aa", "none"], "aa", None),
+        (["--batch-size", "32"], "batch_size", 32),
+        (["--model_kwargs", '{"base_dim": 32}'], "model_kwargs", {"base_dim": 32}),
+    ],
+)
+def test_published_spellings(argv, name, value):
+    assert parse_args(argv).flat()[name] == value
+
+
+@pytest.mark.parametrize("config_first", [True, False])
+def test_command_line_overrides_recipe(tmp_path, config_first):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("lr: 1.0e-3\nepochs: 7\nopt_betas: [0.9, 0.99]\n")
+    config_args, lr_args = ["--config", str(recipe)], ["--lr", "2e-3"]
+    flat = parse_args(config_args + lr_args if config_first else lr_args + config_args).flat()
+    assert (flat["lr"], flat["epochs"], flat["opt_betas"]) == (2e-3, 7, [0.9, 0.99])
+
+
+def test_saved_config_is_a_recipe(tmp_path):
+    config = parse_args(["--opt_betas", "0.9", "0.95", "--model_kwargs", '{"base_dim": 8}'])
+    config.save(tmp_path / "config.yaml")
+    assert parse_args(["--config", str(tmp_path / "config.yaml")]) == config
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--modle", "x"], "there is no flag modle; did you mean model?"),
+        (["--zzzzzz", "1"], "there is no flag zzzzzz; see --help"),
+        (["--mod", "x"], "there is no flag mod"),
+        (["--lr", "fast"], "--lr: Expected a <class 'float'>"),
+        (["--clip_mode", "never"], "--clip_mode"),
+        (["--config", "missing.yaml"], "missing.yaml"),
+        (["--batch_size", "0"], "--batch_size is 0"),
+        (["--batch_size", "33"], "mixup pairs images"),
+        (["--drop_path", "2"], "--drop_path is 2.0"),
+        (["--clip_grad", "0"], "--clip_grad"),
+        (["--eval", "true"], "give --resume"),
+        (["--model_ema", "perhaps"], "--model_ema"),
+        (["stray"], "stray"),
+    ],
+)
+def test_mistakes_end_in_one_line(argv, message):
+    with pytest.raises(UserError) as caught:
+        parse_args(argv)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_misspelt_recipe_key(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("epoch: 3\n")
+    with pytest.raises(UserError, match="there is no flag epoch; did you mean epochs"):
+        parse_args(["--config", str(recipe)])
+
+
+@pytest.mark.parametrize("text", ["lr: [unclosed", "- a\n- b\n"])
+def test_recipe_that_is_no_yaml_mapping(tmp_path, text):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(text)
+    with pytest.raises(UserError):
+        parse_args(["--config", str(recipe)])
+
+
+def test_every_recipe_is_parsed_and_commented():
+    recipes = list((Path(__file__).parents[2] / "recipes").rglob("*.yaml"))
+    assert recipes
+    for recipe in recipes:
+        flat = parse_args(["--config", str(recipe)]).flat()
+        for name, value in yaml.safe_load(recipe.read_text()).items():
+            assert flat[name] == value
+        assert recipe.read_text().startswith("#")

@@ -1,0 +1,209 @@
+"""Folders, transforms, shards and loaders."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from config import AugmentConfig, DataConfig, MixupConfig
+from datasets import (
+    ShardSampler,
+    build_data,
+    build_mixup,
+    eval_loader,
+    eval_transform,
+    load_image,
+    train_loader,
+    train_transform,
+    write_digits,
+)
+from runtime.distributed import DistributedContext
+from runtime.errors import UserError
+
+ZERO, ONE = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+
+
+def write_images(root, counts, size=(40, 30)):
+    """One folder a class, with that many images of one grey level each."""
+    for label, (name, count) in enumerate(counts.items()):
+        (root / name).mkdir(parents=True)
+        for index in range(count):
+            Image.new("RGB", size, (label * 40 + index,) * 3).save(root / name / f"{index}.png")
+
+
+def context(rank=0, world_size=1):
+    return DistributedContext(rank, rank, world_size, torch.device("cpu"))
+
+
+def test_image_folder_reads_classes_and_labels(tmp_path):
+    write_images(tmp_path / "train", {"ant": 2, "bee": 3})
+    write_images(tmp_path / "val", {"ant": 1, "bee": 1})
+    config = DataConfig(data_set="image_folder", data_path=str(tmp_path))
+    data = build_data(config, AugmentConfig(), 64)
+    assert data.classes == ["ant", "bee"]
+    assert (len(data.train), len(data.val)) == (5, 2)
+    assert data.val[1][0].shape == (3, 64, 64)
+    assert data.val[1][1] == 1
+
+
+def test_separate_folders_and_training_without_evaluation(tmp_path):
+    write_images(tmp_path / "a", {"ant": 1, "bee": 1})
+    write_images(tmp_path / "b", {"ant": 2, "bee": 2})
+    config = DataConfig("image_folder", str(tmp_path / "a"), str(tmp_path / "b"))
+    data = build_data(config, AugmentConfig(), 64)
+    assert (len(data.train), len(data.val)) == (2, 4)
+    only_train = DataConfig("image_folder", str(tmp_path / "a"))
+    assert build_data(only_train, AugmentConfig(), 64, with_val=False).val is None
+    with pytest.raises(UserError, match="eval_data_path"):
+        build_data(only_train, AugmentConfig(), 64)
+
+
+@pytest.mark.parametrize(
+    ("train", "val", "message"),
+    [
+        (None, {"a": 1}, "is not a folder"),
+        ({"a": 1}, None, "is not a folder"),
+        ({}, {"a": 1}, "one folder of images a class"),
+        ({"a": 0}, {"a": 1}, "one folder of images a class"),
+        ({"a": 1, "b": 1}, {"a": 1, "c": 1}, "different classes: b, c"),
+    ],
+)
+def test_broken_folders_end_in_one_line(tmp_path, train, val, message):
+    for name, counts in (("train", train), ("val", val)):
+        if counts is not None:
+            (tmp_path / name).mkdir()
+            write_images(tmp_path / name, counts)
+    config = DataConfig(
+        "image_folder", str(tmp_path / "train"), eval_data_path=str(tmp_path / "val")
+    )
+    with pytest.raises(UserError, match=message) as caught:
+        build_data(config, AugmentConfig(), 64)
+    assert "\n" not in str(caught.value)
+
+
+def test_imagenet_has_1000_classes(tmp_path):
+    write_images(tmp_path / "val", {"n01440764": 1, "n01443537": 1})
+    with pytest.raises(UserError, match="2 classes, ImageNet-1K has 1000"):
+        build_data(DataConfig(data_path=str(tmp_path)), AugmentConfig(), 64, with_train=False)
+
+
+def test_unreadable_image_names_the_file(tmp_path):
+    path = tmp_path / "broken.png"
+    path.write_bytes(b"\x89PNG\r\n\x1a\n truncated")
+    with pytest.raises(UserError, match=r"broken.png cannot be read"):
+        load_image(str(path))
+
+
+def test_evaluation_view_below_384_is_a_centre_crop_of_the_short_side():
+    # a 256 x 512 image whose columns are numbered: the crop of 224 shows the middle unscaled
+    columns = np.broadcast_to(np.arange(512) // 2, (256, 512)).astype(np.uint8)
+    view = eval_transform(224, ZERO, ONE)(Image.fromarray(np.stack([columns] * 3, -1)))
+    assert view.shape == (3, 224, 224)
+    np.testing.assert_allclose(view[0, 0].numpy() * 255, columns[0, 144:368], atol=1e-4)
+
+
+def test_evaluation_view_from_384_warps_the_whole_image():
+    image = np.zeros((384, 768, 3), np.uint8)
+    image[:, 384:] = 255
+    view = eval_transform(384, ZERO, ONE)(Image.fromarray(image))
+    assert view.shape == (3, 384, 384)
+    assert view[:, :, :188].abs().max() < 0.02
+    assert view[:, :, 196:].min() > 0.98
+
+
+def test_crop_pct_sets_the_margin():
+    image = Image.fromarray(np.full((200, 100, 3), 255, np.uint8))
+    resize = eval_transform(100, ZERO, ONE, crop_pct=0.5).transforms[0]
+    assert min(resize(image).size) == 200
+
+
+def plain():
+    return AugmentConfig(aa=None, color_jitter=0.0, reprob=0.0, hflip=0.0)
+
+
+def test_small_inputs_are_shifted_not_rescaled():
+    image = np.zeros((32, 32, 3), np.uint8)
+    image[14:18, 14:18] = 255
+    transform = train_transform(plain(), 32, ZERO, ONE)
+    positions = set()
+    for _ in range(60):
+        view = transform(Image.fromarray(image))
+        assert view.shape == (3, 32, 32)
+        assert view[0].sum() == 16  # the mark keeps its size
+        positions.add(tuple(view[0].nonzero()[0].tolist()))
+    rows = [row for row, _ in positions]
+    assert min(rows) >= 10
+    assert max(rows) <= 18
+    assert len(positions) > 20
+
+
+def test_small_inputs_of_another_size_are_resized():
+    transform = train_transform(plain(), 28, ZERO, ONE)
+    assert transform(Image.new("RGB", (100, 60))).shape == (3, 28, 28)
+
+
+def test_flip_and_scale_flags():
+    image = np.zeros((32, 32, 3), np.uint8)
+    image[:, :16] = 255
+    always = replace(plain(), scale=(1.0, 1.0), ratio=(1.0, 1.0), hflip=1.0)
+    view = train_transform(always, 32, ZERO, ONE)(Image.fromarray(image))
+    assert view[0, :, 16:].min() > 0.98
+    assert view[0, :, :16].max() < 0.02
+
+
+def test_bad_policy_is_one_line():
+    with pytest.raises(UserError, match="--aa nonsense"):
+        train_transform(AugmentConfig(aa="nonsense"), 64, ZERO, ONE)
+
+
+@pytest.mark.parametrize("length", [0, 1, 2, 7, 8, 9])
+@pytest.mark.parametrize("world_size", [1, 2, 3, 8])
+def test_shards_hold_each_image_once(length, world_size):
+    shards = [list(ShardSampler(length, rank, world_size)) for rank in range(world_size)]
+    assert sorted(sum(shards, [])) == list(range(length))
+
+
+class Numbers(torch.utils.data.Dataset):
+    def __len__(self):
+        return 22
+
+    def __getitem__(self, index):
+        return index
+
+
+def test_loaders_batch_sizes_and_shares():
+    config = DataConfig(batch_size=4, num_workers=0, pin_mem=False)
+    batches = list(eval_loader(Numbers(), config, context()))
+    assert [len(batch) for batch in batches] == [6, 6, 6, 4]
+    both = [train_loader(Numbers(), config, context(rank, 2)) for rank in range(2)]
+    for loader in both:
+        loader.sampler.set_epoch(1)
+    whole = train_loader(Numbers(), DataConfig(batch_size=8, num_workers=0), context())
+    whole.sampler.set_epoch(1)
+    for left, right, joined in zip(*both, whole, strict=True):
+        assert len(left) == len(right) == 4
+        assert sorted([*left.tolist(), *right.tolist()]) == sorted(joined.tolist())
+
+
+def test_mixup_makes_smoothed_soft_targets():
+    assert build_mixup(MixupConfig(mixup=0, cutmix=0), 0.1, 5) is None
+    mixup = build_mixup(MixupConfig(mixup=0.8, cutmix=0.0), 0.1, 5)
+    assert mixup is not None
+    _, targets = mixup(torch.randn(4, 3, 8, 8), torch.tensor([0, 1, 2, 3]))
+    torch.testing.assert_close(targets.sum(1), torch.ones(4))
+    assert targets.min() == pytest.approx(0.1 / 5)
+
+
+def test_digits_are_written_once_and_whole(tmp_path):
+    folder = tmp_path / "deep" / "digits"
+    write_digits(folder)
+    files = {part: sorted((folder / part).rglob("*.png")) for part in ("train", "val")}
+    assert {part: len(found) for part, found in files.items()} == {"train": 1437, "val": 360}
+    assert not {f.name for f in files["train"]} & {f.name for f in files["val"]}
+    assert Image.open(files["val"][0]).size == (32, 32)
+    (folder / "mark").touch()
+    write_digits(folder)
+    assert (folder / "mark").exists()
+    assert [path.name for path in folder.parent.iterdir()] == ["digits"]

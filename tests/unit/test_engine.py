@@ -1,0 +1,176 @@
+"""Training steps and evaluation against arithmetic done another way."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from config import parse_args
+from engine import evaluate, train_one_epoch
+from runtime.distributed import DistributedContext
+from runtime.errors import UserError
+from tests.golden import trajectories
+from trainer import build_model, build_trainer
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+CPU = DistributedContext(0, 0, 1, torch.device("cpu"))
+SMALL = [
+    "--model=hornet_atto_7x7",
+    '--model_kwargs={"base_dim": 16, "depths": [1, 1, 2, 1]}',
+    "--input_size=32",
+    "--layer_scale_init_value=0.5",
+    "--mixup=0",
+    "--cutmix=0",
+    "--epochs=2",
+    "--warmup_epochs=0",
+    "--lr=1e-3",
+]
+
+
+def small_trainer(*flags, steps=3, classes=4):
+    config = parse_args([*SMALL, *flags])
+    torch.manual_seed(0)
+    model = build_model(config.model, classes).double()
+    images = steps * config.total_batch(1)
+    return config, build_trainer(config, model, images, classes, CPU)
+
+
+def batches(count, size, classes=4):
+    generator = torch.Generator().manual_seed(1)
+    return [
+        (
+            torch.randn(size, 3, 32, 32, generator=generator, dtype=torch.float64),
+            torch.randint(0, classes, (size,), generator=generator),
+        )
+        for _ in range(count)
+    ]
+
+
+def joined(micro_batches, group):
+    return [
+        tuple(torch.cat(parts) for parts in zip(*micro_batches[i : i + group], strict=True))
+        for i in range(0, len(micro_batches), group)
+    ]
+
+
+def assert_same_weights(left, right):
+    for name, weight in left.state_dict().items():
+        torch.testing.assert_close(weight, right.state_dict()[name], rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("clip", [[], ["--clip_grad=0.5"]])
+def test_accumulation_equals_one_large_batch(clip):
+    micro = batches(6, 4)
+    _, accumulated = small_trainer("--batch_size=4", "--update_freq=2", *clip)
+    _, large = small_trainer("--batch_size=8", *clip)
+    ours = train_one_epoch(accumulated, micro)
+    theirs = train_one_epoch(large, joined(micro, 2))
+    assert_same_weights(accumulated.model, large.model)
+    for name in ("loss", "grad_norm", "class_acc", "lr"):
+        assert ours[name] == pytest.approx(theirs[name], rel=1e-9), name
+    assert accumulated.progress.step == 3
+
+
+def test_micro_clipping_bounds_the_running_sum():
+    """Each micro-batch's sum so far is clipped: an SGD step cannot move further than lr x clip."""
+    micro = batches(2, 4)
+    flags = [
+        "--opt=momentum",
+        "--momentum=0",
+        "--weight_decay=0",
+        "--opt_eps=null",
+        "--update_freq=2",
+    ]
+    moved = {}
+    for mode in ("micro", "step"):
+        flags_of_mode = [*flags, "--batch_size=4", "--clip_grad=0.01", f"--clip_mode={mode}"]
+        _, trainer = small_trainer(*flags_of_mode, steps=1)
+        before = [p.detach().clone() for p in trainer.model.parameters()]
+        train_one_epoch(trainer, micro)
+        after = list(trainer.model.parameters())
+        moved[mode] = torch.cat([(b - a).flatten() for b, a in zip(before, after, strict=True)])
+    for moves in moved.values():
+        assert moves.norm().item() == pytest.approx(1e-3 * 0.01, rel=1e-3)
+    assert (moved["micro"] - moved["step"]).norm() > 0.01 * moved["step"].norm()
+
+
+def test_moving_average_follows_its_formula():
+    _, trainer = small_trainer("--batch_size=4", "--model_ema=true", "--model_ema_decay=0.7")
+    assert trainer.ema is not None
+    average = trainer.model.head.weight.detach().clone()
+    seen = []
+    trainer.optimizer.register_step_post_hook(
+        lambda *_: seen.append(trainer.model.head.weight.detach().clone())
+    )
+    train_one_epoch(trainer, batches(3, 4))
+    for weight in seen:
+        average = 0.7 * average + 0.3 * weight
+    assert len(seen) == 3
+    torch.testing.assert_close(trainer.ema.module.head.weight, average)
+
+
+def test_metrics_are_means_over_images():
+    config, trainer = small_trainer("--batch_size=4", "--lr=1e-30", "--min_lr=0", "--smoothing=0")
+    data = batches(3, 4)
+    metrics = train_one_epoch(trainer, data, replace(config.logging, log_interval=2))
+    images, labels = joined(data, 3)[0]
+    with torch.no_grad():
+        logits = trainer.model.eval()(images)
+    assert metrics["loss"] == pytest.approx(nn.functional.cross_entropy(logits, labels).item())
+    assert metrics["class_acc"] == pytest.approx(
+        100 * (logits.argmax(1) == labels).double().mean().item()
+    )
+
+
+def test_loss_that_is_not_finite_ends_the_run_in_one_line():
+    _, trainer = small_trainer("--batch_size=4")
+    data = batches(3, 4)
+    data[1][0][0, 0, 0, 0] = float("nan")
+    with pytest.raises(UserError, match=r"loss is nan at step 3 \(epoch 0\)"):
+        train_one_epoch(trainer, data)
+
+
+def test_evaluation_counts_each_image_once():
+    class Scores(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(1))
+
+        def forward(self, x):
+            return x.flatten(1)
+
+    generator = torch.Generator().manual_seed(2)
+    logits = torch.randn(10, 7, generator=generator)
+    labels = torch.randint(0, 7, (10,), generator=generator)
+    data = [(logits[i : i + 4, :, None, None], labels[i : i + 4]) for i in (0, 4, 8)]
+    metrics = evaluate(Scores(), data, CPU)
+    ranks = (logits > logits.gather(1, labels[:, None])).sum(1)
+    assert metrics["acc1"] == pytest.approx(100 * (ranks < 1).double().mean().item())
+    assert metrics["acc5"] == pytest.approx(100 * (ranks < 5).double().mean().item())
+    assert metrics["loss"] == pytest.approx(nn.functional.cross_entropy(logits, labels).item())
+
+
+def record(name):
+    return json.loads((GOLDEN / "training_trajectories.json").read_text())[name]
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        ("plain", torch.float32),
+        ("finetune_layer_decay", torch.float64),
+        ("accumulation_clip_micro", torch.float32),
+    ],
+)
+def test_recorded_trajectory_is_repeated(name, dtype):
+    differences = trajectories.repeat(record(name), dtype)
+    assert max(differences.values()) <= trajectories.TOLERANCE, differences
+
+
+def test_trajectory_check_notices_a_wrong_recipe():
+    wrong = record("accumulation_clip_micro")
+    wrong["config"]["clip_mode"] = "step"
+    assert max(trajectories.repeat(wrong).values()) > 100 * trajectories.TOLERANCE

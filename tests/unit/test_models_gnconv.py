@@ -1,0 +1,149 @@
+"""GnConv against its definition in the paper, its arguments and its errors."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from models import GlobalLocalFilter, GnConv, gnconv
+
+
+def pointwise(x: np.ndarray, conv: nn.Conv2d) -> np.ndarray:
+    weight = conv.weight.detach().numpy()[:, :, 0, 0]
+    return np.einsum("oc,bchw->bohw", weight, x) + conv.bias.detach().numpy()[:, None, None]
+
+
+def depthwise(x: np.ndarray, conv: nn.Conv2d) -> np.ndarray:
+    """Sum over the kernel's offsets of the shifted, zero-padded input."""
+    weight, bias = conv.weight.detach().numpy()[:, 0], conv.bias.detach().numpy()
+    height, width = x.shape[2:]
+    k = weight.shape[-1]
+    padded = np.pad(x, ((0, 0), (0, 0), (k // 2, k // 2), (k // 2, k // 2)))
+    y = np.zeros_like(x) + bias[:, None, None]
+    for i in range(k):
+        for j in range(k):
+            y += padded[:, :, i : i + height, j : j + width] * weight[:, i, j, None, None]
+    return y
+
+
+def gnconv_by_definition(layer: GnConv, x: np.ndarray, order: int, s: float) -> np.ndarray:
+    """Equations 3.3 to 3.5, one order after the other, in numpy."""
+    channels = layer.proj_out.in_channels
+    widths = [channels // 2 ** (order - 1 - k) for k in range(order)]
+    projected = pointwise(x, layer.proj_in)
+    p, rest = projected[:, : widths[0]], projected[:, widths[0] :]
+    assert rest.shape[1] == sum(widths)
+    mixed = depthwise(rest, layer.dwconv)
+    start = 0
+    for k, width in enumerate(widths):
+        if k > 0:
+            p = pointwise(p, layer.pws[k - 1])
+        p = p * (s * mixed[:, start : start + width])
+        start += width
+    return pointwise(p, layer.proj_out)
+
+
+@pytest.mark.parametrize("order", [1, 2, 3, 5])
+@pytest.mark.parametrize(
+    ("in_channels", "out_channels", "kernel_size", "scale"),
+    [(16, None, 7, 1 / 3), (6, 32, 3, 1.0), (24, 16, 1, 0.5)],
+)
+def test_definition(order, in_channels, out_channels, kernel_size, scale):
+    torch.manual_seed(order)
+    layer = GnConv(
+        in_channels, out_channels, order=order, kernel_size=kernel_size, scale=scale
+    ).double()
+    x = torch.randn(2, in_channels, 5, 6, dtype=torch.float64)
+    expected = gnconv_by_definition(layer, x.numpy(), order, scale)
+    actual = layer(x).detach().numpy()
+    np.testing.assert_allclose(actual, expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 3), (7, 4), (14, 14)])
+@pytest.mark.parametrize("global_filter", [None, (14, 8)])
+def test_any_size(size, global_filter):
+    layer = GnConv(12, 16, order=3, global_filter=global_filter)
+    assert layer(torch.randn(2, 12, *size)).shape == (2, 16, *size)
+
+
+@pytest.mark.parametrize("global_filter", [None, (3, 2)])
+def test_gradients(global_filter):
+    torch.manual_seed(0)
+    layer = GnConv(4, 8, order=3, kernel_size=3, global_filter=global_filter).double()
+    with torch.no_grad():
+        for name, p in layer.named_parameters():
+            if name.endswith("complex_weight"):
+                p.normal_()
+    x = torch.randn(1, 4, 3, 4, dtype=torch.float64, requires_grad=True)
+    names, values = zip(*layer.named_parameters(), strict=True)
+
+    def function(x, *parameters):
+        named = dict(zip(names, parameters, strict=True))
+        return torch.func.functional_call(layer, named, (x,))
+
+    assert torch.autograd.gradcheck(function, (x, *values), fast_mode=True)
+
+
+def test_drop_in_for_a_convolution():
+    class Net(nn.Sequential):
+        def __init__(self, layer):
+            super().__init__(nn.Conv2d(3, 16, 1), layer, nn.ReLU(), nn.Conv2d(16, 2, 1))
+
+    x = torch.randn(2, 3, 9, 11)
+    for layer in (nn.Conv2d(16, 16, 7, padding=3), GnConv(16, order=3)):
+        assert Net(layer)(x).shape == (2, 2, 9, 11)
+
+
+def test_the_name_and_signature_of_forks():
+    layer = gnconv(32)
+    assert isinstance(layer, GnConv)
+    assert (layer.order, layer.scale, layer.dwconv.kernel_size) == (5, 1.0, (7, 7))
+    layer = gnconv(dim=16, order=3, gflayer=GlobalLocalFilter, h=5, w=4, s=1 / 3)
+    assert layer.scale == 1 / 3
+    assert layer.dwconv.complex_weight.shape == (14, 5, 4, 2)
+    assert layer(torch.randn(1, 16, 5, 6)).shape == (1, 16, 5, 6)
+    # positional, as forks call it
+    assert gnconv(16, 2, GlobalLocalFilter, 6, 4, 0.5).dwconv.complex_weight.shape[1:3] == (6, 4)
+    # the same keys as GnConv, so the same weights load
+    same = GnConv(16, order=3, scale=1 / 3, global_filter=(5, 4))
+    same.load_state_dict(layer.state_dict())
+    x = torch.randn(1, 16, 5, 6)
+    torch.testing.assert_close(layer(x), same(x))
+
+
+def test_any_mixer():
+    layer = GnConv(16, order=3, mixer=lambda channels: nn.Conv2d(channels, channels, 5, padding=2))
+    assert layer.dwconv.in_channels == 28
+    assert layer(torch.randn(1, 16, 4, 4)).shape == (1, 16, 4, 4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"in_channels": 24, "order": 5}, "multiple of 16 channels, not 24"),
+        ({"in_channels": 16, "out_channels": 2, "order": 3}, "multiple of 4 channels, not 2"),
+        ({"in_channels": 16, "order": 0}, "1 or more, not 0"),
+        ({"in_channels": 16, "order": 2, "kernel_size": 4}, "odd, not 4"),
+        ({"in_channels": 2, "order": 2, "global_filter": (4, 3)}, "even number of channels, not 3"),
+        ({"in_channels": 4, "order": 2, "global_filter": (0, 3)}, "positive height and width"),
+        (
+            {"in_channels": 4, "order": 2, "global_filter": (4, 3), "global_filter_impl": "x"},
+            "use 'fft' or 'matmul'",
+        ),
+        ({"in_channels": 4, "order": 2, "global_filter": (4, 3), "mixer": nn.Identity}, "not both"),
+    ],
+)
+def test_errors_are_one_line(arguments, message):
+    with pytest.raises(ValueError, match=message) as error:
+        GnConv(**arguments)
+    assert "\n" not in str(error.value)
+
+
+def test_device_and_dtype():
+    layer = GnConv(16, order=3, global_filter=(4, 3), device="meta", dtype=torch.float64)
+    assert {(p.device.type, p.dtype) for p in layer.parameters()} == {("meta", torch.float64)}
+
+
+def test_nothing_is_printed(capfd):
+    gnconv(16, order=2)(torch.randn(1, 16, 8, 8))
+    assert capfd.readouterr() == ("", "")

@@ -1,0 +1,52 @@
+"""timm's own model tests, from its source distribution, on this project's models."""
+
+import os
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+import timm
+
+ROOT = Path(__file__).parents[2]
+# the tests that download take models with registered weights only, and these have none
+SELECTION = "hornet_atto or hornet_tiny or hornet_base_gf_img384"
+
+
+@pytest.fixture(scope="module")
+def test_file(tmp_path_factory) -> Path:
+    """tests/test_models.py of the installed version of timm, alone in a folder."""
+    folder = tmp_path_factory.mktemp("timm")
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-binary", "timm"]
+    command += ["--dest", str(folder), f"timm=={timm.__version__}"]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    archives = list(folder.glob("timm-*.tar.gz"))
+    if not archives:
+        pytest.skip(f"timm's source distribution can't be had: {run.stderr.strip()[-200:]}")
+    path = folder / "test_models.py"
+    with tarfile.open(archives[0]) as archive:
+        name = next(n for n in archive.getnames() if n.endswith("/tests/test_models.py"))
+        member = archive.extractfile(name)
+        assert member is not None
+        path.write_bytes(member.read())
+    (folder / "pytest.ini").write_text("[pytest]\n")
+    return path
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_timm_suite(test_file):
+    command = [sys.executable, "-m", "pytest", "-v", "-p", "tests.timm_plugin", "-W", "ignore"]
+    command += ["-p", "no:cacheprovider", "-c", "pytest.ini", test_file.name, "-k", SELECTION]
+    run = subprocess.run(
+        command,
+        cwd=test_file.parent,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stdout[-5000:] + run.stderr[-2000:]
+    # among the tests only if the plugin has added the models' module to FEAT_INTER_FILTERS
+    assert "test_model_forward_intermediates[1-hornet_atto_gf] PASSED" in run.stdout

@@ -1,0 +1,91 @@
+"""Trains a small HorNet on handwritten digits through main.py, and shows what it has learnt.
+
+python -m tools.demo
+"""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+from torch.utils.data import DataLoader
+
+from config import parse_args
+from datasets import build_data
+from runtime import checkpoint
+from runtime.logging import read_log
+from trainer import build_model
+
+ROOT = Path(__file__).resolve().parents[1]
+RECIPE = "recipes/digits.yaml"
+
+
+def main() -> int:
+    output_dir = Path("runs") / time.strftime("demo-%Y%m%d-%H%M%S")
+    command = ["main.py", "--config", RECIPE, "--output_dir", str(output_dir)]
+    if len(sys.argv) > 1:  # flags of main.py, such as --seed 1 or --epochs 2
+        command += sys.argv[1:]
+    say(f"training: python {' '.join(command)}")
+    trained = subprocess.run([sys.executable, *command], cwd=ROOT)
+    if trained.returncode:
+        return trained.returncode
+    folder = ROOT / output_dir
+    pictures = draw_predictions(folder)
+    last = read_log(folder)[-1]
+    weights = output_dir / f"checkpoint-{last['epoch']}.pth"
+    say(f"""
+top-1 on the held-out images: {last["test_acc1"]:.2f}% after {last["epoch"] + 1} epochs
+  curves        {output_dir / "curves.png"}
+  predictions   {pictures.relative_to(ROOT)}
+  weights       {weights}
+
+evaluate them again:
+  .venv/bin/python main.py --config {output_dir}/config.yaml --eval true --resume {weights}
+train on your own images (folders train/CLASS/ and val/CLASS/):
+  .venv/bin/python main.py --model hornet_atto_7x7 --data_set image_folder --data_path DIR \\
+      --batch_size 32 --lr 5e-4 --output_dir runs/mine""")
+    return 0
+
+
+def draw_predictions(folder: Path, columns: int = 10, rows: int = 5) -> Path:
+    """predictions.png: test images with predicted and true class, the mistakes first, in red."""
+    from matplotlib.figure import Figure
+
+    config = parse_args(["--config", str(folder / "config.yaml")])
+    data = build_data(config.data, config.augment, config.model.input_size, with_train=False)
+    assert data.val is not None
+    path = folder / f"checkpoint-{config.schedule.epochs - 1}.pth"
+    model = build_model(config.model, len(data.classes))
+    checkpoint.load_weights(model, checkpoint.load(path)["model"], path)
+    model.eval()
+    with torch.inference_mode():
+        batches = DataLoader(data.val, batch_size=64)
+        predicted = torch.cat([model(images).argmax(1) for images, _ in batches]).tolist()
+    # right ones in an even spread over the classes, after the wrong ones
+    wrong = [i for i, label in enumerate(data.val.targets) if predicted[i] != label]
+    right = [i for i, label in enumerate(data.val.targets) if predicted[i] == label]
+    room = columns * rows - len(wrong)
+    shown = (wrong + right[:: max(1, len(right) // max(1, room))])[: columns * rows]
+
+    figure = Figure(figsize=(1.1 * columns, 1.35 * rows), layout="constrained")
+    for axes, index in zip(figure.subplots(rows, columns).flat, shown, strict=False):
+        image, label = data.val.loader(data.val.samples[index][0]), data.val.targets[index]
+        axes.imshow(image)
+        colour = "black" if predicted[index] == label else "red"
+        title = f"{data.classes[predicted[index]]} (true {data.classes[label]})"
+        axes.set_title(title, color=colour, fontsize=8)
+    for axes in figure.axes:
+        axes.axis("off")
+    figure.suptitle(f"{len(wrong)} mistakes in {len(predicted)} test images")
+    figure.savefig(folder / "predictions.png", dpi=120)
+    return folder / "predictions.png"
+
+
+def say(text: str) -> None:
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
