@@ -1,9 +1,10 @@
 """The HorNet family. Importing it registers the models with timm, and does nothing else."""
 
+from .block import Block
 from .checkpoints import checkpoint_filter_fn
 from .global_filter import GlobalLocalFilter, set_global_filter_impl
 from .gnconv import GnConv, gnconv
-from .hornet import Block, HorNet
+from .hornet import HorNet
 from .variants import ENTRYPOINTS
 
 __all__ = [

@@ -40,15 +40,16 @@ class Variant:
 RELEASED = (2, 3, 18, 2)
 
 VARIANTS: dict[str, Variant] = {
-    # this project's own small end, of the widths and depths of timm's ConvNeXt of those names
-    "hornet_atto_7x7": Variant(40, (2, 2, 6, 2), released=False),
-    "hornet_atto_gf": Variant(40, (2, 2, 6, 2), GF_224, released=False),
-    "hornet_femto_7x7": Variant(48, (2, 2, 6, 2), released=False),
-    "hornet_femto_gf": Variant(48, (2, 2, 6, 2), GF_224, released=False),
-    "hornet_pico_7x7": Variant(64, (2, 2, 6, 2), released=False),
-    "hornet_pico_gf": Variant(64, (2, 2, 6, 2), GF_224, released=False),
-    "hornet_nano_7x7": Variant(80, (2, 2, 8, 2), released=False),
-    "hornet_nano_gf": Variant(80, (2, 2, 8, 2), GF_224, released=False),
+    # this project's own small end: depths of timm's ConvNeXt of those names, and a width that gives
+    # about as many parameters (3.4, 5.2, 9.8 and 14.3 million with 7x7 convolutions)
+    "hornet_atto_7x7": Variant(32, (2, 2, 6, 2), released=False),
+    "hornet_atto_gf": Variant(32, (2, 2, 6, 2), GF_224, released=False),
+    "hornet_femto_7x7": Variant(40, (2, 2, 6, 2), released=False),
+    "hornet_femto_gf": Variant(40, (2, 2, 6, 2), GF_224, released=False),
+    "hornet_pico_7x7": Variant(56, (2, 2, 6, 2), released=False),
+    "hornet_pico_gf": Variant(56, (2, 2, 6, 2), GF_224, released=False),
+    "hornet_nano_7x7": Variant(64, (2, 2, 8, 2), released=False),
+    "hornet_nano_gf": Variant(64, (2, 2, 8, 2), GF_224, released=False),
     # the paper's
     "hornet_tiny_7x7": Variant(64, RELEASED),
     "hornet_tiny_gf": Variant(64, RELEASED, GF_224),

@@ -1,4 +1,4 @@
-"""A small data set, and main.py with few flags: three classes of digits, a network of 30k weights."""
+"""Three classes of digits, flags for a small network, and main.py as a user starts it."""
 
 import os
 import shutil

@@ -12,11 +12,21 @@ from runtime.errors import UserError
 
 PUBLISHED = json.loads((Path(__file__).parents[1] / "golden/flags.json").read_text())
 CHANGED_DEFAULTS = {"device": "auto"}
-OF_SLURM = set("ngpus nodes timeout job_name job_dir partition use_volta32 comment".split())
-NOT_OFFERED = set(
-    "finetune model_key model_prefix nb_classes resplit use_amp world_size dist_url dist_on_itp "
-    "enable_wandb project wandb_ckpt exp_name".split()
-)
+OF_SLURM = {
+    "ngpus",
+    "nodes",
+    "timeout",
+    "job_name",
+    "job_dir",
+    "partition",
+    "use_volta32",
+    "comment",
+}
+NOT_OFFERED = {
+    *("finetune", "model_key", "model_prefix", "nb_classes", "resplit", "use_amp"),
+    *("world_size", "dist_url", "dist_on_itp"),
+    *("enable_wandb", "project", "wandb_ckpt", "exp_name"),
+}
 
 
 def test_flags_keep_published_names_and_defaults():

@@ -112,3 +112,14 @@ def test_every_variant_on_the_meta_device(name):
         if "gf" in name:
             filters = model.stages[i][0].gnconv.dwconv.complex_weight
             assert filters.shape[1:3] == (h, w)
+
+
+@pytest.mark.parametrize("size", ["atto", "femto", "pico", "nano"])
+def test_small_variants_are_of_the_size_of_timms_convnexts(size):
+    def count(name):
+        model = timm.create_model(name, device="meta")
+        return sum(p.numel() for p in model.parameters())
+
+    for mixer in ("7x7", "gf"):
+        ratio = count(f"hornet_{size}_{mixer}") / count(f"convnext_{size}")
+        assert 0.9 < ratio < 1.11
