@@ -8,6 +8,7 @@ import logging
 import sys
 import time
 
+import torch
 from torch import nn
 
 from config import Config, parse_args
@@ -36,7 +37,10 @@ def run(config: Config) -> None:
         with_val=only_eval or not config.evaluation.disable_eval,
     )
     seed_everything(config.runtime.seed)  # the same first weights in every process
-    model = build_model(config.model, len(data.classes)).to(context.device)
+    model = build_model(config.model, len(data.classes))
+    # HorNets compute channels last: with weights laid out so, gradients have the strides of the
+    # weights, which DistributedDataParallel wants
+    model = model.to(context.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     logger.info("%s, %d process(es), %s", context.device, context.world_size, versions())
     if only_eval:
         evaluate_checkpoint(config, model, data, context)

@@ -80,7 +80,11 @@ def plot_curves(output_dir: Path) -> Path:
     records = read_log(output_dir)
     figure = Figure(figsize=(12, 3.6), layout="constrained")
     panels = {
-        "loss": {"train_loss": "training", "test_loss": "test", "test_loss_ema": "test, EMA"},
+        "loss": {
+            "train_loss": "training, as optimized",
+            "test_loss": "test",
+            "test_loss_ema": "test, EMA",
+        },
         "accuracy (%)": {
             "train_class_acc": "training",
             "test_acc1": "test",

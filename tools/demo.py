@@ -62,11 +62,11 @@ def draw_predictions(folder: Path, columns: int = 10, rows: int = 5) -> Path:
     with torch.inference_mode():
         batches = DataLoader(data.val, batch_size=64)
         predicted = torch.cat([model(images).argmax(1) for images, _ in batches]).tolist()
-    # right ones in an even spread over the classes, after the wrong ones
     wrong = [i for i, label in enumerate(data.val.targets) if predicted[i] != label]
     right = [i for i, label in enumerate(data.val.targets) if predicted[i] == label]
-    room = columns * rows - len(wrong)
-    shown = (wrong + right[:: max(1, len(right) // max(1, room))])[: columns * rows]
+    # images are sorted by class: an even spread shows every class
+    room = min(max(0, columns * rows - len(wrong)), len(right))
+    shown = (wrong + [right[i * len(right) // room] for i in range(room)])[: columns * rows]
 
     figure = Figure(figsize=(1.1 * columns, 1.35 * rows), layout="constrained")
     for axes, index in zip(figure.subplots(rows, columns).flat, shown, strict=False):
