@@ -371,5 +371,7 @@ def _check(config: Config) -> None:
         raise UserError("--clip_grad has to be above 0; leave it out to train without clipping")
     if config.mixup.enabled and flat["batch_size"] % 2:
         raise UserError(f"--batch_size is {flat['batch_size']}: mixup pairs images, make it even")
+    if flat["model_ema_eval"] and not (flat["model_ema"] or flat["eval"]):
+        raise UserError("--model_ema_eval true needs --model_ema true: there is no average to test")
     if flat["eval"] and not flat["resume"]:
         raise UserError("--eval true needs a checkpoint: give --resume PATH")

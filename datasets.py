@@ -46,7 +46,10 @@ def build_data(
 ) -> Data:
     """Opens the folders that a run needs; raises UserError for one that is missing or empty."""
     if config.data_set == "digits":
-        write_digits(Path(config.data_path))
+        try:
+            write_digits(Path(config.data_path))
+        except OSError as error:
+            raise UserError(f"--data_path {config.data_path} cannot be written: {error}") from None
     train_folder, val_folder = _folders(config, with_train, with_val)
     mean_std = _mean_std(config)
     train = val = None
@@ -179,10 +182,12 @@ class ShardSampler(Sampler[int]):
         return len(self.indices)
 
 
-def train_loader(dataset: Dataset, config: DataConfig, context: DistributedContext) -> DataLoader:
+def train_loader(
+    dataset: Dataset, config: DataConfig, context: DistributedContext, seed: int = 0
+) -> DataLoader:
     """Shuffled whole batches of this process's share; `loader.sampler.set_epoch` reshuffles."""
     sampler: DistributedSampler = DistributedSampler(
-        dataset, context.world_size, context.rank, shuffle=True
+        dataset, context.world_size, context.rank, shuffle=True, seed=seed
     )
     return _loader(dataset, sampler, config.batch_size, config, context, drop_last=True)
 

@@ -69,7 +69,7 @@ def train(config: Config, model: nn.Module, data: Data, context: DistributedCont
         folder.save(trainer.state_dict() | extras, "start")
 
     tensorboard = TensorBoard(config.logging.log_dir, context.is_main)
-    loader = train_loader(data.train, config.data, context)
+    loader = train_loader(data.train, config.data, context, config.runtime.seed)
     started = time.perf_counter()
     for epoch in range(trainer.progress.epoch + 1, config.schedule.epochs):
         seed_everything(epoch_seed(config.runtime.seed, epoch, context.rank))
@@ -149,8 +149,9 @@ def main() -> None:
         # a loader process hands on its traceback as text; the message is the last line
         message = str(error).strip().splitlines()[-1].removeprefix("runtime.errors.UserError: ")
         sys.exit(f"main.py: error: {message}")
-    finally:
-        close_distributed()
+    except KeyboardInterrupt:
+        sys.exit("main.py: interrupted; the same command continues after the last saved epoch")
+    close_distributed()
 
 
 if __name__ == "__main__":

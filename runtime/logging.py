@@ -8,6 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from runtime.distributed import DistributedContext
+from runtime.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 
 def setup_logging(context: DistributedContext) -> None:
@@ -52,7 +55,10 @@ class TensorBoard:
         if folder and is_main:
             from tensorboardX import SummaryWriter
 
-            self.writer = SummaryWriter(logdir=folder)
+            try:
+                self.writer = SummaryWriter(logdir=folder)
+            except OSError as error:
+                raise UserError(f"--log_dir {folder} cannot be written: {error}") from None
 
     def write(self, values: dict[str, float], step: int) -> None:
         if self.writer:
@@ -68,8 +74,11 @@ def read_log(output_dir: Path) -> list[dict[str, Any]]:
     """The epochs of log.txt in order; of an epoch that was repeated, its last record."""
     records = {}
     for line in (output_dir / "log.txt").read_text().splitlines():
-        record = json.loads(line)
-        records[record["epoch"]] = record
+        try:
+            record = json.loads(line)
+            records[record["epoch"]] = record
+        except (ValueError, KeyError, TypeError):  # cut off by a kill
+            logger.warning("%s/log.txt: skipped a line that is no record", output_dir)
     return [records[epoch] for epoch in sorted(records)]
 
 

@@ -100,6 +100,7 @@ def test_saved_config_is_a_recipe(tmp_path):
         (["--clip_grad", "0"], "--clip_grad"),
         (["--eval", "true"], "give --resume"),
         (["--model_ema", "perhaps"], "--model_ema"),
+        (["--model_ema_eval", "true"], "needs --model_ema true"),
         (["stray"], "stray"),
     ],
 )
