@@ -5,6 +5,7 @@ Precedence: defaults < recipe (`--config FILE.yaml`) < command line, wherever `-
 """
 
 import difflib
+import math
 import re
 import sys
 from dataclasses import asdict, dataclass, field, fields
@@ -15,8 +16,6 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 
 from runtime.errors import UserError
-
-set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 
 @dataclass(frozen=True)
@@ -286,6 +285,7 @@ def parse_args(argv: list[str] | None = None) -> Config:
 
 
 def _parser() -> ArgumentParser:
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = ArgumentParser(
         prog="main.py", description=__doc__, exit_on_error=False, allow_abbrev=False
     )
@@ -344,33 +344,55 @@ def _spelled(name: str, values: list[str]) -> list[str]:
 
 
 def _one_line(message: str) -> str:
+    """jsonargparse's message, of many lines, as one that names the flag and what it takes."""
     message = " ".join(message.split())
-    message = re.sub(r'^Parser key "(\w+)": ', r"--\1: ", message)
-    unknown = re.search(r"arguments: --(\w+)|Option '(\w+)' is not accepted", message)
+    unknown = re.search(r"arguments: --([\w.]+)|Option '(\w+)' is not accepted", message)
     if unknown:
         name = unknown[1] or unknown[2]
         near = difflib.get_close_matches(name, [*FLAGS, "config"], n=1)
         hint = f"; did you mean {near[0]}?" if near else "; see --help"
         return f"there is no flag {name}{hint}"
-    return message
+    value = re.match(r'Parser key "(\w+)":.*(?:Got value|Given value): (.*)', message)
+    if value and value[1] in FLAGS:
+        kind = FLAGS[value[1]].type
+        expected = kind.__name__ if isinstance(kind, type) else str(kind).replace("typing.", "")
+        return f"--{value[1]} {value[2]}: expected {expected}"
+    return re.sub(r'^Parser key "(\w+)": ', r"--\1: ", message)
+
+
+# the smallest and the largest value of a flag
+_BOUNDS: dict[str, tuple[float, float]] = {
+    **dict.fromkeys(("batch_size", "input_size", "epochs", "update_freq"), (1, math.inf)),
+    **dict.fromkeys(("save_ckpt_freq", "save_ckpt_num", "log_interval"), (1, math.inf)),
+    **dict.fromkeys(("num_workers", "seed", "start_epoch", "warmup_epochs"), (0, math.inf)),
+    **dict.fromkeys(("lr", "min_lr", "weight_decay", "momentum"), (0, math.inf)),
+    **dict.fromkeys(("color_jitter", "mixup", "cutmix", "opt_eps"), (0, math.inf)),
+    **dict.fromkeys(("drop_path", "reprob", "hflip", "mixup_prob"), (0, 1)),
+    **dict.fromkeys(("mixup_switch_prob", "model_ema_decay"), (0, 1)),
+    "smoothing": (0, 0.99),
+    "recount": (1, 100),
+    "layer_decay": (1e-3, 1),
+    "crop_pct": (0.01, 1),
+}
 
 
 def _check(config: Config) -> None:
     """Refuses values that parse but cannot work; each message names the flag to change."""
     flat = config.flat()
-    for name in (
-        *("batch_size", "input_size", "epochs", "update_freq", "lr"),
-        *("save_ckpt_freq", "save_ckpt_num", "log_interval"),
-    ):
-        if flat[name] <= 0:
-            raise UserError(f"--{name} is {flat[name]}: it has to be above 0")
-    for name in ("drop_path", "smoothing", "reprob", "hflip", "mixup_prob", "model_ema_decay"):
-        if not 0 <= flat[name] <= 1:
-            raise UserError(f"--{name} is {flat[name]}: it has to be between 0 and 1")
+    for name, (least, most) in _BOUNDS.items():
+        value = flat[name]
+        if value is not None and not least <= value <= most:
+            span = f"at least {least}" if most == math.inf else f"from {least} to {most}"
+            raise UserError(f"--{name} {value}: has to be {span}")
+    for name in ("scale", "ratio", "cutmix_minmax"):
+        if flat[name] and not 0 < flat[name][0] <= flat[name][1]:
+            raise UserError(f"--{name} {flat[name]}: give the smaller number first, above 0")
+    if flat["opt_betas"] is not None and len(flat["opt_betas"]) < 2:
+        raise UserError("--opt_betas: give two numbers or more, such as --opt_betas 0.9 0.95")
     if flat["clip_grad"] is not None and flat["clip_grad"] <= 0:
         raise UserError("--clip_grad has to be above 0; leave it out to train without clipping")
-    if config.mixup.enabled and flat["batch_size"] % 2:
-        raise UserError(f"--batch_size is {flat['batch_size']}: mixup pairs images, make it even")
+    if config.mixup.enabled and flat["batch_size"] % 2 and not flat["eval"]:
+        raise UserError(f"--batch_size {flat['batch_size']}: mixup pairs images, make it even")
     if flat["model_ema_eval"] and not (flat["model_ema"] or flat["eval"]):
         raise UserError("--model_ema_eval true needs --model_ema true: there is no average to test")
     if flat["eval"] and not flat["resume"]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from PIL import Image
 from timm.data import Mixup, create_transform
+from timm.data.auto_augment import posterize
 from timm.data.constants import (
     IMAGENET_DEFAULT_MEAN,
     IMAGENET_DEFAULT_STD,
@@ -143,11 +144,28 @@ def train_transform(
             f"augmentation cannot be built from --aa {config.aa} and --train_interpolation "
             f"{config.train_interpolation}: {error or type(error).__name__}"
         ) from None
+    _allow_zero_bits(transform)
     if size <= SMALL_INPUT and config.scale is None:
         transform.transforms[0] = transforms.Compose(
             [_warp(size), transforms.RandomCrop(size, padding=4)]
         )
     return transform
+
+
+def _posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
+    return posterize(image, bits) if bits > 0 else Image.new(image.mode, image.size)
+
+
+def _allow_zero_bits(transform: transforms.Compose) -> None:
+    """timm's policies posterize to 0 bits at magnitude 10, which Pillow from 13 on refuses.
+
+    Older ones give a black image; the published policies were run with it, so it stays.
+    """
+    for member in transform.transforms:
+        sub_policies = [getattr(member, "ops", []), *getattr(member, "policy", [])]
+        for op in (op for sub_policy in sub_policies for op in sub_policy):
+            if op.aug_fn is posterize:
+                op.aug_fn = _posterize
 
 
 def eval_transform(
@@ -186,8 +204,9 @@ def train_loader(
     dataset: Dataset, config: DataConfig, context: DistributedContext, seed: int = 0
 ) -> DataLoader:
     """Shuffled whole batches of this process's share; `loader.sampler.set_epoch` reshuffles."""
+    # the sampler adds the epoch to its seed: spaced out, no two seeds share an epoch's order
     sampler: DistributedSampler = DistributedSampler(
-        dataset, context.world_size, context.rank, shuffle=True, seed=seed
+        dataset, context.world_size, context.rank, shuffle=True, seed=100_000 * seed
     )
     return _loader(dataset, sampler, config.batch_size, config, context, drop_last=True)
 

@@ -34,31 +34,24 @@ def train_one_epoch(
     """Takes schedule.steps_per_epoch optimizer steps; returns the epoch's mean metrics.
 
     `batches` yields images (N, 3, H, W) and labels (N), update_freq of them a step. Metrics stay
-    on the device from one log line to the next. Raises UserError when the loss is not finite.
+    on the device from one log line to the next. Raises UserError when loss or gradient are not
+    finite at such a line.
     """
-    schedule, progress = trainer.schedule, trainer.progress
-    steps = schedule.steps_per_epoch
+    progress, steps = trainer.progress, trainer.schedule.steps_per_epoch
     trainer.model.train()
     epoch_totals = _Totals(trainer.context.device)
     since_log = _Totals(trainer.context.device)
     speed = Throughput()
     iterator = iter(batches)
     with logging_redirect_tqdm():
-        bar = tqdm(range(steps), desc=f"epoch {progress.epoch + 1}", leave=False, disable=None)
-        for index in bar:
-            schedule.apply(trainer.optimizer, progress.step)
+        for index in _bar(range(steps), f"epoch {progress.epoch + 1}", trainer.context):
+            trainer.schedule.apply(trainer.optimizer, progress.step)
             train_step(trainer, iterator, since_log, speed)
             progress.step += 1
             if (index + 1) % logging_config.log_interval == 0 or index + 1 == steps:
                 metrics = since_log.means()
                 _check_finite(metrics, progress)
-                left = schedule.config.total_steps(steps) - progress.step
-                logger.info(
-                    "epoch %d  step %d/%d  loss %.4f  lr %.2e  grad norm %.3g  %s",
-                    progress.epoch + 1, index + 1, steps, metrics["loss"],
-                    schedule.learning_rate(progress.step - 1), metrics["grad_norm"],
-                    speed.summary(left, trainer.context.world_size),
-                )  # fmt: skip
+                _log_line(trainer, index + 1, metrics, speed)
                 if tensorboard:
                     tensorboard.write({f"train/{k}": v for k, v in metrics.items()}, progress.step)
                 epoch_totals.add(since_log)
@@ -69,6 +62,22 @@ def train_one_epoch(
     if trainer.mixup:
         del metrics["class_acc"]  # mixed images have no single right class
     return metrics | _rates(trainer.optimizer)
+
+
+def _bar(batches: Iterable, title: str, context: DistributedContext) -> Iterable:
+    """A progress bar where a person watches: on a terminal, by the main process."""
+    return tqdm(batches, desc=title, leave=False, disable=None if context.is_main else True)
+
+
+def _log_line(trainer: Trainer, index: int, metrics: dict[str, float], speed: Throughput) -> None:
+    schedule, progress = trainer.schedule, trainer.progress
+    left = schedule.config.total_steps(schedule.steps_per_epoch) - progress.step
+    logger.info(
+        "epoch %d  step %d/%d  loss %.4f  lr %.2e  grad norm %.3g  %s",
+        progress.epoch + 1, index, schedule.steps_per_epoch, metrics["loss"],
+        schedule.learning_rate(progress.step - 1), metrics["grad_norm"],
+        speed.summary(left, trainer.context.world_size),
+    )  # fmt: skip
 
 
 def train_step(
@@ -150,9 +159,10 @@ class _Totals:
 
 
 def _check_finite(metrics: dict[str, float], progress: Progress) -> None:
-    if not math.isfinite(metrics["loss"]):
+    if not math.isfinite(metrics["loss"] + metrics["grad_norm"]):
         raise UserError(
-            f"the loss is {metrics['loss']} at step {progress.step} (epoch {progress.epoch + 1}): "
+            f"the loss is {metrics['loss']} and the norm of the gradient {metrics['grad_norm']} "
+            f"at step {progress.step} (epoch {progress.epoch + 1}): "
             "lower --lr or clip the gradient by --clip_grad; checkpoints saved so far are intact"
         )
 
@@ -175,7 +185,7 @@ def evaluate(
     model.eval()
     device = next(model.parameters()).device
     totals = torch.zeros(4, dtype=torch.float64, device=context.device)
-    for images, labels in tqdm(batches, desc="evaluation", leave=False, disable=None):
+    for images, labels in _bar(batches, "evaluation", context):
         images = images.to(device, non_blocking=True)
         labels = labels.to(device, non_blocking=True)
         logits = model(images).float()

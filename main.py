@@ -14,6 +14,7 @@ from torch import nn
 from config import Config, parse_args
 from datasets import Data, build_data, eval_loader, train_loader
 from engine import evaluate, train_one_epoch
+from models import checkpoint_filter_fn
 from runtime import checkpoint
 from runtime.distributed import DistributedContext, close_distributed, init_distributed
 from runtime.errors import UserError
@@ -51,17 +52,14 @@ def run(config: Config) -> None:
 def train(config: Config, model: nn.Module, data: Data, context: DistributedContext) -> None:
     """All epochs, each with its evaluation, its line in log.txt and its checkpoints."""
     assert data.train is not None
-    num_classes, input_size = len(data.classes), config.model.input_size
+    num_classes = len(data.classes)
     trainer = build_trainer(config, model, len(data.train), num_classes, context)
     folder = checkpoint.RunFolder(config.checkpoint, context.is_main)
     resume_from = folder.to_resume()
     if resume_from:
         trainer.load_state_dict(checkpoint.load(resume_from), resume_from)
         logger.info("resumed %s at epoch %d", resume_from, trainer.progress.epoch + 1)
-    facts = {
-        "n_parameters": count_parameters(model),
-        "GFLOPs": count_gmacs(lambda: build_model(config.model, num_classes), input_size),
-    }
+    facts = size_facts(config, num_classes)
     logger.info("%s: %s", config.model.model, facts)
     extras = {"args": config.flat(), "classes": data.classes}
     folder.create(config)
@@ -89,6 +87,17 @@ def train(config: Config, model: nn.Module, data: Data, context: DistributedCont
     logger.info("trained in %.0f s", time.perf_counter() - started)
     if folder.saves and (folder.path / "log.txt").exists():
         logger.info("curves: %s", plot_curves(folder.path))
+
+
+def size_facts(config: Config, num_classes: int) -> dict[str, float]:
+    """n_parameters and GFLOPs (multiply-adds of one image), as log.txt names them."""
+    size = config.model.input_size
+    with torch.device("meta"):
+        model = build_model(config.model, num_classes)
+        try:
+            return {"n_parameters": count_parameters(model), "GFLOPs": count_gmacs(model, size)}
+        except (ValueError, RuntimeError, AssertionError) as error:
+            raise UserError(f"--input_size {size}: {config.model.model} fails: {error}") from None
 
 
 def evaluate_epoch(
@@ -119,12 +128,13 @@ def evaluate_checkpoint(
     """Prints the accuracy of --resume; of its moving average too where --model_ema_eval asks."""
     path = config.checkpoint.resume
     state = checkpoint.load(path)
-    checkpoint.load_weights(model, state["model"], path)
+    checkpoint.load_weights(model, checkpoint_filter_fn(state["model"], model), path)
     evaluate_model(config, "test", model, data, context)
     if config.ema.model_ema_eval:
         if not state.get("model_ema"):
             raise UserError(f"--model_ema_eval true: checkpoint {path} holds no moving average")
-        checkpoint.load_weights(model, state["model_ema"], path)
+        weights = checkpoint_filter_fn(state["model_ema"], model)
+        checkpoint.load_weights(model, weights, path)
         evaluate_model(config, "test EMA", model, data, context)
 
 
@@ -146,9 +156,9 @@ def main() -> None:
     try:
         run(parse_args())
     except UserError as error:
-        # a loader process hands on its traceback as text; the message is the last line
-        message = str(error).strip().splitlines()[-1].removeprefix("runtime.errors.UserError: ")
-        sys.exit(f"main.py: error: {message}")
+        # an error in a loader process arrives with that process's traceback before it
+        message = str(error).rpartition("runtime.errors.UserError: ")[2]
+        sys.exit(f"main.py: error: {' '.join(message.split())}")
     except KeyboardInterrupt:
         sys.exit("main.py: interrupted; the same command continues after the last saved epoch")
     close_distributed()

@@ -62,7 +62,7 @@ def create_optimizer(config: OptimConfig, model: nn.Module) -> torch.optim.Optim
             momentum=config.momentum,
             **{name: value for name, value in options.items() if value is not None},
         )
-    except (ValueError, TypeError, AssertionError) as error:
+    except (ValueError, TypeError, AssertionError, IndexError) as error:
         raise UserError(f"--opt {config.opt}: {error}") from None
 
 
@@ -70,11 +70,11 @@ def warmup_cosine(step: int, base: float, end: float, total: int, warmup: int = 
     """Linear from 0 to `base` over `warmup` steps, then a half cosine from `base` towards `end`.
 
     Both ends of the warm-up are reached: step 0 has 0 and step warmup - 1 has `base`; the
-    cosine would reach `end` at step `total`, one after the last.
+    cosine reaches `end` at step `total`, one after the last, and stays there.
     """
     if step < warmup:
         return base * step / max(1, warmup - 1)
-    progress = (step - warmup) / max(1, total - warmup)
+    progress = min(1.0, (step - warmup) / max(1, total - warmup))
     return end + 0.5 * (base - end) * (1 + math.cos(math.pi * progress))
 
 

@@ -74,10 +74,13 @@ class Trainer:
 
     def load_state_dict(self, state: dict[str, Any], path: str | Path) -> None:
         """Restores `state_dict()`, read from `path`; raises UserError where it does not fit."""
-        missing = {"optimizer", *asdict(self.progress)} - state.keys()
-        if missing:
+        saved = {name: state.get(name) for name in asdict(self.progress)}
+        if not isinstance(state.get("optimizer"), dict) or not all(
+            isinstance(value, int | float) for value in saved.values()
+        ):
             raise UserError(
-                f"checkpoint {path} cannot be resumed, it has no {', '.join(sorted(missing))}"
+                f"checkpoint {path} cannot be resumed: it needs the optimizer's state and the "
+                f"numbers {', '.join(saved)}"
             )
         checkpoint.load_weights(self.bare_model, state["model"], path)
         if self.ema:
@@ -89,8 +92,15 @@ class Trainer:
             self.optimizer.load_state_dict(state["optimizer"])
         except (ValueError, KeyError) as error:
             raise UserError(f"checkpoint {path} has another optimizer: {error}") from None
-        for name in asdict(self.progress):
-            setattr(self.progress, name, state[name])
+        for name, value in saved.items():
+            setattr(self.progress, name, value)
+        # the schedules follow the epochs, whatever the total batch of the run so far was
+        self.progress.step = (self.progress.epoch + 1) * self.schedule.steps_per_epoch
+        if self.progress.step != saved["step"]:
+            logger.warning(
+                "%s was trained with another total batch: the schedules go on at step %d, not %d",
+                path, self.progress.step, saved["step"],
+            )  # fmt: skip
 
 
 def build_model(config: ModelConfig, num_classes: int) -> nn.Module:
@@ -99,7 +109,9 @@ def build_model(config: ModelConfig, num_classes: int) -> nn.Module:
         near = difflib.get_close_matches(config.model, timm.list_models(), n=3, cutoff=0.5)
         hint = f"; near names: {', '.join(near)}" if near else ""
         raise UserError(f"--model {config.model}: there is no such model{hint}")
-    options: dict[str, Any] = {"drop_path_rate": config.drop_path}
+    options: dict[str, Any] = {}
+    if config.drop_path:
+        options["drop_path_rate"] = config.drop_path
     if config.model in timm.list_models("hornet_*"):
         options["layer_scale_init_value"] = config.layer_scale_init_value
         options["head_init_scale"] = config.head_init_scale
@@ -107,7 +119,7 @@ def build_model(config: ModelConfig, num_classes: int) -> nn.Module:
         return timm.create_model(
             config.model, num_classes=num_classes, **options | config.model_kwargs
         )
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"--model {config.model} cannot be built: {error}") from None
 
 

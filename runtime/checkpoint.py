@@ -15,11 +15,13 @@ max_accuracy, max_ema_accuracy, args (the flags), classes and versions. It is wr
 temporary name, flushed to the disk, and renamed, so that a kill never damages a finished file.
 """
 
+import argparse
 import json
 import os
+import pickle
 import re
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PosixPath
 from typing import Any
 
 import torch
@@ -99,14 +101,19 @@ def load(path: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"checkpoint {path} does not exist")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        # the flags of released checkpoints are a Namespace, those of Slurm runs with paths in it
+        with torch.serialization.safe_globals([argparse.Namespace, PosixPath]):
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises half a dozen types for damaged files
-        reason = str(error).split("\n")[0]
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        if isinstance(error, pickle.UnpicklingError):
+            reason = "it holds more than tensors and plain values, or is no checkpoint"
         raise UserError(
-            f"checkpoint {path} cannot be read; it may be truncated, or no checkpoint ({reason})"
+            f"checkpoint {path} cannot be read; it may be truncated ({reason})"
         ) from None
-    if not isinstance(state, dict) or not isinstance(state.get("model"), dict):
-        raise UserError(f"checkpoint {path} has no entry 'model'")
+    weights = state.get("model") if isinstance(state, dict) else None
+    if not isinstance(weights, dict) or not all(map(torch.is_tensor, weights.values())):
+        raise UserError(f"checkpoint {path} has no weights: its entry 'model' has to hold tensors")
     return state
 
 

@@ -59,8 +59,9 @@ def test_run_leaves_the_published_files(flags, tmp_path):
     assert (start["epoch"], start["step"]) == (-1, 0)
 
 
-def test_resumed_run_equals_an_undisturbed_one(flags, tmp_path, capsys):
-    more = [*EVERYTHING, "--epochs", "3"]
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_resumed_run_equals_an_undisturbed_one(flags, tmp_path, capsys, workers):
+    more = [*EVERYTHING, "--epochs", "3", "--num_workers", workers]
     whole = train(flags, tmp_path / "whole", *more)
     stopped = tmp_path / "stopped"
     shutil.copytree(tmp_path / "whole", stopped)
@@ -106,16 +107,36 @@ def test_evaluation_prints_the_accuracy_of_the_log(flags, tmp_path, capsys):
         assert [float(value) for value in found.groups()] == pytest.approx(expected, abs=0.006)
 
 
+def test_each_epoch_has_its_own_order_and_random_numbers(flags, tmp_path, monkeypatch):
+    seen = []
+
+    def epoch(trainer, loader, *_):
+        seen.append((tuple(iter(loader.sampler)), torch.rand(()).item()))
+        return {}
+
+    monkeypatch.setattr(main, "train_one_epoch", epoch)
+    main.run(parse_args([*flags, "--disable_eval", "true"]))
+    assert len({order for order, _ in seen}) == len({number for _, number in seen}) == 2
+
+
+def test_nothing_is_evaluated_or_saved_where_flags_say_so(flags, tmp_path):
+    log = train(flags, tmp_path, "--disable_eval", "true", "--save_ckpt", "false")
+    assert not any(name.startswith(("test", "max")) for name in log[-1])
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"config.yaml", "log.txt", "curves.png"}
+
+
 def test_finished_run_only_says_so(flags, tmp_path):
     first = train(flags, tmp_path)
     assert train(flags, tmp_path) == first
 
 
-def test_two_processes_equal_one_with_twice_the_batch(flags, tmp_path, digits):
+@pytest.mark.parametrize("clip_mode", ["step", "micro"])
+def test_two_processes_equal_one_with_twice_the_batch(flags, tmp_path, clip_mode):
     plain = [
         *("--scale", "1", "1", "--ratio", "1", "1", "--hflip", "0", "--aa", "none"),
         *("--color_jitter", "0", "--reprob", "0", "--mixup", "0", "--cutmix", "0"),
-        *("--update_freq", "2", "--clip_grad", "1", "--epochs", "2"),
+        *("--update_freq", "2", "--clip_grad", "1", "--epochs", "2", "--clip_mode", clip_mode),
     ]
     one = train(flags, tmp_path / "one", *plain, "--batch_size", "8")
     done = launch(
@@ -134,7 +155,7 @@ def test_two_processes_equal_one_with_twice_the_batch(flags, tmp_path, digits):
         assert (weight - right[name]).norm() <= 1e-3 * weight.norm() + 1e-4, name
 
 
-def test_torch_distributed_launch(flags, tmp_path, digits):
+def test_torch_distributed_launch(flags, tmp_path):
     launcher = ["-m", "torch.distributed.launch", "--nproc_per_node=2"]
     done = launch(
         *(*launcher, f"--master_port={free_port()}", "main.py"),
@@ -168,6 +189,8 @@ def test_mistakes_end_in_one_line(flags, tmp_path, monkeypatch):
     message = fail(monkeypatch, *flags, "--model", "hornet_tinny_7x7")
     assert "near names: hornet_tiny_7x7" in message
     assert "cannot be built" in fail(monkeypatch, *flags, "--model_kwargs", '{"width": 3}')
+    message = fail(monkeypatch, *flags, "--input_size", "16")
+    assert "--input_size 16: hornet_atto_7x7 fails: images of 16 x 16 are too small" in message
     assert "does not exist" in fail(monkeypatch, *flags, "--eval", "1", "--resume", "none.pth")
     assert "lower --batch_size" in fail(monkeypatch, *flags, "--batch_size", "100")
     assert "--device" in fail(monkeypatch, *flags, "--device", "abacus")

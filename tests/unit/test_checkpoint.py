@@ -1,6 +1,8 @@
 """Files of a run: whole or not at all, rotated, readable without pickle."""
 
+import argparse
 import json
+from pathlib import PosixPath
 
 import pytest
 import torch
@@ -57,12 +59,22 @@ def test_truncated_checkpoint_is_one_line(tmp_path, share):
 def test_other_files_are_refused(tmp_path):
     with pytest.raises(UserError, match="does not exist"):
         checkpoint.load(tmp_path / "none.pth")
-    torch.save([1, 2], tmp_path / "list.pth")
-    with pytest.raises(UserError, match="no entry 'model'"):
-        checkpoint.load(tmp_path / "list.pth")
+    for content in ([1, 2], {"weight": torch.ones(1)}, {"model": {"weight": 1}}):
+        torch.save(content, tmp_path / "other.pth")
+        with pytest.raises(UserError, match="has no weights"):
+            checkpoint.load(tmp_path / "other.pth")
     torch.save(nn.Linear(1, 1), tmp_path / "pickled.pth")
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match="cannot be read.*more than tensors"):
         checkpoint.load(tmp_path / "pickled.pth")
+    (tmp_path / "text.pth").write_text("no checkpoint")
+    with pytest.raises(UserError, match="cannot be read"):
+        checkpoint.load(tmp_path / "text.pth")
+
+
+def test_flags_of_released_checkpoints_are_read(tmp_path):
+    args = argparse.Namespace(model="hornet_tiny_7x7", output_dir=PosixPath("/a/b"))
+    torch.save({"model": {"weight": torch.ones(2)}, "args": args}, tmp_path / "released.pth")
+    assert checkpoint.load(tmp_path / "released.pth")["args"] == args
 
 
 def test_weights_that_do_not_fit_are_listed():

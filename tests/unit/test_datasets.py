@@ -158,6 +158,50 @@ def test_bad_policy_is_one_line():
         train_transform(AugmentConfig(aa="nonsense"), 64, ZERO, ONE)
 
 
+@pytest.mark.parametrize("policy", ["rand-m10-inc1", "augmix-m10", "v0", "original"])
+def test_policies_posterize_to_0_bits_as_older_pillows_did(policy):
+    transform = train_transform(AugmentConfig(aa=policy), 32, ZERO, ONE)
+    member = next(t for t in transform.transforms if hasattr(t, "ops") or hasattr(t, "policy"))
+    ops = getattr(member, "ops", []) or sum(member.policy, [])
+    posterize = [op for op in ops if op.name.startswith("Posterize")]
+    assert posterize
+    for op in posterize:
+        image = Image.new("RGB", (4, 4), (255, 130, 7))
+        assert np.array(op.aug_fn(image, 0)).max() == 0
+        assert np.array(op.aug_fn(image, 1))[0, 0].tolist() == [128, 128, 0]
+
+
+def test_augmentation_flags_reach_the_transform():
+    config = AugmentConfig(
+        scale=(0.3, 0.7),
+        ratio=(0.5, 2.0),
+        hflip=0.3,
+        aa=None,
+        color_jitter=0.25,
+        train_interpolation="bilinear",
+        reprob=0.4,
+        remode="const",
+        recount=3,
+    )
+    members = {type(t).__name__: t for t in train_transform(config, 64, ZERO, ONE).transforms}
+    crop, erase = members["RandomResizedCropAndInterpolation"], members["RandomErasing"]
+    assert (crop.scale, crop.ratio) == ((0.3, 0.7), (0.5, 2.0))
+    assert "bilinear" in str(crop)
+    assert members["RandomHorizontalFlip"].p == 0.3
+    assert members["ColorJitter"].brightness == (0.75, 1.25)
+    assert (erase.probability, erase.max_count) == (0.4, 3)
+    assert (erase.rand_color, erase.per_pixel) == (False, False)
+    assert "RandAugment" not in members
+
+
+def test_mean_and_deviation(tmp_path):
+    write_images(tmp_path / "val", {"a": 1})
+    for imagenet, expected in ((True, -0.485 / 0.229), (False, -1.0)):
+        config = DataConfig("image_folder", str(tmp_path), imagenet_default_mean_and_std=imagenet)
+        data = build_data(config, AugmentConfig(), 64, with_train=False)
+        assert data.val[0][0][0, 0, 0].item() == pytest.approx(expected, abs=1e-5)
+
+
 @pytest.mark.parametrize("length", [0, 1, 2, 7, 8, 9])
 @pytest.mark.parametrize("world_size", [1, 2, 3, 8])
 def test_shards_hold_each_image_once(length, world_size):
@@ -187,10 +231,31 @@ def test_loaders_batch_sizes_and_shares():
         assert sorted([*left.tolist(), *right.tolist()]) == sorted(joined.tolist())
 
 
+def test_order_follows_epoch_and_seed():
+    config = DataConfig(batch_size=22, num_workers=0, pin_mem=False)
+    orders = []
+    for seed, epoch in ((0, 0), (0, 1), (1, 0), (0, 0)):
+        loader = train_loader(Numbers(), config, context(), seed)
+        loader.sampler.set_epoch(epoch)
+        orders.append(next(iter(loader)).tolist())
+    assert orders[0] == orders[3]
+    assert len({tuple(order) for order in orders}) == 3
+
+
+def test_evaluation_not_shared_shows_all_images_to_each_process():
+    config = DataConfig(batch_size=4, num_workers=0, pin_mem=False)
+    loader = eval_loader(Numbers(), config, context(1, 2), dist_eval=False)
+    assert sum(len(batch) for batch in loader) == 22
+
+
 def test_mixup_makes_smoothed_soft_targets():
     assert build_mixup(MixupConfig(mixup=0, cutmix=0), 0.1, 5) is None
     mixup = build_mixup(MixupConfig(mixup=0.8, cutmix=0.0), 0.1, 5)
     assert mixup is not None
+    config = MixupConfig(0.2, 0.3, (0.1, 0.9), 0.4, 0.6, "elem")
+    built = build_mixup(config, 0.1, 5)
+    assert (built.mixup_alpha, built.cutmix_minmax) == (0.2, (0.1, 0.9))
+    assert (built.mix_prob, built.switch_prob, built.mode) == (0.4, 0.6, "elem")
     _, targets = mixup(torch.randn(4, 3, 8, 8), torch.tensor([0, 1, 2, 3]))
     torch.testing.assert_close(targets.sum(1), torch.ones(4))
     assert targets.min() == pytest.approx(0.1 / 5)

@@ -129,8 +129,15 @@ def test_loss_that_is_not_finite_ends_the_run_in_one_line():
     _, trainer = small_trainer("--batch_size=4")
     data = batches(3, 4)
     data[1][0][0, 0, 0, 0] = float("nan")
-    with pytest.raises(UserError, match=r"loss is nan at step 3 \(epoch 0\)"):
+    with pytest.raises(UserError, match=r"loss is nan .* at step 3 \(epoch 0\)"):
         train_one_epoch(trainer, data)
+
+
+def test_gradient_that_is_not_finite_ends_the_run_before_anything_is_saved():
+    _, trainer = small_trainer("--batch_size=4", steps=1)
+    trainer.model.head.weight.register_hook(lambda grad: grad * float("inf"))
+    with pytest.raises(UserError, match="norm of the gradient (inf|nan)"):
+        train_one_epoch(trainer, batches(1, 4))
 
 
 def test_evaluation_counts_each_image_once():

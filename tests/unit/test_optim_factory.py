@@ -72,6 +72,7 @@ def test_schedule_equals_linspace_and_half_cosine(steps, warmup):
     progress = np.arange(steps - warmup) / max(1, steps - warmup)
     cosine = 1e-6 + 0.5 * (4e-3 - 1e-6) * (1 + np.cos(np.pi * progress))
     np.testing.assert_allclose(ours, np.concatenate([np.linspace(0, 4e-3, warmup), cosine]))
+    assert warmup_cosine(steps + 5, 4e-3, 1e-6, steps, warmup) == pytest.approx(1e-6)
 
 
 def test_schedule_sets_rates_and_spares_groups_without_decay():

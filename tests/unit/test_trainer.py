@@ -1,0 +1,114 @@
+"""Flags that reach the model and the trainer, and what a checkpoint restores."""
+
+import json
+import logging
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
+
+import models  # noqa: F401
+from config import parse_args
+from runtime.distributed import DistributedContext
+from runtime.errors import UserError
+from trainer import build_model, build_trainer
+from utils import count_gmacs, epoch_seed, topk_correct
+
+CPU = DistributedContext(0, 0, 1, torch.device("cpu"))
+ZOO = json.loads((Path(__file__).parents[1] / "golden/model_zoo.json").read_text())["models"]
+SMALL = ["--model=hornet_atto_7x7", '--model_kwargs={"base_dim": 16, "depths": [1, 1, 2, 1]}']
+
+
+def trainer_of(*flags, images=64):
+    config = parse_args([*SMALL, "--batch_size=8", "--warmup_epochs=0", *flags])
+    model = build_model(config.model, 4)
+    return build_trainer(config, model, images, 4, CPU)
+
+
+def test_model_flags_reach_the_model():
+    flags = ["--drop_path=0.4", "--layer_scale_init_value=0.3", "--head_init_scale=0"]
+    model = build_model(parse_args([*SMALL, *flags]).model, 4)
+    rates = [getattr(block.drop_path, "drop_prob", 0.0) for s in model.stages for block in s]
+    assert rates == pytest.approx([0.0, 0.1, 0.2, 0.3, 0.4])
+    assert model.stages[0][0].gamma1.unique().item() == pytest.approx(0.3)
+    assert model.head.weight.abs().max() == 0
+    assert model.head.out_features == 4
+
+
+@pytest.mark.parametrize("name", ["vgg11", "convnext_atto"])
+def test_other_models_of_timm(name):
+    with torch.device("meta"):
+        model = build_model(parse_args([f"--model={name}"]).model, 7)
+    assert model.num_classes == 7
+
+
+@pytest.mark.parametrize("kwargs", ['{"pretrained": true}', '{"width": 1}', '{"base_dim": 7}'])
+def test_model_that_cannot_be_built_is_one_line(kwargs):
+    config = parse_args(["--model=hornet_atto_7x7", f"--model_kwargs={kwargs}"])
+    with pytest.raises(UserError, match="hornet_atto_7x7 cannot be built"):
+        build_model(config.model, 4)
+
+
+def test_loss_follows_mixup():
+    assert isinstance(trainer_of().criterion, SoftTargetCrossEntropy)
+    hard = trainer_of("--mixup=0", "--cutmix=0", "--smoothing=0.2")
+    assert isinstance(hard.criterion, LabelSmoothingCrossEntropy)
+    assert hard.criterion.smoothing == 0.2
+    assert hard.mixup is None
+
+
+def test_average_can_be_kept_in_host_memory():
+    trainer = trainer_of("--model_ema=true", "--model_ema_force_cpu=true", "--model_ema_decay=0.5")
+    assert next(trainer.ema.module.parameters()).device.type == "cpu"
+    assert trainer.ema.decay == 0.5
+    assert trainer_of().ema is None
+
+
+def test_start_epoch_moves_the_schedules():
+    trainer = trainer_of("--start_epoch=3")
+    assert (trainer.progress.epoch, trainer.progress.step) == (2, 3 * 8)
+
+
+def test_resume_with_another_total_batch_keeps_the_schedule_in_epochs(caplog):
+    first = trainer_of("--epochs=4")
+    first.progress.epoch, first.progress.step = 1, 16
+    second = trainer_of("--epochs=4", "--update_freq=4")
+    with caplog.at_level(logging.WARNING):
+        second.load_state_dict(first.state_dict(), "file")
+    assert second.progress.step == 2 * 2
+    assert "another total batch" in caplog.text
+    rates = [t.schedule.learning_rate(t.progress.step) for t in (first, second)]
+    assert rates[0] == pytest.approx(rates[1])
+
+
+@pytest.mark.parametrize("damage", [{"epoch": "best"}, {"optimizer": None}, {"max_accuracy": "x"}])
+def test_state_that_cannot_be_resumed_is_one_line(damage):
+    trainer = trainer_of()
+    with pytest.raises(UserError, match="cannot be resumed"):
+        trainer.load_state_dict(trainer.state_dict() | damage, "file")
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_multiply_adds_are_the_recorded_ones(name):
+    with torch.device("meta"):
+        model = timm.create_model(name)
+    assert count_gmacs(model, ZOO[name]["input_size"]) == pytest.approx(
+        ZOO[name]["gmacs"], abs=1e-3
+    )
+
+
+def test_every_process_and_epoch_has_its_own_seed():
+    seeds = {
+        epoch_seed(seed, epoch, rank) for seed in (0, 1) for epoch in (0, 1) for rank in (0, 1)
+    }
+    assert len(seeds) == 8
+    assert epoch_seed(3, 2, 1) == epoch_seed(3, 2, 1)
+
+
+def test_topk_counts_at_most_all_classes():
+    logits = torch.tensor([[0.1, 0.9], [0.8, 0.2]])
+    target = torch.tensor([1, 1])
+    assert topk_correct(logits, target, 1) == 1
+    assert topk_correct(logits, target, 5) == 2
