@@ -3,6 +3,7 @@
 python -m tools.demo
 """
 
+import os
 import subprocess
 import sys
 import time
@@ -27,7 +28,9 @@ def main() -> int:
     if len(sys.argv) > 1:  # flags of main.py, such as --seed 1 or --epochs 2
         command += sys.argv[1:]
     say(f"training: python {' '.join(command)}")
-    trained = subprocess.run([sys.executable, *command], cwd=ROOT)
+    # so small a network gains little from a second thread, and waits for it on a busy machine
+    environment = {"OMP_NUM_THREADS": "1"} | os.environ
+    trained = subprocess.run([sys.executable, *command], cwd=ROOT, env=environment)
     if trained.returncode:
         return trained.returncode
     folder = ROOT / output_dir
