@@ -225,7 +225,7 @@ class RuntimeConfig:
     seed: int = 0
     """Seed of every random number."""
     local_rank: int = -1
-    """Set by torch.distributed.launch; the environment's LOCAL_RANK if not given."""
+    """Set by torch.distributed.launch; the environment's LOCAL_RANK goes before it."""
 
 
 @dataclass(frozen=True)

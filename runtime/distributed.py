@@ -30,13 +30,12 @@ class DistributedContext:
 def init_distributed(device: str = "auto", local_rank: int = -1) -> DistributedContext:
     """Joins the process group that torchrun or torch.distributed.launch describes.
 
-    RANK, WORLD_SIZE and LOCAL_RANK are read from the environment; `local_rank` is for launchers
-    that pass it as a flag. NCCL connects GPUs, gloo CPUs. One process needs no group.
+    RANK, WORLD_SIZE and LOCAL_RANK are read from the environment; `local_rank` counts only where
+    the last one is missing. NCCL connects GPUs, gloo CPUs. One process needs no group.
     """
     rank = int(os.environ.get("RANK", 0))
     world_size = int(os.environ.get("WORLD_SIZE", 1))
-    if local_rank < 0:
-        local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    local_rank = int(os.environ.get("LOCAL_RANK", max(0, local_rank)))
     context = DistributedContext(rank, local_rank, world_size, _choose(device, local_rank))
     if context.device.type == "cuda":
         torch.cuda.set_device(context.device)
