@@ -47,7 +47,8 @@ class DataConfig:
     data_path: str = "/path/to/dataset"
     """Folder of the data set."""
     eval_data_path: str | None = None
-    """Folder of the evaluation images (image_folder only); data_path/val if not given."""
+    """Folder of the evaluation images (image_folder only); if not given, data_path has to hold
+    train/ and val/."""
     batch_size: int = 64
     """Images a process and micro-batch. Evaluation uses one and a half times as many."""
     num_workers: int = 10
@@ -73,8 +74,10 @@ class AugmentConfig:
     """Strength of the colour jitter; timm uses it only where aa is none."""
     aa: str | None = "rand-m9-mstd0.5-inc1"
     """AutoAugment or RandAugment policy in timm's notation, or none."""
-    train_interpolation: str = "bicubic"
-    """Interpolation of resized training images: bicubic, bilinear or random."""
+    train_interpolation: Literal[
+        "bicubic", "bilinear", "nearest", "box", "hamming", "lanczos", "random"
+    ] = "bicubic"
+    """Interpolation of resized training images; random draws bilinear or bicubic."""
     crop_pct: float | None = None
     """Share of the evaluation image's short side that the centre crop keeps; 224/256 if not
     given. Inputs of 384 pixels and more are warped to the square instead."""
@@ -365,11 +368,11 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("batch_size", "input_size", "epochs", "update_freq"), (1, math.inf)),
     **dict.fromkeys(("save_ckpt_freq", "save_ckpt_num", "log_interval"), (1, math.inf)),
     **dict.fromkeys(("num_workers", "seed", "start_epoch", "warmup_epochs"), (0, math.inf)),
-    **dict.fromkeys(("lr", "min_lr", "weight_decay", "momentum"), (0, math.inf)),
+    **dict.fromkeys(("lr", "min_lr", "weight_decay"), (0, math.inf)),
     **dict.fromkeys(("color_jitter", "mixup", "cutmix", "opt_eps"), (0, math.inf)),
-    **dict.fromkeys(("drop_path", "reprob", "hflip", "mixup_prob"), (0, 1)),
-    **dict.fromkeys(("mixup_switch_prob", "model_ema_decay"), (0, 1)),
-    "smoothing": (0, 0.99),
+    **dict.fromkeys(("reprob", "hflip", "mixup_prob", "mixup_switch_prob"), (0, 1)),
+    **dict.fromkeys(("model_ema_decay", "momentum"), (0, 1)),
+    **dict.fromkeys(("drop_path", "smoothing"), (0, 0.99)),
     "recount": (1, 100),
     "layer_decay": (1e-3, 1),
     "crop_pct": (0.01, 1),

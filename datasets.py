@@ -67,6 +67,12 @@ def build_data(
         )
     shown = train or val
     assert shown is not None, "a run trains or evaluates"
+    if with_train and len(shown.classes) < 2:
+        raise UserError(f"{shown.root} holds one class only, {shown.classes[0]}: give two or more")
+    if config.data_set == "digits" and shown.classes != list("0123456789"):
+        raise UserError(
+            f"--data_path {config.data_path} holds other images than digits: give a new folder"
+        )
     if config.data_set == "IMNET" and len(shown.classes) != 1000:
         raise UserError(
             f"{shown.root} holds {len(shown.classes)} classes, ImageNet-1K has 1000: "
@@ -83,14 +89,15 @@ def _folders(config: DataConfig, with_train: bool, with_val: bool) -> tuple[Path
         return root / "train", root / "val"
     if config.eval_data_path:
         return root, Path(config.eval_data_path)
-    if (root / "val").is_dir() and ((root / "train").is_dir() or not with_train):
-        return root / "train", root / "val"
-    if with_val and with_train:
+    has_train, has_val = (root / "train").is_dir(), (root / "val").is_dir()
+    train = root / "train" if has_train else root
+    val = root / "val" if has_val else root
+    if with_train and with_val and not (has_train and has_val):
         raise UserError(
-            f"no evaluation images: {root} has no train/ and val/, so give --eval_data_path, "
-            "or --disable_eval true"
+            f"no evaluation images: {root} does not hold both train/ and val/, so give "
+            "--eval_data_path FOLDER, or --disable_eval true"
         )
-    return root, root
+    return train, val
 
 
 def _image_folder(folder: Path, transform: Any) -> ImageFolder:

@@ -7,6 +7,7 @@ torchrun --nproc_per_node=8 main.py --model hornet_tiny_7x7 --data_path /path/to
 import logging
 import sys
 import time
+from typing import Any
 
 import torch
 from torch import nn
@@ -57,8 +58,16 @@ def train(config: Config, model: nn.Module, data: Data, context: DistributedCont
     folder = checkpoint.RunFolder(config.checkpoint, context.is_main)
     resume_from = folder.to_resume()
     if resume_from:
-        trainer.load_state_dict(checkpoint.load(resume_from), resume_from)
+        state = checkpoint.load(resume_from)
+        check_classes(state, data.classes, str(resume_from))
+        trainer.load_state_dict(state, resume_from)
         logger.info("resumed %s at epoch %d", resume_from, trainer.progress.epoch + 1)
+        for change in changed_flags(state.get("args"), config):
+            logger.info("flag changed since then: %s", change)
+    if trainer.progress.epoch + 1 >= config.schedule.epochs:
+        logger.info("nothing to train: epoch %d of --epochs %d is done",
+                    trainer.progress.epoch, config.schedule.epochs)  # fmt: skip
+        return
     facts = size_facts(config, num_classes)
     logger.info("%s: %s", config.model.model, facts)
     extras = {"args": config.flat(), "classes": data.classes}
@@ -85,8 +94,31 @@ def train(config: Config, model: nn.Module, data: Data, context: DistributedCont
         folder.save_epoch(state, epoch, is_last=epoch + 1 == config.schedule.epochs)
     tensorboard.close()
     logger.info("trained in %.0f s", time.perf_counter() - started)
-    if folder.saves and (folder.path / "log.txt").exists():
+    if folder.saves:
         logger.info("curves: %s", plot_curves(folder.path))
+
+
+def check_classes(state: dict[str, Any], classes: list[str], path: str) -> None:
+    """Refuses a checkpoint of other classes; one that does not name its classes passes."""
+    saved = state.get("classes") or classes
+    if saved != classes:
+        raise UserError(
+            f"checkpoint {path} knows {len(saved)} classes ({', '.join(saved[:5])}, ...), the data "
+            f"has {len(classes)} ({', '.join(classes[:5])}, ...)"
+        )
+
+
+def changed_flags(saved: Any, config: Config) -> list[str]:
+    """`name old -> new` of every flag that is another than in a checkpoint of this project."""
+    if not isinstance(saved, dict):
+        return []
+    flat = config.flat()
+    where = {"resume", "output_dir", "log_dir", "local_rank"}  # these name places, not a recipe
+    return [
+        f"{name} {saved[name]} -> {flat[name]}"
+        for name in flat
+        if name in saved and saved[name] != flat[name] and name not in where
+    ]
 
 
 def size_facts(config: Config, num_classes: int) -> dict[str, float]:
@@ -128,6 +160,7 @@ def evaluate_checkpoint(
     """Prints the accuracy of --resume; of its moving average too where --model_ema_eval asks."""
     path = config.checkpoint.resume
     state = checkpoint.load(path)
+    check_classes(state, data.classes, path)
     checkpoint.load_weights(model, checkpoint_filter_fn(state["model"], model), path)
     evaluate_model(config, "test", model, data, context)
     if config.ema.model_ema_eval:

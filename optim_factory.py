@@ -1,12 +1,13 @@
 """Parameter groups, optimizer, and the schedules as pure functions of the step."""
 
+import difflib
 import math
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from timm.models import group_parameters
-from timm.optim import create_optimizer_v2
+from timm.optim import create_optimizer_v2, list_optimizers
 from torch import nn
 
 from config import OptimConfig, ScheduleConfig
@@ -53,9 +54,14 @@ def parameter_groups(
 
 def create_optimizer(config: OptimConfig, model: nn.Module) -> torch.optim.Optimizer:
     """The optimizer of that name in timm, over `parameter_groups`. Rates come from a Schedule."""
+    names = [str(name) for name in list_optimizers()]
+    if config.opt.lower() not in names:
+        near = difflib.get_close_matches(config.opt, names, n=3)
+        hint = f"; near names: {', '.join(near)}" if near else ""
+        raise UserError(f"--opt {config.opt}: timm has no such optimizer{hint}")
     options: dict[str, Any] = {"eps": config.opt_eps, "betas": config.opt_betas}
     try:
-        return create_optimizer_v2(
+        optimizer = create_optimizer_v2(
             parameter_groups(model, config.weight_decay, config.layer_decay),
             opt=config.opt,
             lr=0.0,
@@ -64,6 +70,9 @@ def create_optimizer(config: OptimConfig, model: nn.Module) -> torch.optim.Optim
         )
     except (ValueError, TypeError, AssertionError, IndexError) as error:
         raise UserError(f"--opt {config.opt}: {error}") from None
+    if getattr(optimizer, "is_second_order", False):
+        raise UserError(f"--opt {config.opt}: second-order optimizers are not supported")
+    return optimizer
 
 
 def warmup_cosine(step: int, base: float, end: float, total: int, warmup: int = 0) -> float:

@@ -89,6 +89,11 @@ class Trainer:
             weights = state.get("model_ema") or state["model"]
             checkpoint.load_weights(self.ema.module, weights, path)
         try:
+            groups = zip(
+                state["optimizer"]["param_groups"], self.optimizer.param_groups, strict=True
+            )
+            if any(saved_group.keys() != group.keys() for saved_group, group in groups):
+                raise ValueError("its settings have other names")
             self.optimizer.load_state_dict(state["optimizer"])
         except (ValueError, KeyError) as error:
             raise UserError(f"checkpoint {path} has another optimizer: {error}") from None
@@ -106,7 +111,7 @@ class Trainer:
 def build_model(config: ModelConfig, num_classes: int) -> nn.Module:
     """A registered model; raises UserError with near names for one that does not exist."""
     if not timm.is_model(config.model):
-        near = difflib.get_close_matches(config.model, timm.list_models(), n=3, cutoff=0.5)
+        near = difflib.get_close_matches(config.model, timm.list_models(), n=3)
         hint = f"; near names: {', '.join(near)}" if near else ""
         raise UserError(f"--model {config.model}: there is no such model{hint}")
     options: dict[str, Any] = {}

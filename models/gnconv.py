@@ -29,15 +29,15 @@ class GnConv(nn.Module):
         in_channels: Channels of the input.
         out_channels: Channels of the output and of the recursion; None means in_channels.
         order: n, the order of the spatial interactions; 1 or more.
-        kernel_size: Kernel of the depthwise convolution, odd.
+        kernel_size: Kernel of the depthwise convolution, odd; unused with another mixer.
         scale: s, multiplied onto the depthwise output.
         global_filter: (h, w) of a GlobalLocalFilter to use instead of the depthwise convolution.
         global_filter_impl: 'fft', or 'matmul' for the path without complex numbers.
         mixer: Any other depthwise mixer: called with the number of channels, returns a module.
 
     Raises:
-        ValueError: out_channels can't be halved n - 1 times, the kernel is even, or more than
-            one of the mixers is asked for.
+        ValueError: there are no input channels, out_channels can't be halved n - 1 times, the
+            kernel is even, or both a global filter and a mixer are asked for.
 
     Source: HorNet (Rao et al., NeurIPS 2022, arXiv 2207.14284).
     """
@@ -57,6 +57,8 @@ class GnConv(nn.Module):
     ) -> None:
         super().__init__()
         factory = {"device": device, "dtype": dtype}
+        if in_channels < 1:
+            raise ValueError(f"a GnConv needs at least 1 input channel, not {in_channels}")
         channels = in_channels if out_channels is None else out_channels
         self.order = order
         self.scale = scale
@@ -133,8 +135,8 @@ def recursion_widths(channels: int, order: int) -> list[int]:
     Raises:
         ValueError: the order is less than 1, or channels can't be halved order - 1 times.
     """
-    if order < 1:
-        raise ValueError(f"the order of a GnConv is 1 or more, not {order}")
+    if order < 1 or order != int(order):
+        raise ValueError(f"the order of a GnConv is a whole number from 1 on, not {order}")
     multiple = 2 ** (order - 1)
     if channels < 1 or channels % multiple:
         raise ValueError(

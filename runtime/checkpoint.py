@@ -46,11 +46,13 @@ class RunFolder:
         return self.is_main and bool(self.config.output_dir)
 
     def create(self, config: Config) -> None:
-        if not self.saves:
+        """Makes the folder; on every process, so that all of them see an error."""
+        if not self.config.output_dir:
             return
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            config.save(self.path / "config.yaml")
+            if self.saves:
+                config.save(self.path / "config.yaml")
         except OSError as error:
             raise UserError(f"--output_dir {self.path} cannot be written: {error}") from None
 
@@ -65,8 +67,11 @@ class RunFolder:
     def log(self, record: dict[str, Any]) -> None:
         """Adds an epoch's record to log.txt."""
         if self.saves:
-            with (self.path / "log.txt").open("a") as file:
-                file.write(json.dumps(record) + "\n")
+            try:
+                with (self.path / "log.txt").open("a") as file:
+                    file.write(json.dumps(record) + "\n")
+            except OSError as error:
+                raise UserError(f"{self.path}/log.txt cannot be written: {error}") from None
 
     def save(self, state: dict[str, Any], name: str) -> None:
         if self.saves and self.config.save_ckpt:
@@ -99,17 +104,19 @@ def load(path: str | Path) -> dict[str, Any]:
     """A checkpoint on the CPU; raises UserError for a path or file that is none."""
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"checkpoint {path} does not exist")
+        is_what = "is a folder; give a file of it" if path.is_dir() else "does not exist"
+        raise UserError(f"checkpoint {path} {is_what}")
     try:
         # the flags of released checkpoints are a Namespace, those of Slurm runs with paths in it
         with torch.serialization.safe_globals([argparse.Namespace, PosixPath]):
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises half a dozen types for damaged files
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = (str(error).splitlines() or [type(error).__name__])[0].split(". ")[0]
         if isinstance(error, pickle.UnpicklingError):
             reason = "it holds more than tensors and plain values, or is no checkpoint"
         raise UserError(
-            f"checkpoint {path} cannot be read; it may be truncated ({reason})"
+            f"checkpoint {path} cannot be read and may be truncated ({reason}): remove it, or "
+            "give another one by --resume"
         ) from None
     weights = state.get("model") if isinstance(state, dict) else None
     if not isinstance(weights, dict) or not all(map(torch.is_tensor, weights.values())):

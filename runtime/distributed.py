@@ -51,10 +51,12 @@ def _choose(device: str, local_rank: int) -> torch.device:
         raise UserError(f"--device {device}: give auto, cuda or cpu")
     if device == "cpu":
         return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise UserError("--device cuda: this machine offers no GPU; use --device auto or cpu")
     if local_rank >= torch.cuda.device_count():
         raise UserError(
             f"--device cuda: process {local_rank} of this machine finds "
-            f"{torch.cuda.device_count()} GPUs; start fewer processes or use --device cpu"
+            f"{torch.cuda.device_count()} GPUs; start fewer processes"
         )
     return torch.device("cuda", local_rank)
 

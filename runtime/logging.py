@@ -101,13 +101,16 @@ def plot_curves(output_dir: Path) -> Path:
         },
         "learning rate": {"train_lr": "last layers", "train_min_lr": "first layers"},
     }
+    if all(r["train_lr"] == r["train_min_lr"] for r in records if "train_lr" in r):
+        panels["learning rate"] = {"train_lr": "all layers"}
     for axes, (title, series) in zip(figure.subplots(1, 3), panels.items(), strict=True):
         for key, label in series.items():
-            points = [(r["epoch"] + 1, r[key]) for r in records if r.get(key) is not None]
+            points = [(r["epoch"], r[key]) for r in records if r.get(key) is not None]
             if points:
-                axes.plot(*zip(*points, strict=True), label=label)
+                axes.plot(*zip(*points, strict=True), marker=".", label=label)
         axes.set(title=title, xlabel="epoch")
         axes.grid(alpha=0.3)
+        axes.xaxis.get_major_locator().set_params(integer=True)
         if axes.lines:
             axes.legend()
     path = output_dir / "curves.png"

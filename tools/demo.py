@@ -31,9 +31,9 @@ def main() -> int:
     # so small a network gains little from a second thread, and waits for it on a busy machine
     environment = {"OMP_NUM_THREADS": "1"} | os.environ
     trained = subprocess.run([sys.executable, *command], cwd=ROOT, env=environment)
-    if trained.returncode:
-        return trained.returncode
     folder = ROOT / output_dir
+    if trained.returncode or not folder.exists():  # after --help there is nothing to show
+        return trained.returncode
     pictures = draw_predictions(folder)
     last = read_log(folder)[-1]
     weights = output_dir / f"checkpoint-{last['epoch']}.pth"
@@ -47,7 +47,7 @@ evaluate them again:
   .venv/bin/python main.py --config {output_dir}/config.yaml --eval true --resume {weights}
 train on your own images (folders train/CLASS/ and val/CLASS/):
   .venv/bin/python main.py --model hornet_atto_7x7 --data_set image_folder --data_path DIR \\
-      --batch_size 32 --lr 5e-4 --output_dir runs/mine""")
+      --batch_size 32 --lr 5e-4 --epochs 50 --warmup_epochs 5 --output_dir runs/mine""")
     return 0
 
 

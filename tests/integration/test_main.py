@@ -126,9 +126,22 @@ def test_nothing_is_evaluated_or_saved_where_flags_say_so(flags, tmp_path):
     assert names == {"config.yaml", "log.txt", "curves.png"}
 
 
-def test_finished_run_only_says_so(flags, tmp_path):
-    first = train(flags, tmp_path)
-    assert train(flags, tmp_path) == first
+def test_finished_run_only_says_so(flags, tmp_path, capsys):
+    train(flags, tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    train(flags, tmp_path, "--lr", "5e-4")
+    assert "nothing to train: epoch 1 of --epochs 2 is done" in capsys.readouterr().out
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_resume_names_the_flags_that_changed(flags, tmp_path, capsys):
+    train(flags, tmp_path)
+    capsys.readouterr()
+    train(flags, tmp_path, "--lr", "5e-4", "--epochs", "3")
+    out = capsys.readouterr().out
+    assert "flag changed since then: lr 0.001 -> 0.0005" in out
+    assert "flag changed since then: epochs 2 -> 3" in out
+    assert out.count("flag changed") == 2
 
 
 @pytest.mark.parametrize("clip_mode", ["step", "micro"])
@@ -205,8 +218,13 @@ def test_damaged_and_foreign_checkpoints(flags, tmp_path, monkeypatch):
     whole = path.read_bytes()
     message = fail(monkeypatch, *flags, "--model_kwargs", "{}", "--resume", path)
     assert "is of another model" in message
-    message = fail(monkeypatch, *flags, "--layer_decay", "0.5", "--resume", path)
-    assert "has another optimizer" in message
+    for other in (["--layer_decay", "0.5"], ["--opt", "sgd"]):
+        message = fail(monkeypatch, *flags, *other, "--resume", path)
+        assert "has another optimizer" in message
+    state = checkpoint.load(path)
+    checkpoint.save(state | {"classes": ["a", "b"]}, tmp_path / "other.pth")
+    message = fail(monkeypatch, *flags, "--resume", tmp_path / "other.pth")
+    assert "knows 2 classes (a, b, ...), the data has 3 (0, 3, 7, ...)" in message
     path.write_bytes(whole[: len(whole) // 2])
     assert "cannot be read" in fail(monkeypatch, *flags, "--resume", path)
     torch.save({"model": {}}, path)

@@ -106,7 +106,7 @@ def test_saved_config_is_a_recipe(tmp_path):
         (["--recount", "0"], "--recount 0"),
         (["--crop_pct", "-1"], "--crop_pct -1.0"),
         (["--batch_size", "33"], "mixup pairs images"),
-        (["--drop_path", "2"], "--drop_path 2.0: has to be from 0 to 1"),
+        (["--drop_path", "2"], "--drop_path 2.0: has to be from 0 to 0.99"),
         (["--clip_grad", "0"], "--clip_grad"),
         (["--eval", "true"], "give --resume"),
         (["--model_ema", "perhaps"], "--model_ema perhaps: expected bool"),

@@ -60,6 +60,26 @@ def test_separate_folders_and_training_without_evaluation(tmp_path):
         build_data(only_train, AugmentConfig(), 64)
 
 
+def test_training_without_val_takes_the_train_folder(tmp_path):
+    write_images(tmp_path / "train", {"ant": 2, "bee": 3})
+    config = DataConfig("image_folder", str(tmp_path))
+    assert build_data(config, AugmentConfig(), 64, with_val=False).classes == ["ant", "bee"]
+    with pytest.raises(UserError, match="does not hold both train/ and val/"):
+        build_data(config, AugmentConfig(), 64)
+
+
+def test_one_class_is_too_few_to_train(tmp_path):
+    write_images(tmp_path, {"ant": 2})
+    with pytest.raises(UserError, match="one class only, ant"):
+        build_data(DataConfig("image_folder", str(tmp_path)), AugmentConfig(), 64, with_val=False)
+
+
+def test_other_images_are_no_digits(tmp_path):
+    write_images(tmp_path / "val", {"ant": 1, "bee": 1})
+    with pytest.raises(UserError, match="other images than digits"):
+        build_data(DataConfig("digits", str(tmp_path)), AugmentConfig(), 64, with_train=False)
+
+
 @pytest.mark.parametrize(
     ("train", "val", "message"),
     [

@@ -23,6 +23,10 @@ def test_local_rank(monkeypatch, environment, flag, expected):
 
 
 def test_more_processes_than_gpus(monkeypatch):
+    if not torch.cuda.is_available():
+        with pytest.raises(UserError, match="no GPU"):
+            init_distributed("cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(UserError, match="finds 2 GPUs"):
         init_distributed("cuda", 2)

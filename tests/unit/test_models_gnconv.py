@@ -122,7 +122,9 @@ def test_any_mixer():
     [
         ({"in_channels": 24, "order": 5}, "multiple of 16 channels, not 24"),
         ({"in_channels": 16, "out_channels": 2, "order": 3}, "multiple of 4 channels, not 2"),
-        ({"in_channels": 16, "order": 0}, "1 or more, not 0"),
+        ({"in_channels": 16, "order": 0}, "whole number from 1 on, not 0"),
+        ({"in_channels": 16, "order": 2.5}, "whole number from 1 on, not 2.5"),
+        ({"in_channels": 0, "out_channels": 16}, "at least 1 input channel, not 0"),
         ({"in_channels": 16, "order": 2, "kernel_size": 4}, "odd, not 4"),
         ({"in_channels": 2, "order": 2, "global_filter": (4, 3)}, "even number of channels, not 3"),
         ({"in_channels": 4, "order": 2, "global_filter": (0, 3)}, "positive height and width"),

@@ -107,5 +107,16 @@ def test_optimizer_by_name():
     assert adamw.defaults["betas"] == (0.8, 0.9)
     assert adamw.defaults["eps"] == 1e-6
     assert create_optimizer(OptimConfig(opt="sgd", opt_eps=None), model).defaults["momentum"] == 0.9
-    with pytest.raises(UserError, match="--opt nonsense"):
-        create_optimizer(OptimConfig(opt="nonsense"), model)
+
+
+@pytest.mark.parametrize(
+    ("opt", "message"),
+    [
+        ("adamww", "no such optimizer; near names: .*adamw"),
+        ("qqqqqq", "no such optimizer$"),
+        ("adahessian", "second-order"),
+    ],
+)
+def test_optimizers_that_cannot_be_had(opt, message):
+    with pytest.raises(UserError, match=message):
+        create_optimizer(OptimConfig(opt=opt, opt_eps=None), nn.Linear(2, 2))
