@@ -89,12 +89,11 @@ class Trainer:
             weights = state.get("model_ema") or state["model"]
             checkpoint.load_weights(self.ema.module, weights, path)
         try:
-            groups = zip(
-                state["optimizer"]["param_groups"], self.optimizer.param_groups, strict=True
-            )
-            if any(saved_group.keys() != group.keys() for saved_group, group in groups):
-                raise ValueError("its settings have other names")
             self.optimizer.load_state_dict(state["optimizer"])
+            # torch itself adds settings that its older versions did not have
+            needed = self.optimizer.defaults.keys()
+            if any(needed - group.keys() for group in self.optimizer.param_groups):
+                raise ValueError("its settings have other names")
         except (ValueError, KeyError) as error:
             raise UserError(f"checkpoint {path} has another optimizer: {error}") from None
         for name, value in saved.items():

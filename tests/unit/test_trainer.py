@@ -90,6 +90,17 @@ def test_state_that_cannot_be_resumed_is_one_line(damage):
         trainer.load_state_dict(trainer.state_dict() | damage, "file")
 
 
+def test_optimizer_state_of_older_torch_is_taken():
+    trainer = trainer_of()
+    state = trainer.state_dict()
+    published = {"params", "lr", "betas", "eps", "weight_decay", "amsgrad", "lr_scale"}
+    for group in state["optimizer"]["param_groups"]:
+        for name in group.keys() - published:
+            del group[name]
+    trainer.load_state_dict(state, "file")
+    assert all(group["decoupled_weight_decay"] for group in trainer.optimizer.param_groups)
+
+
 @pytest.mark.parametrize("name", ZOO)
 def test_multiply_adds_are_the_recorded_ones(name):
     with torch.device("meta"):
