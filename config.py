@@ -37,6 +37,19 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
+class FinetuneConfig:
+    """Start weights"""
+
+    finetune: str = ""
+    """Weights to start from: a .pth of this project or of the release, or .safetensors. Global
+    filters are resized; a head of another class count is replaced; all else has to fit."""
+    model_key: str = "model|module"
+    """Entries of the file to look for the weights in, tried in turn; else the file itself."""
+    model_prefix: str = ""
+    """What the names of the weights begin with in the file, to be cut off."""
+
+
+@dataclass(frozen=True)
 class DataConfig:
     """Data"""
 
@@ -236,6 +249,7 @@ class Config:
     """All sections. The command line and a recipe name the fields, never the sections."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
+    finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     mixup: MixupConfig = field(default_factory=MixupConfig)

@@ -20,7 +20,7 @@ from runtime import checkpoint
 from runtime.distributed import DistributedContext, close_distributed, init_distributed
 from runtime.errors import UserError
 from runtime.logging import TensorBoard, plot_curves, setup_logging
-from trainer import Trainer, build_model, build_trainer
+from trainer import Trainer, build_model, build_trainer, load_start_weights
 from utils import count_gmacs, count_parameters, epoch_seed, seed_everything, versions
 
 logger = logging.getLogger("main")
@@ -54,9 +54,11 @@ def train(config: Config, model: nn.Module, data: Data, context: DistributedCont
     """All epochs, each with its evaluation, its line in log.txt and its checkpoints."""
     assert data.train is not None
     num_classes = len(data.classes)
-    trainer = build_trainer(config, model, len(data.train), num_classes, context)
     folder = checkpoint.RunFolder(config.checkpoint, context.is_main)
     resume_from = folder.to_resume()
+    if config.finetune.finetune and not resume_from:
+        load_start_weights(model, config.finetune)
+    trainer = build_trainer(config, model, len(data.train), num_classes, context)
     if resume_from:
         state = checkpoint.load(resume_from)
         check_classes(state, data.classes, str(resume_from))

@@ -15,9 +15,9 @@ from timm.utils import ModelEmaV3
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-import models  # noqa: F401  (registers the HorNets with timm)
-from config import Config, ModelConfig, OptimConfig
+from config import Config, FinetuneConfig, ModelConfig, OptimConfig
 from datasets import build_mixup
+from models import checkpoint_filter_fn, fit_head  # registers the HorNets with timm
 from optim_factory import Schedule, create_optimizer
 from runtime import checkpoint
 from runtime.distributed import DistributedContext
@@ -125,6 +125,15 @@ def build_model(config: ModelConfig, num_classes: int) -> nn.Module:
         )
     except (TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"--model {config.model} cannot be built: {error}") from None
+
+
+def load_start_weights(model: nn.Module, config: FinetuneConfig) -> None:
+    """Loads --finetune into `model`; raises UserError where more than the head does not fit."""
+    path = config.finetune
+    weights = checkpoint.load_start_weights(path, config.model_key, config.model_prefix)
+    weights, done = fit_head(checkpoint_filter_fn(weights, model), model)
+    checkpoint.load_weights(model, weights, path, may_lack=frozenset(("head.weight", "head.bias")))
+    logger.info("start weights from %s%s", path, f"; {done}" if done else "")
 
 
 def build_trainer(

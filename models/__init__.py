@@ -1,7 +1,7 @@
 """The HorNet family. Importing it registers the models with timm, and does nothing else."""
 
 from .block import Block
-from .checkpoints import checkpoint_filter_fn
+from .checkpoints import checkpoint_filter_fn, fit_head
 from .global_filter import GlobalLocalFilter, set_global_filter_impl
 from .gnconv import GnConv, gnconv
 from .hornet import HorNet
@@ -13,6 +13,7 @@ __all__ = [
     "GnConv",
     "HorNet",
     "checkpoint_filter_fn",
+    "fit_head",
     "gnconv",
     "set_global_filter_impl",
 ]

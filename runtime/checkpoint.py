@@ -25,6 +25,7 @@ from pathlib import Path, PosixPath
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 
 from config import CheckpointConfig, Config
 from runtime.errors import UserError
@@ -102,6 +103,36 @@ def save(state: dict[str, Any], path: Path) -> None:
 
 def load(path: str | Path) -> dict[str, Any]:
     """A checkpoint on the CPU; raises UserError for a path or file that is none."""
+    state = read(path)
+    if not _are_weights(state.get("model")):
+        raise UserError(f"checkpoint {path} has no weights: its entry 'model' has to hold tensors")
+    return state
+
+
+def load_start_weights(
+    path: str | Path, keys: str = "model|module", prefix: str = ""
+) -> dict[str, torch.Tensor]:
+    """The weights of a checkpoint, under the first of `keys` ('a|b') that it has, or bare.
+
+    Names that begin with `prefix` lose it; the others are left out, if there is a prefix.
+    """
+    state = read(path)
+    weights = next((state[key] for key in keys.split("|") if key in state), state)
+    if not _are_weights(weights):
+        raise UserError(f"checkpoint {path} has no weights, neither under {keys} nor bare")
+    if prefix:
+        weights = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
+        if not weights:
+            raise UserError(f"checkpoint {path}: no name begins with --model_prefix {prefix}")
+    return weights
+
+
+def _are_weights(value: Any) -> bool:
+    return isinstance(value, dict) and bool(value) and all(map(torch.is_tensor, value.values()))
+
+
+def read(path: str | Path) -> dict[str, Any]:
+    """The dict that a .pth or .safetensors file holds, on the CPU, without running its code."""
     path = Path(path)
     if not path.is_file():
         is_what = "is a folder; give a file of it" if path.is_dir() else "does not exist"
@@ -109,7 +140,10 @@ def load(path: str | Path) -> dict[str, Any]:
     try:
         # the flags of released checkpoints are a Namespace, those of Slurm runs with paths in it
         with torch.serialization.safe_globals([argparse.Namespace, PosixPath]):
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            if path.suffix == ".safetensors":
+                state = load_file(path)
+            else:
+                state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises half a dozen types for damaged files
         reason = (str(error).splitlines() or [type(error).__name__])[0].split(". ")[0]
         if isinstance(error, pickle.UnpicklingError):
@@ -118,18 +152,23 @@ def load(path: str | Path) -> dict[str, Any]:
             f"checkpoint {path} cannot be read and may be truncated ({reason}): remove it, or "
             "give another one by --resume"
         ) from None
-    weights = state.get("model") if isinstance(state, dict) else None
-    if not isinstance(weights, dict) or not all(map(torch.is_tensor, weights.values())):
-        raise UserError(f"checkpoint {path} has no weights: its entry 'model' has to hold tensors")
+    if not isinstance(state, dict):
+        raise UserError(f"checkpoint {path} has no weights: it holds a {type(state).__name__}")
     return state
 
 
 def load_weights(
-    model: torch.nn.Module, weights: dict[str, torch.Tensor], path: str | Path
+    model: torch.nn.Module,
+    weights: dict[str, torch.Tensor],
+    path: str | Path,
+    may_lack: frozenset[str] = frozenset(),
 ) -> None:
-    """Loads weights that have to fit exactly; raises UserError that lists what does not."""
+    """Loads weights that have to fit exactly; raises UserError that lists what does not.
+
+    Names in `may_lack` keep the model's own values where the weights have none.
+    """
     expected = model.state_dict()
-    problems = [f"lacks {name}" for name in expected.keys() - weights.keys()]
+    problems = [f"lacks {name}" for name in expected.keys() - weights.keys() - may_lack]
     problems += [f"has the unknown {name}" for name in weights.keys() - expected.keys()]
     problems += [
         f"has {name} of shape {list(weights[name].shape)} instead of {list(value.shape)}"
@@ -140,7 +179,7 @@ def load_weights(
         shown = "; ".join(sorted(problems)[:4])
         more = f"; and {len(problems) - 4} more" if len(problems) > 4 else ""
         raise UserError(f"checkpoint {path} is of another model: it {shown}{more}")
-    model.load_state_dict(weights)
+    model.load_state_dict(weights, strict=False)
 
 
 def numbered(folder: Path) -> dict[int, Path]:

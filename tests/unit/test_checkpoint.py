@@ -61,7 +61,7 @@ def test_other_files_are_refused(tmp_path):
         checkpoint.load(tmp_path / "none.pth")
     with pytest.raises(UserError, match="is a folder"):
         checkpoint.load(tmp_path)
-    for content in ([1, 2], {"weight": torch.ones(1)}, {"model": {"weight": 1}}):
+    for content in ([1, 2], {"weight": torch.ones(1)}, {"model": {"weight": 1}}, {"model": {}}):
         torch.save(content, tmp_path / "other.pth")
         with pytest.raises(UserError, match="has no weights"):
             checkpoint.load(tmp_path / "other.pth")

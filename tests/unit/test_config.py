@@ -23,7 +23,7 @@ OF_SLURM = {
     "comment",
 }
 NOT_OFFERED = {
-    *("finetune", "model_key", "model_prefix", "nb_classes", "resplit", "use_amp"),
+    *("nb_classes", "resplit", "use_amp"),
     *("world_size", "dist_url", "dist_on_itp"),
     *("enable_wandb", "project", "wandb_ckpt", "exp_name"),
 }

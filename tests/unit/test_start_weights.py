@@ -1,0 +1,136 @@
+"""--finetune: where weights come from, what is fitted, and what is refused."""
+
+import json
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+
+import models
+from config import FinetuneConfig
+from models.checkpoints import imagenet1k_in_22k
+from runtime.errors import UserError
+from trainer import load_start_weights
+
+SMALL = {"base_dim": 16, "depths": (1, 1, 1, 1)}
+
+
+def small(num_classes=5, name="hornet_atto_gf", seed=0, **kwargs):
+    torch.manual_seed(seed)
+    return timm.create_model(name, num_classes=num_classes, **SMALL, **kwargs)
+
+
+def assert_same(model, expected):
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(value, expected[name], msg=name)
+
+
+@pytest.mark.parametrize(
+    ("content", "config"),
+    [
+        (lambda w: {"model": w, "model_ema": {}}, {}),
+        (lambda w: {"module": w}, {}),
+        (lambda w: w, {}),
+        (lambda w: {"model": {}, "model_ema": w}, {"model_key": "model_ema|model"}),
+        (lambda w: {"model": {f"module.{k}": v for k, v in w.items()}}, {}),
+        (lambda w: {"model": {f"_orig_mod.module.{k}": v for k, v in w.items()}}, {}),
+        (lambda w: {f"backbone.{k}": v for k, v in w.items()}, {}),
+        (
+            lambda w: {f"net.{k}": v for k, v in w.items()} | {"other": torch.ones(1)},
+            {"model_prefix": "net."},
+        ),
+    ],
+)
+def test_weights_are_found(tmp_path, content, config):
+    weights = small(seed=1).state_dict()
+    torch.save(content(weights), tmp_path / "w.pth")
+    model = small()
+    load_start_weights(model, FinetuneConfig(finetune=str(tmp_path / "w.pth"), **config))
+    assert_same(model, weights)
+
+
+def test_safetensors(tmp_path):
+    weights = small(seed=1).state_dict()
+    save_file(weights, tmp_path / "w.safetensors")
+    model = small()
+    load_start_weights(model, FinetuneConfig(finetune=str(tmp_path / "w.safetensors")))
+    assert_same(model, weights)
+
+
+def test_head_of_another_class_count_starts_anew(tmp_path, caplog):
+    weights = small(7, seed=1).state_dict()
+    torch.save({"model": weights}, tmp_path / "w.pth")
+    model = small(5)
+    own = {name: value.clone() for name, value in model.state_dict().items() if "head" in name}
+    with caplog.at_level("INFO"):
+        load_start_weights(model, FinetuneConfig(finetune=str(tmp_path / "w.pth")))
+    assert_same(model, weights | own)
+    assert "the head starts anew: 7 classes in the file, 5 here" in caplog.text
+
+
+def test_22k_head_becomes_a_1k_head(tmp_path):
+    index = imagenet1k_in_22k()
+    assert len(set(index)) == 1000
+    weights = small(max(index) + 1, seed=1).state_dict()
+    # every row tells its number
+    weights["head.bias"] = torch.arange(len(weights["head.bias"])).float()
+    torch.save({"model": weights}, tmp_path / "w.pth")
+    model = small(1000)
+    load_start_weights(model, FinetuneConfig(finetune=str(tmp_path / "w.pth")))
+    assert model.head.bias.tolist() == [float(row) for row in index]
+    torch.testing.assert_close(model.head.weight[999], weights["head.weight"][index[999]])
+
+
+def test_filters_are_resized(tmp_path):
+    weights = small(seed=1).state_dict()
+    torch.save({"model": weights}, tmp_path / "w.pth")
+    model = small(global_filters=(None, None, (24, 13), (12, 7)))
+    load_start_weights(model, FinetuneConfig(finetune=str(tmp_path / "w.pth")))
+    name = "stages.2.0.gnconv.dwconv.complex_weight"
+    fitted = model.state_dict()[name]
+    assert fitted.shape[1:3] == (24, 13)
+    for row, column in ((0, 0), (0, -1), (-1, 0), (-1, -1)):  # align_corners keeps them
+        torch.testing.assert_close(fitted[:, row, column], weights[name][:, row, column])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda w: {k: v for k, v in w.items() if k != "norm.bias"}, "lacks norm.bias"),
+        (lambda w: w | {"extra": torch.ones(1)}, "has the unknown extra"),
+        (lambda w: w | {"norm.bias": torch.ones(3)}, r"norm.bias of shape \[3\]"),
+        (lambda w: {"model": 3}, "no weights"),
+        (lambda w: {"model": {"a.b": torch.ones(1)}}, "is of another model"),
+    ],
+)
+def test_what_does_not_fit_is_listed(tmp_path, change, message):
+    torch.save(change(small(seed=1).state_dict()), tmp_path / "w.pth")
+    with pytest.raises(UserError, match=message):
+        load_start_weights(small(), FinetuneConfig(finetune=str(tmp_path / "w.pth")))
+
+
+def test_prefix_that_no_name_has(tmp_path):
+    torch.save(small().state_dict(), tmp_path / "w.pth")
+    config = FinetuneConfig(finetune=str(tmp_path / "w.pth"), model_prefix="net.")
+    with pytest.raises(UserError, match="no name begins with --model_prefix net."):
+        load_start_weights(small(), config)
+
+
+def test_prefix_that_the_model_has_itself_stays():
+    model = torch.nn.ModuleDict({"backbone": torch.nn.Linear(1, 1)})
+    assert (
+        models.checkpoint_filter_fn(model.state_dict(), model).keys() == model.state_dict().keys()
+    )
+
+
+def test_damaged_safetensors_are_one_line(tmp_path):
+    (tmp_path / "w.safetensors").write_bytes(b"12345678901234567890")
+    with pytest.raises(UserError, match="cannot be read"):
+        load_start_weights(small(), FinetuneConfig(finetune=str(tmp_path / "w.safetensors")))
+
+
+def test_index_travels_with_the_package():
+    recorded = json.loads((Path(models.__file__).parent / "imagenet1k_in_22k.json").read_text())
+    assert recorded == imagenet1k_in_22k()
