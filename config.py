@@ -8,7 +8,7 @@ import difflib
 import math
 import re
 import sys
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import Field, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -279,7 +279,6 @@ class Config:
 
 
 SECTIONS: dict[str, type] = {f.name: f.type for f in fields(Config)}  # type: ignore[misc]
-FLAGS = {f.name: f for section in SECTIONS.values() for f in fields(section)}
 
 
 def parse_args(argv: list[str] | None = None) -> Config:
@@ -287,27 +286,29 @@ def parse_args(argv: list[str] | None = None) -> Config:
 
     Raises UserError for an unknown flag, a value of the wrong type or range, or a bad recipe.
     """
-    parser = _parser()
+    return parse_args_with(argv)[0]
+
+
+def parse_args_with(argv: list[str] | None = None, *extra: type) -> tuple[Config, list[Any]]:
+    """As `parse_args`, with the sections that another program adds; returns those beside."""
+    sections = [*SECTIONS.values(), *extra]
+    flags = {f.name: f for section in sections for f in fields(section)}
+    argv = _published_spellings(sys.argv[1:] if argv is None else argv, flags)
     try:
-        flat = parser.parse_args(_published_spellings(sys.argv[1:] if argv is None else argv))
+        flat = _parser(sections).parse_args(argv)
     except ArgumentError as error:
-        raise UserError(_one_line(str(error))) from None
-    sections = {
-        name: section(**{f.name: flat[f.name] for f in fields(section)})
-        for name, section in SECTIONS.items()
-    }
-    config = Config(**sections)
+        raise UserError(_one_line(str(error), flags)) from None
+    built = [section(**{f.name: flat[f.name] for f in fields(section)}) for section in sections]
+    config = Config(*built[: len(SECTIONS)])
     _check(config)
-    return config
+    return config, built[len(SECTIONS) :]
 
 
-def _parser() -> ArgumentParser:
+def _parser(sections: list[type]) -> ArgumentParser:
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = ArgumentParser(
-        prog="main.py", description=__doc__, exit_on_error=False, allow_abbrev=False
-    )
+    parser = ArgumentParser(description=__doc__, exit_on_error=False, allow_abbrev=False)
     parser.add_argument("--config", action="config", help="Recipe: a YAML file of flags.")
-    for section in SECTIONS.values():
+    for section in sections:
         parser.add_class_arguments(section)
     return parser
 
@@ -315,12 +316,13 @@ def _parser() -> ArgumentParser:
 _BOOLEANS = {"t": "true", "y": "true", "1": "true", "f": "false", "n": "false", "0": "false"}
 
 
-def _published_spellings(argv: list[str]) -> list[str]:
+def _published_spellings(argv: list[str], flags: dict[str, Field]) -> list[str]:
     """Rewrites spellings of published commands and launchers into those that the parser takes.
 
     `--local-rank=0` -> `--local_rank=0`, `--model_ema t` -> `--model_ema=true`,
-    `--opt_betas 0.9 0.95` -> `--opt_betas=[0.9,0.95]`, `--aa none` -> `--aa=null`; `--config`
-    moves to the front, so that the command line overrides it.
+    `--use_volta32` -> `--use_volta32=true`, `--opt_betas 0.9 0.95` -> `--opt_betas=[0.9,0.95]`,
+    `--aa none` -> `--aa=null`; `--config` moves to the front, so that the command line overrides
+    it.
     """
     configs: list[str] = []
     rewritten: list[str] = []
@@ -337,7 +339,7 @@ def _published_spellings(argv: list[str]) -> list[str]:
             position += 1
         name = "--" + name[2:].replace("-", "_")
         target = configs if name == "--config" else rewritten
-        target += _spelled(name, values)
+        target += _spelled(name, values, flags)
     return configs + rewritten
 
 
@@ -345,11 +347,11 @@ def _is_value(token: str) -> bool:
     return not token.startswith("-") or re.match(r"-[\d.]", token) is not None
 
 
-def _spelled(name: str, values: list[str]) -> list[str]:
-    flag = FLAGS.get(name[2:])
+def _spelled(name: str, values: list[str], flags: dict[str, Field]) -> list[str]:
+    flag = flags.get(name[2:])
     kind = str(flag.type) if flag else ""
-    if "bool" in kind and len(values) == 1:
-        value = values[0].lower()
+    if "bool" in kind and len(values) <= 1:
+        value = values[0].lower() if values else "true"
         return [f"{name}={_BOOLEANS.get(value, value)}"]
     if "tuple" in kind and values and not values[0].startswith("["):
         return [f"{name}=[{','.join(values)}]" if values != ["null"] else f"{name}=null"]
@@ -360,18 +362,18 @@ def _spelled(name: str, values: list[str]) -> list[str]:
     return [name, *values]
 
 
-def _one_line(message: str) -> str:
+def _one_line(message: str, flags: dict[str, Field]) -> str:
     """jsonargparse's message, of many lines, as one that names the flag and what it takes."""
     message = " ".join(message.split())
     unknown = re.search(r"arguments: --([\w.]+)|Option '(\w+)' is not accepted", message)
     if unknown:
         name = unknown[1] or unknown[2]
-        near = difflib.get_close_matches(name, [*FLAGS, "config"], n=1)
+        near = difflib.get_close_matches(name, [*flags, "config"], n=1)
         hint = f"; did you mean {near[0]}?" if near else "; see --help"
         return f"there is no flag {name}{hint}"
     value = re.match(r'Parser key "(\w+)":.*(?:Got value|Given value): (.*)', message)
-    if value and value[1] in FLAGS:
-        kind = FLAGS[value[1]].type
+    if value and value[1] in flags:
+        kind = flags[value[1]].type
         expected = kind.__name__ if isinstance(kind, type) else str(kind).replace("typing.", "")
         return f"--{value[1]} {value[2]}: expected {expected}"
     return re.sub(r'^Parser key "(\w+)": ', r"--\1: ", message)

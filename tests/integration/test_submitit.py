@@ -1,0 +1,30 @@
+"""The job itself, on submitit's local executor: two processes, ranks from submitit."""
+
+import json
+
+import submitit
+
+from config import parse_args
+from run_with_submitit import Job
+from tests.integration.conftest import ROOT
+
+
+def test_job_trains_with_two_processes(flags, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    config = parse_args([*flags, "--epochs", "1", "--output_dir", str(tmp_path / "run-%j")])
+    executor = submitit.AutoExecutor(tmp_path / "jobs", cluster="local")
+    executor.update_parameters(tasks_per_node=2, nodes=1, timeout_min=5)
+    job = executor.submit(Job(config))
+    job.results()
+    folder = tmp_path / f"run-{job.job_id}"
+    assert json.loads((folder / "log.txt").read_text())["epoch"] == 0
+    assert "2 process(es)" in job.stdout()
+    assert (folder / "checkpoint-0.pth").is_file()
+
+
+def test_requeued_job_is_the_same_one(flags):
+    job = Job(parse_args(flags))
+    assert job.checkpoint().function is job

@@ -1,0 +1,116 @@
+"""Every published command of the classifier is understood as it is written; recipes repeat them."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import yaml
+
+from config import parse_args
+from run_with_submitit import job_parameters, main, plan
+from tests.unit.test_config import OF_SLURM
+
+ROOT = Path(__file__).parents[2]
+COMMANDS = [
+    line
+    for line in (ROOT / "tests/golden/commands.txt").read_text().splitlines()
+    if line.startswith("python ")
+]
+OF_MAIN = [command for command in COMMANDS if " main.py " in command]
+OF_SUBMITIT = [command for command in COMMANDS if "run_with_submitit.py" in command]
+
+
+def flags_of(command):
+    """The command's flags, read without the project's parser."""
+    words = shlex.split(command.partition(".py ")[2])
+    return dict(zip((word.removeprefix("--") for word in words[::2]), words[1::2], strict=True))
+
+
+def as_written(value):
+    return {"true": True, "false": False}.get(value, value)
+
+
+def assert_understood(flat, written):
+    for name, value in written.items():
+        expected = as_written(value)
+        if isinstance(flat[name], int | float) and not isinstance(flat[name], bool):
+            expected = float(expected)
+        assert flat[name] == expected, name
+
+
+def test_all_are_here():
+    assert (len(OF_MAIN), len(OF_SUBMITIT)) == (2, 10)
+
+
+@pytest.mark.parametrize("command", OF_MAIN)
+def test_main(command):
+    config = parse_args(shlex.split(command.partition("main.py ")[2]))
+    assert_understood(config.flat(), flags_of(command))
+
+
+@pytest.mark.parametrize("command", OF_SUBMITIT)
+def test_submitit_dry_run(command, monkeypatch, capsys):
+    argv = ["run_with_submitit.py", *shlex.split(command.partition(".py ")[2]), "--dry_run", "true"]
+    monkeypatch.setattr("sys.argv", argv)
+    main()
+    shown = yaml.safe_load(capsys.readouterr().out)
+    written = flags_of(command)
+    assert shown["job"]["nodes"] == int(written["nodes"])
+    assert shown["job"]["gpus_per_node"] == shown["job"]["tasks_per_node"] == int(written["ngpus"])
+    assert shown["job"]["mem_gb"] == 40 * int(written["ngpus"])
+    assert (shown["job"]["timeout_min"], shown["job"]["slurm_signal_delay_s"]) == (72 * 60, 120)
+    assert not {"slurm_partition", "slurm_constraint"} & shown["job"].keys()
+    assert shown["main.py"]["output_dir"] == written["job_dir"]
+    rest = {name: value for name, value in written.items() if name not in OF_SLURM}
+    flat = parse_args([]).flat() | shown["main.py"]
+    assert_understood(flat, rest)
+
+
+def test_partition_and_constraint_only_where_given():
+    _, slurm, folder = plan(["--partition", "fast", "--use_volta32", "--comment", "hi"])
+    parameters = job_parameters(slurm)
+    assert parameters["slurm_partition"] == "fast"
+    assert parameters["slurm_constraint"] == "volta32gb"
+    assert parameters["slurm_comment"] == "hi"
+    assert str(folder) == "logs/%j"
+
+
+def test_output_dir_is_job_dir_unless_given():
+    assert plan(["--job_dir", "a/%j"])[0].checkpoint.output_dir == "a/%j"
+    assert plan(["--job_dir", "a", "--output_dir", "b"])[0].checkpoint.output_dir == "b"
+
+
+def recipe_of(command):
+    """The recipe of a published command, by the folder that its data and input size name."""
+    written = flags_of(command)
+    model = written["model"]
+    if "finetune" in written:
+        return f"finetune384/{model.removesuffix('_img384')}_img384.yaml"
+    return f"imagenet{'22k' if '22k' in written['data_path'] else '1k'}/{model}.yaml"
+
+
+@pytest.mark.parametrize("command", OF_SUBMITIT)
+def test_recipe_repeats_the_command(command):
+    recipe = ROOT / "recipes" / recipe_of(command)
+    places = {"data_path": "x", "output_dir": "x", "finetune": "x"}
+    published, _, _ = plan(shlex.split(command.partition(".py ")[2]))
+    ours = parse_args(["--config", str(recipe)])
+    assert ours.flat() | places == published.flat() | places
+
+
+RECIPES = [p for p in (ROOT / "recipes").rglob("*.yaml") if p.parent.name != "recipes"]
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_commands_in_recipes(recipe):
+    """Both forms of a recipe parse, name it, and have the same total batch."""
+    text = recipe.read_text()
+    commands = re.findall(r"^#   ((?:python|torchrun).*)$", text, re.MULTILINE)
+    assert len(commands) == 2
+    assert all(str(recipe.relative_to(ROOT)) in command for command in commands)
+    on_cluster, slurm, _ = plan(shlex.split(commands[0].partition(".py ")[2]))
+    alone = parse_args(shlex.split(commands[1].partition("main.py ")[2]))
+    total = on_cluster.total_batch(slurm.nodes * slurm.ngpus)
+    assert alone.total_batch(8) == total
+    assert f"total batch of {total} images" in text
