@@ -70,6 +70,8 @@ class DataConfig:
     """Page-locked host memory for faster copies to a GPU."""
     imagenet_default_mean_and_std: bool = True
     """Normalise by ImageNet's mean and deviation; otherwise by 0.5 and 0.5, as Inception does."""
+    nb_classes: int = 1000
+    """Unused, as in the original release: the data set tells the number of its classes."""
 
 
 @dataclass(frozen=True)
@@ -240,8 +242,18 @@ class RuntimeConfig:
     """auto (a GPU if there is one), cuda or cpu."""
     seed: int = 0
     """Seed of every random number."""
+    use_amp: bool = False
+    """Mixed precision: convolutions and matrix products in amp_dtype."""
+    amp_dtype: Literal["bfloat16", "float16"] = "bfloat16"
+    """Type of mixed precision; float16 scales the loss, and skips steps that overflow."""
     local_rank: int = -1
     """Set by torch.distributed.launch; the environment's LOCAL_RANK goes before it."""
+    world_size: int = 1
+    """Processes of a run that srun starts, with ranks from SLURM_PROCID; torchrun tells its own."""
+    dist_url: str = "env://"
+    """Where processes meet: env:// (MASTER_ADDR and MASTER_PORT), tcp://HOST:PORT or file://PATH."""
+    dist_on_itp: bool = False
+    """Ranks from Open MPI (OMPI_COMM_WORLD_RANK, _SIZE and _LOCAL_RANK)."""
 
 
 @dataclass(frozen=True)
@@ -412,6 +424,10 @@ def _check(config: Config) -> None:
         raise UserError("--clip_grad has to be above 0; leave it out to train without clipping")
     if config.mixup.enabled and flat["batch_size"] % 2 and not flat["eval"]:
         raise UserError(f"--batch_size {flat['batch_size']}: mixup pairs images, make it even")
+    if flat["use_amp"] and flat["amp_dtype"] == "float16" and flat["clip_mode"] == "micro":
+        raise UserError(
+            "--clip_mode micro cannot see through the scaled loss of --amp_dtype float16"
+        )
     if flat["model_ema_eval"] and not (flat["model_ema"] or flat["eval"]):
         raise UserError("--model_ema_eval true needs --model_ema true: there is no average to test")
     if flat["eval"] and not flat["resume"]:

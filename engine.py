@@ -104,18 +104,35 @@ def train_step(
         ends_step = micro + 1 == optim.update_freq
         # clipping a running sum needs it to be the sum over all processes
         with _gradient_sync(trainer.model, ends_step or optim.clip_mode == "micro"):
-            logits = trainer.model(images)
-            loss = trainer.criterion(logits, targets)
-            (loss / optim.update_freq).backward()
+            with _autocast(device, trainer.precision):
+                logits = trainer.model(images)
+            loss = trainer.criterion(_at_least_float32(logits), targets)
+            mean = loss / optim.update_freq
+            (trainer.scaler.scale(mean) if trainer.scaler else mean).backward()
+        if ends_step and trainer.scaler:
+            trainer.scaler.unscale_(trainer.optimizer)
         if ends_step or optim.clip_mode == "micro":
             norm = _clip(parameters, optim.clip_grad)
         totals.add_batch(loss.detach(), logits.detach(), labels)
+    if trainer.scaler:
+        norm = norm.nan_to_num(0, 0, 0)  # an overflow skips the step and lowers the scale
+        trainer.scaler.step(trainer.optimizer)
+        trainer.scaler.update()
+    else:
+        trainer.optimizer.step()
     totals.add_step(norm)
-    trainer.optimizer.step()
     trainer.optimizer.zero_grad(set_to_none=True)
     if trainer.ema:
         trainer.ema.update(trainer.bare_model)
     speed.steps += 1
+
+
+def _autocast(device: torch.device, precision: torch.dtype | None) -> torch.autocast:
+    return torch.autocast(device.type, precision, enabled=precision is not None)
+
+
+def _at_least_float32(logits: torch.Tensor) -> torch.Tensor:
+    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
 
 
 def _gradient_sync(model: nn.Module, synchronise: bool) -> AbstractContextManager:
@@ -175,7 +192,11 @@ def _rates(optimizer: torch.optim.Optimizer) -> dict[str, float]:
 
 @torch.inference_mode()
 def evaluate(
-    model: nn.Module, batches: Batches, context: DistributedContext, shared: bool = True
+    model: nn.Module,
+    batches: Batches,
+    context: DistributedContext,
+    shared: bool = True,
+    precision: torch.dtype | None = None,
 ) -> dict[str, float]:
     """Mean cross-entropy, top-1 and top-5 (per cent) of `model` over all images.
 
@@ -188,7 +209,9 @@ def evaluate(
     for images, labels in _bar(batches, "evaluation", context):
         images = images.to(device, non_blocking=True)
         labels = labels.to(device, non_blocking=True)
-        logits = model(images).float()
+        with _autocast(device, precision):
+            logits = model(images)
+        logits = logits.float()
         loss_sum = nn.functional.cross_entropy(logits, labels, reduction="sum")
         batch = (loss_sum, topk_correct(logits, labels, 1), topk_correct(logits, labels, 5))
         totals[:3] += torch.stack([value.double() for value in batch]).to(totals.device)

@@ -20,7 +20,7 @@ from runtime import checkpoint
 from runtime.distributed import DistributedContext, close_distributed, init_distributed
 from runtime.errors import UserError
 from runtime.logging import TensorBoard, plot_curves, setup_logging
-from trainer import Trainer, build_model, build_trainer, load_start_weights
+from trainer import Trainer, amp_dtype, build_model, build_trainer, load_start_weights
 from utils import count_gmacs, count_parameters, epoch_seed, seed_everything, versions
 
 logger = logging.getLogger("main")
@@ -28,7 +28,7 @@ logger = logging.getLogger("main")
 
 def run(config: Config) -> None:
     """The whole run of this process: training, or the evaluation of a checkpoint."""
-    context = init_distributed(config.runtime.device, config.runtime.local_rank)
+    context = init_distributed(config.runtime)
     setup_logging(context)
     only_eval = config.evaluation.eval
     data = build_data(
@@ -179,7 +179,7 @@ def evaluate_model(
     assert data.val is not None
     shared = config.evaluation.dist_eval
     loader = eval_loader(data.val, config.data, context, shared)
-    metrics = evaluate(model, loader, context, shared)
+    metrics = evaluate(model, loader, context, shared, amp_dtype(config.runtime))
     logger.info(
         "%s on %d images: top-1 %.2f%%  top-5 %.2f%%  loss %.4f",
         title, len(data.val), metrics["acc1"], metrics["acc5"], metrics["loss"],

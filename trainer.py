@@ -15,7 +15,7 @@ from timm.utils import ModelEmaV3
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from config import Config, FinetuneConfig, ModelConfig, OptimConfig
+from config import Config, FinetuneConfig, ModelConfig, OptimConfig, RuntimeConfig
 from datasets import build_mixup
 from models import checkpoint_filter_fn, fit_head  # registers the HorNets with timm
 from optim_factory import Schedule, create_optimizer
@@ -54,6 +54,10 @@ class Trainer:
     ema: ModelEmaV3 | None
     mixup: Mixup | None
     progress: Progress
+    precision: torch.dtype | None = None
+    """What autocast computes in; None leaves it off."""
+    scaler: torch.amp.GradScaler | None = None
+    """Scales the loss in float16."""
 
     @property
     def bare_model(self) -> nn.Module:
@@ -67,7 +71,7 @@ class Trainer:
             "model": self.bare_model.state_dict(),
             "model_ema": self.ema.module.state_dict() if self.ema else None,
             "optimizer": self.optimizer.state_dict(),
-            "scaler": None,
+            "scaler": self.scaler.state_dict() if self.scaler else None,
             "versions": versions(),
             **asdict(self.progress),
         }
@@ -94,6 +98,8 @@ class Trainer:
             needed = self.optimizer.defaults.keys()
             if any(needed - group.keys() for group in self.optimizer.param_groups):
                 raise ValueError("its settings have other names")
+            if self.scaler and state.get("scaler"):
+                self.scaler.load_state_dict(state["scaler"])
         except (ValueError, KeyError) as error:
             raise UserError(f"checkpoint {path} has another optimizer: {error}") from None
         for name, value in saved.items():
@@ -161,6 +167,23 @@ def build_trainer(
         model = DistributedDataParallel(model, device_ids=[context.device] if on_gpu else None)
     start = config.schedule.start_epoch
     progress = Progress(epoch=start - 1, step=start * schedule.steps_per_epoch)
+    precision = amp_dtype(config.runtime)
+    scales = precision == torch.float16
     return Trainer(
-        model, criterion, optimizer, schedule, config.optim, context, average, mixup, progress
+        model=model,
+        criterion=criterion,
+        optimizer=optimizer,
+        schedule=schedule,
+        optim=config.optim,
+        context=context,
+        ema=average,
+        mixup=mixup,
+        progress=progress,
+        precision=precision,
+        scaler=torch.amp.GradScaler(context.device.type) if scales else None,
     )
+
+
+def amp_dtype(config: RuntimeConfig) -> torch.dtype | None:
+    """What autocast computes in, or None without mixed precision."""
+    return getattr(torch, config.amp_dtype) if config.use_amp else None

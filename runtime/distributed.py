@@ -1,11 +1,13 @@
 """Processes: who we are, and what crosses between us."""
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 
+from config import RuntimeConfig
 from runtime.errors import UserError
 
 
@@ -27,21 +29,51 @@ class DistributedContext:
         return self.world_size > 1
 
 
-def init_distributed(device: str = "auto", local_rank: int = -1) -> DistributedContext:
-    """Joins the process group that torchrun or torch.distributed.launch describes.
+def init_distributed(config: RuntimeConfig) -> DistributedContext:
+    """Joins the process group that the launcher describes: NCCL connects GPUs, gloo CPUs.
 
-    RANK, WORLD_SIZE and LOCAL_RANK are read from the environment; `local_rank` counts only where
-    the last one is missing. NCCL connects GPUs, gloo CPUs. One process needs no group.
+    torchrun and torch.distributed.launch set RANK, WORLD_SIZE and LOCAL_RANK; `--local_rank`
+    counts only where the last one is missing. One process needs no group.
     """
-    rank = int(os.environ.get("RANK", 0))
-    world_size = int(os.environ.get("WORLD_SIZE", 1))
-    local_rank = int(os.environ.get("LOCAL_RANK", max(0, local_rank)))
-    context = DistributedContext(rank, local_rank, world_size, _choose(device, local_rank))
+    rank, world_size, local_rank = _ranks(config, os.environ)
+    context = DistributedContext(rank, local_rank, world_size, _choose(config.device, local_rank))
     if context.device.type == "cuda":
         torch.cuda.set_device(context.device)
     if context.is_distributed:
-        dist.init_process_group("nccl" if context.device.type == "cuda" else "gloo")
+        backend = "nccl" if context.device.type == "cuda" else "gloo"
+        try:
+            dist.init_process_group(backend, config.dist_url, world_size=world_size, rank=rank)
+        except (ValueError, RuntimeError) as error:
+            raise UserError(
+                f"process {rank} of {world_size} finds no others by --dist_url {config.dist_url}: "
+                f"{error}"
+            ) from None
     return context
+
+
+def _ranks(config: RuntimeConfig, environment: Mapping[str, str]) -> tuple[int, int, int]:
+    """(rank, world size, rank on this machine)."""
+    if config.dist_on_itp:
+        names = ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK")
+    elif "RANK" in environment:
+        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+        default = str(max(0, config.local_rank))
+        environment = {"LOCAL_RANK": default, **environment}
+    elif "SLURM_PROCID" in environment and config.world_size > 1:
+        # a batch script has a SLURM_PROCID too, so that the number of processes has to be asked for
+        names = ("SLURM_PROCID", "", "SLURM_LOCALID")
+        environment = {"": str(config.world_size), "SLURM_LOCALID": "0", **environment}
+    elif config.world_size > 1:
+        raise UserError(
+            f"--world_size {config.world_size}: this process has no rank, start torchrun or srun"
+        )
+    else:
+        return 0, 1, max(0, config.local_rank)
+    try:
+        rank, world_size, local_rank = (int(environment[name]) for name in names)
+    except (KeyError, ValueError) as error:
+        raise UserError(f"the environment lacks the ranks of this process: {error}") from None
+    return rank, world_size, local_rank
 
 
 def _choose(device: str, local_rank: int) -> torch.device:

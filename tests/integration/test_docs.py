@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from config import parse_args
+from run_with_submitit import plan
 from tests.integration.conftest import ROOT, launch
 
 DOCS = ["README.md", "TRAINING.md", "CONTRIBUTING.md"]
@@ -41,6 +42,9 @@ def test_commands_parse():
     assert len(of_main) >= 5
     for command in of_main:
         parse_args(shlex.split(command.partition("main.py")[2]))
+    for command in commands():
+        if "run_with_submitit.py" in command:
+            plan(shlex.split(command.partition("run_with_submitit.py")[2]))
 
 
 def test_make_targets_and_modules_exist():

@@ -1,8 +1,10 @@
 """main.py from end to end: training, log, checkpoints, resume, evaluation, processes, mistakes."""
 
 import json
+import os
 import re
 import shutil
+import subprocess
 import sys
 
 import pytest
@@ -11,7 +13,7 @@ import torch
 import main
 from config import parse_args
 from runtime import checkpoint
-from tests.integration.conftest import free_port, launch
+from tests.integration.conftest import ROOT, free_port, launch
 
 EVERYTHING = [
     *("--model_ema", "true", "--model_ema_decay", "0.8", "--model_ema_eval", "true"),
@@ -59,9 +61,18 @@ def test_run_leaves_the_published_files(flags, tmp_path):
     assert (start["epoch"], start["step"]) == (-1, 0)
 
 
-@pytest.mark.parametrize("workers", ["0", "2"])
-def test_resumed_run_equals_an_undisturbed_one(flags, tmp_path, capsys, workers):
-    more = [*EVERYTHING, "--epochs", "3", "--num_workers", workers]
+@pytest.mark.parametrize(
+    "case",
+    [
+        ["--num_workers", "0"],
+        ["--num_workers", "2"],
+        ["--use_amp", "true"],
+        ["--use_amp", "true", "--amp_dtype", "float16"],
+    ],
+    ids=lambda case: "-".join(case[1::2]),
+)
+def test_resumed_run_equals_an_undisturbed_one(flags, tmp_path, capsys, case):
+    more = [*EVERYTHING, "--epochs", "3", *case]
     whole = train(flags, tmp_path / "whole", *more)
     stopped = tmp_path / "stopped"
     shutil.copytree(tmp_path / "whole", stopped)
@@ -181,6 +192,19 @@ def test_torch_distributed_launch(flags, tmp_path):
     assert share == pytest.approx(round(share), abs=1e-6)
 
 
+def test_srun_with_a_file_to_meet_at(flags, tmp_path):
+    """Two processes that know only their SLURM_PROCID."""
+    more = ["--epochs", "1", "--world_size", "2", "--dist_url", f"file://{tmp_path / 'meet'}"]
+    command = [sys.executable, "main.py", *flags, *more, "--output_dir", str(tmp_path / "run")]
+    processes = []
+    for rank in "01":
+        ranks = {"SLURM_PROCID": rank, "OMP_NUM_THREADS": "1"}
+        environment = {k: v for k, v in os.environ.items() if "RANK" not in k} | ranks
+        processes.append(subprocess.Popen(command, cwd=ROOT, env=environment))
+    assert [process.wait(120) for process in processes] == [0, 0]
+    assert len(records(tmp_path / "run")) == 1
+
+
 @pytest.mark.parametrize("value", ["2", "7"])
 def test_local_rank_flag_is_understood(value):
     assert parse_args([f"--local-rank={value}"]).runtime.local_rank == int(value)
@@ -227,7 +251,7 @@ def test_damaged_and_foreign_checkpoints(flags, tmp_path, monkeypatch):
     assert "knows 2 classes (a, b, ...), the data has 3 (0, 3, 7, ...)" in message
     path.write_bytes(whole[: len(whole) // 2])
     assert "cannot be read" in fail(monkeypatch, *flags, "--resume", path)
-    torch.save({"model": {}}, path)
+    torch.save({"model": state["model"]}, path)
     assert "cannot be resumed" in fail(monkeypatch, *flags, "--resume", path)
 
 

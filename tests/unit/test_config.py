@@ -23,8 +23,7 @@ OF_SLURM = {
     "comment",
 }
 NOT_OFFERED = {
-    *("nb_classes", "resplit", "use_amp"),
-    *("world_size", "dist_url", "dist_on_itp"),
+    "resplit",
     *("enable_wandb", "project", "wandb_ckpt", "exp_name"),
 }
 
@@ -110,6 +109,7 @@ def test_saved_config_is_a_recipe(tmp_path):
         (["--drop_path", "2"], "--drop_path 2.0: has to be from 0 to 0.99"),
         (["--clip_grad", "0"], "--clip_grad"),
         (["--eval", "true"], "give --resume"),
+        (["--use_amp", "1", "--amp_dtype", "float16", "--clip_mode", "micro"], "float16"),
         (["--model_ema", "perhaps"], "--model_ema perhaps: expected bool"),
         (["--model_ema_eval", "true"], "needs --model_ema true"),
         (["stray"], "stray"),

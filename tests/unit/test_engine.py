@@ -112,6 +112,38 @@ def test_moving_average_follows_its_formula():
     torch.testing.assert_close(trainer.ema.module.head.weight, average)
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_mixed_precision_follows_float32(dtype):
+    """Same weights and batches: losses and updates differ by the rounding of the half type."""
+    runs = []
+    for flags in ([], ["--use_amp=true", f"--amp_dtype={dtype}"]):
+        _, trainer = small_trainer("--batch_size=8", "--clip_grad=1", *flags, steps=6)
+        trainer.model.float()
+        start = trainer.model.head.weight.detach().clone()
+        data = [(images.float(), labels) for images, labels in batches(6, 8)]
+        metrics = train_one_epoch(trainer, data)
+        runs.append((metrics["loss"], trainer.model.head.weight.detach() - start, trainer))
+    (loss, moved, plain), (mixed_loss, mixed_moved, mixed) = runs
+    assert (plain.scaler, plain.precision) == (None, None)
+    assert (mixed.scaler is not None) == (dtype == "float16")
+    assert mixed_loss != loss
+    assert mixed_loss == pytest.approx(loss, rel=1e-2)
+    assert (mixed_moved - moved).norm() < 0.3 * moved.norm()
+    assert mixed.model.head.weight.dtype == torch.float32
+
+
+def test_overflow_in_float16_skips_the_step_and_lowers_the_scale():
+    _, trainer = small_trainer("--batch_size=4", "--use_amp=1", "--amp_dtype=float16", steps=1)
+    trainer.model.float()
+    before = trainer.model.head.weight.detach().clone()
+    trainer.model.head.weight.register_hook(lambda grad: grad * float("inf"))
+    scale = trainer.scaler.get_scale()
+    train_one_epoch(trainer, [(images.float(), labels) for images, labels in batches(1, 4)])
+    assert torch.equal(trainer.model.head.weight, before)
+    assert trainer.scaler.get_scale() == scale / 2
+    assert trainer.state_dict()["scaler"]["scale"] == scale / 2
+
+
 def test_metrics_are_means_over_images():
     config, trainer = small_trainer("--batch_size=4", "--lr=1e-30", "--min_lr=0", "--smoothing=0")
     data = batches(3, 4)
