@@ -7,7 +7,6 @@ torchrun --nproc_per_node=8 main.py --model hornet_tiny_7x7 --data_path /path/to
 import logging
 import sys
 import time
-from typing import Any
 
 import torch
 from torch import nn
@@ -20,8 +19,15 @@ from runtime import checkpoint
 from runtime.distributed import DistributedContext, close_distributed, init_distributed
 from runtime.errors import UserError
 from runtime.logging import TensorBoard, plot_curves, setup_logging
-from trainer import Trainer, amp_dtype, build_model, build_trainer, load_start_weights
-from utils import count_gmacs, count_parameters, epoch_seed, seed_everything, versions
+from trainer import (
+    Trainer,
+    amp_dtype,
+    build_model,
+    build_trainer,
+    load_start_weights,
+    size_facts,
+)
+from utils import epoch_seed, seed_everything, versions
 
 logger = logging.getLogger("main")
 
@@ -61,16 +67,16 @@ def train(config: Config, model: nn.Module, data: Data, context: DistributedCont
     trainer = build_trainer(config, model, len(data.train), num_classes, context)
     if resume_from:
         state = checkpoint.load(resume_from)
-        check_classes(state, data.classes, str(resume_from))
+        checkpoint.check_classes(state, data.classes, resume_from)
         trainer.load_state_dict(state, resume_from)
         logger.info("resumed %s at epoch %d", resume_from, trainer.progress.epoch + 1)
-        for change in changed_flags(state.get("args"), config):
+        for change in checkpoint.changed_flags(state.get("args"), config):
             logger.info("flag changed since then: %s", change)
     if trainer.progress.epoch + 1 >= config.schedule.epochs:
         logger.info("nothing to train: epoch %d of --epochs %d is done",
                     trainer.progress.epoch, config.schedule.epochs)  # fmt: skip
         return
-    facts = size_facts(config, num_classes)
+    facts = size_facts(config.model, num_classes)
     logger.info("%s: %s", config.model.model, facts)
     extras = {"args": config.flat(), "classes": data.classes}
     folder.create(config)
@@ -98,40 +104,6 @@ def train(config: Config, model: nn.Module, data: Data, context: DistributedCont
     logger.info("trained in %.0f s", time.perf_counter() - started)
     if folder.saves:
         logger.info("curves: %s", plot_curves(folder.path))
-
-
-def check_classes(state: dict[str, Any], classes: list[str], path: str) -> None:
-    """Refuses a checkpoint of other classes; one that does not name its classes passes."""
-    saved = state.get("classes") or classes
-    if saved != classes:
-        raise UserError(
-            f"checkpoint {path} knows {len(saved)} classes ({', '.join(saved[:5])}, ...), the data "
-            f"has {len(classes)} ({', '.join(classes[:5])}, ...)"
-        )
-
-
-def changed_flags(saved: Any, config: Config) -> list[str]:
-    """`name old -> new` of every flag that is another than in a checkpoint of this project."""
-    if not isinstance(saved, dict):
-        return []
-    flat = config.flat()
-    where = {"resume", "output_dir", "log_dir", "local_rank"}  # these name places, not a recipe
-    return [
-        f"{name} {saved[name]} -> {flat[name]}"
-        for name in flat
-        if name in saved and saved[name] != flat[name] and name not in where
-    ]
-
-
-def size_facts(config: Config, num_classes: int) -> dict[str, float]:
-    """n_parameters and GFLOPs (multiply-adds of one image), as log.txt names them."""
-    size = config.model.input_size
-    with torch.device("meta"):
-        model = build_model(config.model, num_classes)
-        try:
-            return {"n_parameters": count_parameters(model), "GFLOPs": count_gmacs(model, size)}
-        except (ValueError, RuntimeError, AssertionError) as error:
-            raise UserError(f"--input_size {size}: {config.model.model} fails: {error}") from None
 
 
 def evaluate_epoch(
@@ -162,7 +134,7 @@ def evaluate_checkpoint(
     """Prints the accuracy of --resume; of its moving average too where --model_ema_eval asks."""
     path = config.checkpoint.resume
     state = checkpoint.load(path)
-    check_classes(state, data.classes, path)
+    checkpoint.check_classes(state, data.classes, path)
     checkpoint.load_weights(model, checkpoint_filter_fn(state["model"], model), path)
     evaluate_model(config, "test", model, data, context)
     if config.ema.model_ema_eval:

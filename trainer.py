@@ -22,7 +22,7 @@ from optim_factory import Schedule, create_optimizer
 from runtime import checkpoint
 from runtime.distributed import DistributedContext
 from runtime.errors import UserError
-from utils import versions
+from utils import count_gmacs, count_parameters, versions
 
 logger = logging.getLogger(__name__)
 
@@ -131,6 +131,17 @@ def build_model(config: ModelConfig, num_classes: int) -> nn.Module:
         )
     except (TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"--model {config.model} cannot be built: {error}") from None
+
+
+def size_facts(config: ModelConfig, num_classes: int) -> dict[str, float]:
+    """n_parameters and GFLOPs (multiply-adds of one image), as log.txt names them."""
+    size = config.input_size
+    with torch.device("meta"):
+        model = build_model(config, num_classes)
+        try:
+            return {"n_parameters": count_parameters(model), "GFLOPs": count_gmacs(model, size)}
+        except (ValueError, RuntimeError, AssertionError) as error:
+            raise UserError(f"--input_size {size}: {config.model} fails: {error}") from None
 
 
 def load_start_weights(model: nn.Module, config: FinetuneConfig) -> None:

@@ -182,6 +182,29 @@ def load_weights(
     model.load_state_dict(weights, strict=False)
 
 
+def check_classes(state: dict[str, Any], classes: list[str], path: str | Path) -> None:
+    """Refuses a checkpoint of other classes; one that does not name its classes passes."""
+    saved = state.get("classes") or classes
+    if saved != classes:
+        raise UserError(
+            f"checkpoint {path} knows {len(saved)} classes ({', '.join(saved[:5])}, ...), the data "
+            f"has {len(classes)} ({', '.join(classes[:5])}, ...)"
+        )
+
+
+def changed_flags(saved: Any, config: Config) -> list[str]:
+    """`name old -> new` of every flag that is another than in a checkpoint of this project."""
+    if not isinstance(saved, dict):
+        return []
+    flat = config.flat()
+    where = {"resume", "output_dir", "log_dir", "local_rank"}  # these name places, not a recipe
+    return [
+        f"{name} {saved[name]} -> {flat[name]}"
+        for name in flat
+        if name in saved and saved[name] != flat[name] and name not in where
+    ]
+
+
 def numbered(folder: Path) -> dict[int, Path]:
     """Epoch -> file of the numbered checkpoints, oldest first."""
     found = {}
