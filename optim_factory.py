@@ -1,6 +1,5 @@
 """Parameter groups, optimizer, and the schedules as pure functions of the step."""
 
-import difflib
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +10,7 @@ from timm.optim import create_optimizer_v2, list_optimizers
 from torch import nn
 
 from config import OptimConfig, ScheduleConfig
-from runtime.errors import UserError
+from runtime.errors import UserError, near_names
 
 
 def parameter_groups(
@@ -56,8 +55,7 @@ def create_optimizer(config: OptimConfig, model: nn.Module) -> torch.optim.Optim
     """The optimizer of that name in timm, over `parameter_groups`. Rates come from a Schedule."""
     names = [str(name) for name in list_optimizers()]
     if config.opt.lower() not in names:
-        near = difflib.get_close_matches(config.opt, names, n=3)
-        hint = f"; near names: {', '.join(near)}" if near else ""
+        hint = near_names(config.opt, names)
         raise UserError(f"--opt {config.opt}: timm has no such optimizer{hint}")
     options: dict[str, Any] = {"eps": config.opt_eps, "betas": config.opt_betas}
     try:

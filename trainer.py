@@ -1,6 +1,5 @@
 """What a training step works with: built from the flags, saved to and restored from checkpoints."""
 
-import difflib
 import logging
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -21,7 +20,7 @@ from models import checkpoint_filter_fn, fit_head  # registers the HorNets with 
 from optim_factory import Schedule, create_optimizer
 from runtime import checkpoint
 from runtime.distributed import DistributedContext
-from runtime.errors import UserError
+from runtime.errors import UserError, near_names
 from utils import count_gmacs, count_parameters, versions
 
 logger = logging.getLogger(__name__)
@@ -116,8 +115,7 @@ class Trainer:
 def build_model(config: ModelConfig, num_classes: int) -> nn.Module:
     """A registered model; raises UserError with near names for one that does not exist."""
     if not timm.is_model(config.model):
-        near = difflib.get_close_matches(config.model, timm.list_models(), n=3)
-        hint = f"; near names: {', '.join(near)}" if near else ""
+        hint = near_names(config.model, timm.list_models())
         raise UserError(f"--model {config.model}: there is no such model{hint}")
     options: dict[str, Any] = {}
     if config.drop_path:
@@ -147,7 +145,7 @@ def size_facts(config: ModelConfig, num_classes: int) -> dict[str, float]:
 def load_start_weights(model: nn.Module, config: FinetuneConfig) -> None:
     """Loads --finetune into `model`; raises UserError where more than the head does not fit."""
     path = config.finetune
-    weights = checkpoint.load_start_weights(path, config.model_key, config.model_prefix)
+    weights = checkpoint.find_weights(path, config.model_key, config.model_prefix)
     weights, done = fit_head(checkpoint_filter_fn(weights, model), model)
     checkpoint.load_weights(model, weights, path, may_lack=frozenset(("head.weight", "head.bias")))
     logger.info("start weights from %s%s", path, f"; {done}" if done else "")
@@ -169,8 +167,8 @@ def build_trainer(
     if config.ema.model_ema:
         device = torch.device("cpu") if config.ema.model_ema_force_cpu else context.device
         average = ModelEmaV3(model, decay=config.ema.model_ema_decay, device=device)
-    mixup = build_mixup(config.mixup, config.augment.smoothing, num_classes)
     smoothing = config.augment.smoothing
+    mixup = build_mixup(config.mixup, smoothing, num_classes)
     # mixup turns labels into smoothed soft targets by itself
     criterion = SoftTargetCrossEntropy() if mixup else LabelSmoothingCrossEntropy(smoothing)
     if context.is_distributed:

@@ -109,7 +109,7 @@ def load(path: str | Path) -> dict[str, Any]:
     return state
 
 
-def load_start_weights(
+def find_weights(
     path: str | Path, keys: str = "model|module", prefix: str = ""
 ) -> dict[str, torch.Tensor]:
     """The weights of a checkpoint, under the first of `keys` ('a|b') that it has, or bare.

@@ -24,9 +24,8 @@ RECIPE = "recipes/digits.yaml"
 
 def main() -> int:
     output_dir = Path("runs") / time.strftime("demo-%Y%m%d-%H%M%S")
-    command = ["main.py", "--config", RECIPE, "--output_dir", str(output_dir)]
-    if len(sys.argv) > 1:  # flags of main.py, such as --seed 1 or --epochs 2
-        command += sys.argv[1:]
+    # more flags of main.py may follow, such as --seed 1 or --epochs 2
+    command = ["main.py", "--config", RECIPE, "--output_dir", str(output_dir), *sys.argv[1:]]
     say(f"training: python {' '.join(command)}")
     # so small a network gains little from a second thread, and waits for it on a busy machine
     environment = {"OMP_NUM_THREADS": "1"} | os.environ
