@@ -1,21 +1,13 @@
-"""Every flag, once: frozen sections, how they are parsed, and how they are saved.
+"""Every flag, once, in frozen sections; cli.py parses them.
 
 A flag is a field below and is written `--name value`; the docstring under it is its help text.
-Precedence: defaults < recipe (`--config FILE.yaml`) < command line, wherever `--config` stands.
 """
 
-import difflib
-import math
-import re
-import sys
-from dataclasses import Field, asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
-
-from runtime.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -291,144 +283,3 @@ class Config:
 
 
 SECTIONS: dict[str, type] = {f.name: f.type for f in fields(Config)}  # type: ignore[misc]
-
-
-def parse_args(argv: list[str] | None = None) -> Config:
-    """The command line (`sys.argv[1:]` if not given) as a checked Config.
-
-    Raises UserError for an unknown flag, a value of the wrong type or range, or a bad recipe.
-    """
-    return parse_args_with(argv)[0]
-
-
-def parse_args_with(argv: list[str] | None = None, *extra: type) -> tuple[Config, list[Any]]:
-    """As `parse_args`, with the sections that another program adds; returns those beside."""
-    sections = [*SECTIONS.values(), *extra]
-    flags = {f.name: f for section in sections for f in fields(section)}
-    argv = _published_spellings(sys.argv[1:] if argv is None else argv, flags)
-    try:
-        flat = _parser(sections).parse_args(argv)
-    except ArgumentError as error:
-        raise UserError(_one_line(str(error), flags)) from None
-    built = [section(**{f.name: flat[f.name] for f in fields(section)}) for section in sections]
-    config = Config(*built[: len(SECTIONS)])
-    _check(config)
-    return config, built[len(SECTIONS) :]
-
-
-def _parser(sections: list[type]) -> ArgumentParser:
-    set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = ArgumentParser(description=__doc__, exit_on_error=False, allow_abbrev=False)
-    parser.add_argument("--config", action="config", help="Recipe: a YAML file of flags.")
-    for section in sections:
-        parser.add_class_arguments(section)
-    return parser
-
-
-_BOOLEANS = {"t": "true", "y": "true", "1": "true", "f": "false", "n": "false", "0": "false"}
-
-
-def _published_spellings(argv: list[str], flags: dict[str, Field]) -> list[str]:
-    """Rewrites spellings of published commands and launchers into those that the parser takes.
-
-    `--local-rank=0` -> `--local_rank=0`, `--model_ema t` -> `--model_ema=true`,
-    `--use_volta32` -> `--use_volta32=true`, `--opt_betas 0.9 0.95` -> `--opt_betas=[0.9,0.95]`,
-    `--aa none` -> `--aa=null`; `--config` moves to the front, so that the command line overrides
-    it.
-    """
-    configs: list[str] = []
-    rewritten: list[str] = []
-    position = 0
-    while position < len(argv):
-        name, equals, value = argv[position].partition("=")
-        position += 1
-        if not name.startswith("--"):
-            rewritten.append(name + equals + value)
-            continue
-        values = [value] if equals else []
-        while not equals and position < len(argv) and _is_value(argv[position]):
-            values.append(argv[position])
-            position += 1
-        name = "--" + name[2:].replace("-", "_")
-        target = configs if name == "--config" else rewritten
-        target += _spelled(name, values, flags)
-    return configs + rewritten
-
-
-def _is_value(token: str) -> bool:
-    return not token.startswith("-") or re.match(r"-[\d.]", token) is not None
-
-
-def _spelled(name: str, values: list[str], flags: dict[str, Field]) -> list[str]:
-    flag = flags.get(name[2:])
-    kind = str(flag.type) if flag else ""
-    if "bool" in kind and len(values) <= 1:
-        value = values[0].lower() if values else "true"
-        return [f"{name}={_BOOLEANS.get(value, value)}"]
-    if "tuple" in kind and values and not values[0].startswith("["):
-        return [f"{name}=[{','.join(values)}]" if values != ["null"] else f"{name}=null"]
-    if name == "--aa" and values and values[0].lower() in ("none", ""):
-        return [f"{name}=null"]
-    if len(values) == 1:
-        return [f"{name}={values[0]}"]
-    return [name, *values]
-
-
-def _one_line(message: str, flags: dict[str, Field]) -> str:
-    """jsonargparse's message, of many lines, as one that names the flag and what it takes."""
-    message = " ".join(message.split())
-    unknown = re.search(r"arguments: --([\w.]+)|Option '(\w+)' is not accepted", message)
-    if unknown:
-        name = unknown[1] or unknown[2]
-        near = difflib.get_close_matches(name, [*flags, "config"], n=1)
-        hint = f"; did you mean {near[0]}?" if near else "; see --help"
-        return f"there is no flag {name}{hint}"
-    value = re.match(r'Parser key "(\w+)":.*(?:Got value|Given value): (.*)', message)
-    if value and value[1] in flags:
-        kind = flags[value[1]].type
-        expected = kind.__name__ if isinstance(kind, type) else str(kind).replace("typing.", "")
-        return f"--{value[1]} {value[2]}: expected {expected}"
-    return re.sub(r'^Parser key "(\w+)": ', r"--\1: ", message)
-
-
-# the smallest and the largest value of a flag
-_BOUNDS: dict[str, tuple[float, float]] = {
-    **dict.fromkeys(("batch_size", "input_size", "epochs", "update_freq"), (1, math.inf)),
-    **dict.fromkeys(("save_ckpt_freq", "save_ckpt_num", "log_interval"), (1, math.inf)),
-    **dict.fromkeys(("num_workers", "seed", "start_epoch", "warmup_epochs"), (0, math.inf)),
-    **dict.fromkeys(("lr", "min_lr", "weight_decay"), (0, math.inf)),
-    **dict.fromkeys(("color_jitter", "mixup", "cutmix", "opt_eps"), (0, math.inf)),
-    **dict.fromkeys(("reprob", "hflip", "mixup_prob", "mixup_switch_prob"), (0, 1)),
-    **dict.fromkeys(("model_ema_decay", "momentum"), (0, 1)),
-    **dict.fromkeys(("drop_path", "smoothing"), (0, 0.99)),
-    "recount": (1, 100),
-    "layer_decay": (1e-3, 1),
-    "crop_pct": (0.01, 1),
-}
-
-
-def _check(config: Config) -> None:
-    """Refuses values that parse but cannot work; each message names the flag to change."""
-    flat = config.flat()
-    for name, (least, most) in _BOUNDS.items():
-        value = flat[name]
-        if value is not None and not least <= value <= most:
-            span = f"at least {least}" if most == math.inf else f"from {least} to {most}"
-            raise UserError(f"--{name} {value}: has to be {span}")
-    for name in ("scale", "ratio", "cutmix_minmax"):
-        if flat[name] and not 0 < flat[name][0] <= flat[name][1]:
-            raise UserError(f"--{name} {flat[name]}: give the smaller number first, above 0")
-    if flat["opt_betas"] is not None and len(flat["opt_betas"]) < 2:
-        raise UserError("--opt_betas: give two numbers or more, such as --opt_betas 0.9 0.95")
-    if flat["clip_grad"] is not None and flat["clip_grad"] <= 0:
-        raise UserError("--clip_grad has to be above 0; leave it out to train without clipping")
-    if config.mixup.enabled and flat["batch_size"] % 2 and not flat["eval"]:
-        raise UserError(f"--batch_size {flat['batch_size']}: mixup pairs images, make it even")
-    if flat["use_amp"] and flat["amp_dtype"] == "float16" and flat["clip_mode"] == "micro":
-        raise UserError(
-            "--clip_mode micro cannot see through the scaled loss of --amp_dtype float16"
-        )
-    if flat["model_ema_eval"] and not (flat["model_ema"] or flat["eval"]):
-        raise UserError("--model_ema_eval true needs --model_ema true: there is no average to test")
-    if flat["eval"] and not flat["resume"]:
-        raise UserError("--eval true needs a checkpoint: give --resume PATH")

@@ -1,4 +1,4 @@
-"""Data sets, transforms, loaders and mixup."""
+"""Data sets, loaders and mixup."""
 
 import os
 import shutil
@@ -9,24 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from timm.data import Mixup, create_transform
-from timm.data.auto_augment import posterize
-from timm.data.constants import (
-    IMAGENET_DEFAULT_MEAN,
-    IMAGENET_DEFAULT_STD,
-    IMAGENET_INCEPTION_MEAN,
-    IMAGENET_INCEPTION_STD,
-)
+from timm.data import Mixup
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler
-from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
 from config import AugmentConfig, DataConfig, MixupConfig
 from runtime.distributed import DistributedContext
 from runtime.errors import UserError
-
-SMALL_INPUT = 32  # pixels; up to here images are padded and cropped rather than rescaled
-WARPED_INPUT = 384  # pixels; from here on evaluation shows the whole image, warped to the square
+from transforms import eval_transform, mean_std, train_transform
 
 
 @dataclass(frozen=True)
@@ -52,12 +42,12 @@ def build_data(
         except OSError as error:
             raise UserError(f"--data_path {config.data_path} cannot be written: {error}") from None
     train_folder, val_folder = _folders(config, with_train, with_val)
-    mean_std = _mean_std(config)
+    normalisation = mean_std(config)
     train = val = None
     if with_train:
-        train = _image_folder(train_folder, train_transform(augment, input_size, *mean_std))
+        train = _image_folder(train_folder, train_transform(augment, input_size, *normalisation))
     if with_val:
-        transform = eval_transform(input_size, *mean_std, crop_pct=augment.crop_pct)
+        transform = eval_transform(input_size, *normalisation, crop_pct=augment.crop_pct)
         val = _image_folder(val_folder, transform)
     if train and val and train.classes != val.classes:
         only = sorted(set(train.classes) ^ set(val.classes))
@@ -118,80 +108,6 @@ def load_image(path: str) -> Image.Image:
             return image.convert("RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise UserError(f"image {path} cannot be read: {error}") from None
-
-
-def _mean_std(config: DataConfig) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    if config.imagenet_default_mean_and_std:
-        return IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-    return IMAGENET_INCEPTION_MEAN, IMAGENET_INCEPTION_STD
-
-
-def train_transform(
-    config: AugmentConfig, size: int, mean: tuple[float, ...], std: tuple[float, ...]
-) -> transforms.Compose:
-    """Random crop, flip, RandAugment and erasing: image -> float tensor (3, size, size)."""
-    try:
-        transform = create_transform(
-            size,
-            is_training=True,
-            scale=config.scale,
-            ratio=config.ratio,
-            hflip=config.hflip,
-            color_jitter=config.color_jitter,
-            auto_augment=config.aa,
-            interpolation=config.train_interpolation,
-            mean=mean,
-            std=std,
-            re_prob=config.reprob,
-            re_mode=config.remode,
-            re_count=config.recount,
-        )
-    except (AssertionError, KeyError, ValueError) as error:
-        raise UserError(
-            f"augmentation cannot be built from --aa {config.aa} and --train_interpolation "
-            f"{config.train_interpolation}: {error or type(error).__name__}"
-        ) from None
-    _allow_zero_bits(transform)
-    if size <= SMALL_INPUT and config.scale is None:
-        transform.transforms[0] = transforms.Compose(
-            [_warp(size), transforms.RandomCrop(size, padding=4)]
-        )
-    return transform
-
-
-def _posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
-    return posterize(image, bits) if bits > 0 else Image.new(image.mode, image.size)
-
-
-def _allow_zero_bits(transform: transforms.Compose) -> None:
-    """timm's policies posterize to 0 bits at magnitude 10, which Pillow from 13 on refuses.
-
-    Older ones give a black image; the published policies were run with it, so it stays.
-    """
-    for member in transform.transforms:
-        sub_policies = [getattr(member, "ops", []), *getattr(member, "policy", [])]
-        for op in (op for sub_policy in sub_policies for op in sub_policy):
-            if op.aug_fn is posterize:
-                op.aug_fn = _posterize
-
-
-def eval_transform(
-    size: int, mean: tuple[float, ...], std: tuple[float, ...], crop_pct: float | None = None
-) -> transforms.Compose:
-    """The deterministic view of an image: float tensor (3, size, size)."""
-    if size >= WARPED_INPUT or size <= SMALL_INPUT:
-        view = [_warp(size)]
-    else:
-        short_side = int(size / (crop_pct or 224 / 256))
-        view = [
-            transforms.Resize(short_side, transforms.InterpolationMode.BICUBIC),
-            transforms.CenterCrop(size),
-        ]
-    return transforms.Compose([*view, transforms.ToTensor(), transforms.Normalize(mean, std)])
-
-
-def _warp(size: int) -> transforms.Resize:
-    return transforms.Resize((size, size), transforms.InterpolationMode.BICUBIC)
 
 
 class ShardSampler(Sampler[int]):

@@ -11,7 +11,8 @@ import time
 import torch
 from torch import nn
 
-from config import Config, parse_args
+from cli import parse_args
+from config import Config
 from datasets import Data, build_data, eval_loader, train_loader
 from engine import evaluate, train_one_epoch
 from models import checkpoint_filter_fn

@@ -12,7 +12,8 @@ from typing import Any
 import submitit
 import yaml
 
-from config import Config, parse_args_with
+from cli import parse_args_with
+from config import Config
 from runtime.errors import UserError
 
 

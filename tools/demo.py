@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch.utils.data import DataLoader
 
-from config import parse_args
+from cli import parse_args
 from datasets import build_data
 from runtime import checkpoint
 from runtime.logging import read_log

@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from config import Config, parse_args
+from cli import parse_args
+from config import Config
 from engine import train_one_epoch
 from runtime.distributed import DistributedContext
 from tests.golden.formula import fill_by_formula

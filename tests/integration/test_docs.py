@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from config import parse_args
+from cli import parse_args
 from run_with_submitit import plan
 from tests.integration.conftest import ROOT, launch
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import main
-from config import parse_args
+from cli import parse_args
 from runtime import checkpoint
 from tests.integration.conftest import ROOT, free_port, launch
 

@@ -4,7 +4,7 @@ import json
 
 import submitit
 
-from config import parse_args
+from cli import parse_args
 from run_with_submitit import Job
 from tests.integration.conftest import ROOT
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from config import SECTIONS, Config, parse_args
+from cli import parse_args
+from config import SECTIONS, Config
 from runtime.errors import UserError
 
 PUBLISHED = json.loads((Path(__file__).parents[1] / "golden/flags.json").read_text())

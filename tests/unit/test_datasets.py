@@ -13,14 +13,13 @@ from datasets import (
     build_data,
     build_mixup,
     eval_loader,
-    eval_transform,
     load_image,
     train_loader,
-    train_transform,
     write_digits,
 )
 from runtime.distributed import DistributedContext
 from runtime.errors import UserError
+from transforms import eval_transform, train_transform
 
 ZERO, ONE = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
 

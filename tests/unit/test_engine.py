@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from config import parse_args
+from cli import parse_args
 from engine import evaluate, train_one_epoch
 from runtime.distributed import DistributedContext
 from runtime.errors import UserError

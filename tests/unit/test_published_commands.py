@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from config import parse_args
+from cli import parse_args
 from run_with_submitit import job_parameters, main, plan
 from tests.unit.test_config import OF_SLURM
 

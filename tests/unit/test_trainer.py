@@ -10,7 +10,7 @@ import torch
 from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 
 import models  # noqa: F401
-from config import parse_args
+from cli import parse_args
 from runtime.distributed import DistributedContext
 from runtime.errors import UserError
 from trainer import build_model, build_trainer

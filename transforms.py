@@ -1,0 +1,95 @@
+"""From an image to the network's input: augmentation for training, one view for evaluation."""
+
+from typing import Any
+
+from PIL import Image
+from timm.data import create_transform
+from timm.data.auto_augment import posterize
+from timm.data.constants import (
+    IMAGENET_DEFAULT_MEAN,
+    IMAGENET_DEFAULT_STD,
+    IMAGENET_INCEPTION_MEAN,
+    IMAGENET_INCEPTION_STD,
+)
+from torchvision import transforms
+
+from config import AugmentConfig, DataConfig
+from runtime.errors import UserError
+
+SMALL_INPUT = 32  # pixels; up to here images are padded and cropped rather than rescaled
+WARPED_INPUT = 384  # pixels; from here on evaluation shows the whole image, warped to the square
+
+
+def mean_std(config: DataConfig) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """What images are normalised by, a value a channel."""
+    if config.imagenet_default_mean_and_std:
+        return IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+    return IMAGENET_INCEPTION_MEAN, IMAGENET_INCEPTION_STD
+
+
+def train_transform(
+    config: AugmentConfig, size: int, mean: tuple[float, ...], std: tuple[float, ...]
+) -> transforms.Compose:
+    """Random crop, flip, RandAugment and erasing: image -> float tensor (3, size, size)."""
+    try:
+        transform = create_transform(
+            size,
+            is_training=True,
+            scale=config.scale,
+            ratio=config.ratio,
+            hflip=config.hflip,
+            color_jitter=config.color_jitter,
+            auto_augment=config.aa,
+            interpolation=config.train_interpolation,
+            mean=mean,
+            std=std,
+            re_prob=config.reprob,
+            re_mode=config.remode,
+            re_count=config.recount,
+        )
+    except (AssertionError, KeyError, ValueError) as error:
+        raise UserError(
+            f"augmentation cannot be built from --aa {config.aa} and --train_interpolation "
+            f"{config.train_interpolation}: {error or type(error).__name__}"
+        ) from None
+    _allow_zero_bits(transform)
+    if size <= SMALL_INPUT and config.scale is None:
+        transform.transforms[0] = transforms.Compose(
+            [_warp(size), transforms.RandomCrop(size, padding=4)]
+        )
+    return transform
+
+
+def _posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
+    return posterize(image, bits) if bits > 0 else Image.new(image.mode, image.size)
+
+
+def _allow_zero_bits(transform: transforms.Compose) -> None:
+    """timm's policies posterize to 0 bits at magnitude 10, which Pillow from 13 on refuses.
+
+    Older ones give a black image; the published policies were run with it, so it stays.
+    """
+    for member in transform.transforms:
+        sub_policies = [getattr(member, "ops", []), *getattr(member, "policy", [])]
+        for op in (op for sub_policy in sub_policies for op in sub_policy):
+            if op.aug_fn is posterize:
+                op.aug_fn = _posterize
+
+
+def eval_transform(
+    size: int, mean: tuple[float, ...], std: tuple[float, ...], crop_pct: float | None = None
+) -> transforms.Compose:
+    """The deterministic view of an image: float tensor (3, size, size)."""
+    if size >= WARPED_INPUT or size <= SMALL_INPUT:
+        view = [_warp(size)]
+    else:
+        short_side = int(size / (crop_pct or 224 / 256))
+        view = [
+            transforms.Resize(short_side, transforms.InterpolationMode.BICUBIC),
+            transforms.CenterCrop(size),
+        ]
+    return transforms.Compose([*view, transforms.ToTensor(), transforms.Normalize(mean, std)])
+
+
+def _warp(size: int) -> transforms.Resize:
+    return transforms.Resize((size, size), transforms.InterpolationMode.BICUBIC)
