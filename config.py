@@ -33,8 +33,9 @@ class FinetuneConfig:
     """Start weights"""
 
     finetune: str = ""
-    """Weights to start from: a .pth of this project or of the release, or .safetensors. Global
-    filters are resized; a head of another class count is replaced; all else has to fit."""
+    """Weights to start from: the name of published ones, a path or an address (a .pth of this
+    project or of the release, or .safetensors). Global filters are resized; a head of another class
+    count is replaced; all else has to fit."""
     model_key: str = "model|module"
     """Entries of the file to look for the weights in, tried in turn; else the file itself."""
     model_prefix: str = ""
@@ -152,7 +153,7 @@ class ScheduleConfig:
     epochs: int = 300
     """Passes over the training images."""
     start_epoch: int = 0
-    """Epoch to start from, counted from 0; a resumed checkpoint overrides it."""
+    """Epoch to start from, counted from 0; that of a resumed checkpoint overrides it."""
     lr: float = 4e-3
     """Learning rate after the warm-up, for the total batch as it is (it is not scaled)."""
     min_lr: float = 1e-6
@@ -193,7 +194,8 @@ class CheckpointConfig:
     output_dir: str = ""
     """Folder of checkpoints, log.txt, config.yaml and curves.png; nothing is saved without it."""
     resume: str = ""
-    """Checkpoint to continue from, or to evaluate with `--eval true`."""
+    """Checkpoint to continue from, or to evaluate with `--eval true`: a path or an address; to
+    evaluate, also the name of published weights."""
     auto_resume: bool = True
     """Continue from the newest checkpoint of output_dir, if there is one."""
     save_ckpt: bool = True

@@ -26,6 +26,7 @@ from trainer import (
     build_model,
     build_trainer,
     load_start_weights,
+    local_file,
     size_facts,
 )
 from utils import epoch_seed, seed_everything, versions
@@ -64,10 +65,10 @@ def train(config: Config, model: nn.Module, data: Data, context: DistributedCont
     folder = checkpoint.RunFolder(config.checkpoint, context.is_main)
     resume_from = folder.to_resume()
     if config.finetune.finetune and not resume_from:
-        load_start_weights(model, config.finetune)
+        load_start_weights(model, config.finetune, num_classes, context)
     trainer = build_trainer(config, model, len(data.train), num_classes, context)
     if resume_from:
-        state = checkpoint.load(resume_from)
+        state = checkpoint.load(local_file(resume_from, context))
         checkpoint.check_classes(state, data.classes, resume_from)
         trainer.load_state_dict(state, resume_from)
         logger.info("resumed %s at epoch %d", resume_from, trainer.progress.epoch + 1)
@@ -134,7 +135,7 @@ def evaluate_checkpoint(
 ) -> None:
     """Prints the accuracy of --resume; of its moving average too where --model_ema_eval asks."""
     path = config.checkpoint.resume
-    state = checkpoint.load(path)
+    state = checkpoint.load(local_file(path, context))
     checkpoint.check_classes(state, data.classes, path)
     checkpoint.load_weights(model, checkpoint_filter_fn(state["model"], model), path)
     evaluate_model(config, "test", model, data, context)

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,14 @@ from torch.nn.parallel import DistributedDataParallel
 
 from config import Config, FinetuneConfig, ModelConfig, OptimConfig, RuntimeConfig
 from datasets import build_mixup
-from models import checkpoint_filter_fn, fit_head  # registers the HorNets with timm
+
+# registers the HorNets with timm
+from models import checkpoint_filter_fn, download, download_published, fit_head
 from optim_factory import Schedule, create_optimizer
 from runtime import checkpoint
-from runtime.distributed import DistributedContext
+from runtime.distributed import DistributedContext, first_on_each_machine
 from runtime.errors import UserError, near_names
+from runtime.logging import read_log
 from utils import count_gmacs, count_parameters, versions
 
 logger = logging.getLogger(__name__)
@@ -77,14 +80,7 @@ class Trainer:
 
     def load_state_dict(self, state: dict[str, Any], path: str | Path) -> None:
         """Restores `state_dict()`, read from `path`; raises UserError where it does not fit."""
-        saved = {name: state.get(name) for name in asdict(self.progress)}
-        if not isinstance(state.get("optimizer"), dict) or not all(
-            isinstance(value, int | float) for value in saved.values()
-        ):
-            raise UserError(
-                f"checkpoint {path} cannot be resumed: it needs the optimizer's state and the "
-                f"numbers {', '.join(saved)}"
-            )
+        progress = _saved_progress(state, Path(path), self.schedule.config.start_epoch)
         checkpoint.load_weights(self.bare_model, state["model"], path)
         if self.ema:
             if not state.get("model_ema"):
@@ -101,15 +97,44 @@ class Trainer:
                 self.scaler.load_state_dict(state["scaler"])
         except (ValueError, KeyError) as error:
             raise UserError(f"checkpoint {path} has another optimizer: {error}") from None
-        for name, value in saved.items():
-            setattr(self.progress, name, value)
         # the schedules follow the epochs, whatever the total batch of the run so far was
-        self.progress.step = (self.progress.epoch + 1) * self.schedule.steps_per_epoch
-        if self.progress.step != saved["step"]:
+        step = (progress.epoch + 1) * self.schedule.steps_per_epoch
+        if step != progress.step and "step" in state:
             logger.warning(
                 "%s was trained with another total batch: the schedules go on at step %d, not %d",
-                path, self.progress.step, saved["step"],
+                path, step, progress.step,
             )  # fmt: skip
+        for name, value in asdict(replace(progress, step=step)).items():
+            setattr(self.progress, name, value)
+
+
+def _saved_progress(state: dict[str, Any], path: Path, start_epoch: int) -> Progress:
+    """How far the run of a checkpoint had come.
+
+    The release's have a word for the epoch in files that are not numbered, and know no best
+    accuracy: that is read from the log.txt beside them.
+    """
+    epoch = state.get("epoch")
+    if epoch == "start":
+        epoch = -1
+    elif epoch in ("best", "best-ema") and start_epoch:
+        epoch = start_epoch - 1
+    if not isinstance(epoch, int) or not isinstance(state.get("optimizer"), dict):
+        missing = f"its epoch is {epoch!r}, not a number (see --start_epoch)"
+        if isinstance(epoch, int):
+            missing = "it has no state of the optimizer"
+        raise UserError(
+            f"checkpoint {path} cannot be resumed: {missing}; --finetune starts anew from its "
+            "weights"
+        )
+    numbers = {name: state.get(name, 0) for name in ("step", "max_accuracy", "max_ema_accuracy")}
+    if not all(isinstance(number, int | float) for number in numbers.values()):
+        raise UserError(f"checkpoint {path} cannot be resumed: {', '.join(numbers)} are no numbers")
+    if "max_accuracy" not in state and (path.parent / "log.txt").is_file():
+        for record in read_log(path.parent):
+            if record["epoch"] <= epoch:
+                numbers |= {name: record[name] for name in numbers.keys() & record.keys()}
+    return Progress(epoch, **numbers)
 
 
 def build_model(config: ModelConfig, num_classes: int) -> nn.Module:
@@ -142,12 +167,45 @@ def size_facts(config: ModelConfig, num_classes: int) -> dict[str, float]:
             raise UserError(f"--input_size {size}: {config.model} fails: {error}") from None
 
 
-def load_start_weights(model: nn.Module, config: FinetuneConfig) -> None:
+def local_file(source: str | Path, context: DistributedContext) -> Path:
+    """The checkpoint that a flag names, as a file: a path, an address, or published weights.
+
+    What has to be fetched is put into torch.hub's cache, by one process of each machine. Raises
+    UserError where it can't be had.
+    """
+    with first_on_each_machine(context):
+        try:
+            return _fetched(str(source))
+        except RuntimeError as error:
+            raise UserError(str(error)) from None
+
+
+def _fetched(source: str) -> Path:
+    if source.startswith(("https://", "http://")):
+        return download(source)
+    is_path = "/" in source or source.endswith((".pth", ".pt", ".safetensors"))
+    if is_path or Path(source).exists():
+        return Path(source)
+    published = download_published(source)
+    if published is None:
+        names = timm.list_pretrained("hornet_*")
+        raise UserError(
+            f"there is neither a file nor published weights of the name {source}"
+            f"{near_names(source, names)}"
+        )
+    return published
+
+
+def load_start_weights(
+    model: nn.Module, config: FinetuneConfig, num_classes: int, context: DistributedContext
+) -> None:
     """Loads --finetune into `model`; raises UserError where more than the head does not fit."""
-    path = config.finetune
+    path = local_file(config.finetune, context)
     weights = checkpoint.find_weights(path, config.model_key, config.model_prefix)
-    weights, done = fit_head(checkpoint_filter_fn(weights, model), model)
-    checkpoint.load_weights(model, weights, path, may_lack=frozenset(("head.weight", "head.bias")))
+    classifier = str(getattr(model, "pretrained_cfg", {}).get("classifier") or "head")
+    weights, done = fit_head(checkpoint_filter_fn(weights, model), num_classes, classifier)
+    may_lack = frozenset((f"{classifier}.weight", f"{classifier}.bias"))
+    checkpoint.load_weights(model, weights, path, may_lack)
     logger.info("start weights from %s%s", path, f"; {done}" if done else "")
 
 

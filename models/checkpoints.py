@@ -1,14 +1,25 @@
-"""Published and older weights -> the state dict of this code."""
+"""Published and older weights -> the state dict of this code: fetched, read, and fitted."""
 
+import argparse
+import hashlib
+import http.client
 import json
+import logging
+import os
+import pickle
+import shutil
 from functools import cache
-from pathlib import Path
+from pathlib import Path, PosixPath
 from typing import Any
+from urllib.parse import urlparse
+from urllib.request import Request, urlopen
 
 import torch
 from torch import Tensor, nn
 
 from .ops.global_filter import resize_filter
+
+logger = logging.getLogger(__name__)
 
 _WRAPPERS = ("model", "state_dict", "model_ema")
 # of DistributedDataParallel, torch.compile, and the backbone of a detector or segmentor
@@ -50,26 +61,104 @@ def _strip(key: str, expected: dict[str, Tensor]) -> str:
     return key
 
 
+def download(address: str, file_name: str = "") -> Path:
+    """The file behind an address: from torch.hub's cache, where it is put on first use.
+
+    Args:
+        address: Where the file is. The released ones end in '/?dl=1' and name no file.
+        file_name: Its name in the cache; made from the address if not given.
+
+    Raises:
+        RuntimeError: it can't be had. The message says how to get it by hand.
+    """
+    name = file_name or _cache_name(address)
+    path = Path(torch.hub.get_dir()) / "checkpoints" / name
+    if path.exists():
+        return path
+    temporary = path.with_name(f".{name}.{os.getpid()}.tmp")
+    logger.info("downloading %s to %s", address, path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        request = Request(address, headers={"User-Agent": "hornet-pytorch"})
+        with urlopen(request, timeout=60) as response, temporary.open("wb") as file:
+            shutil.copyfileobj(response, file)
+            length = response.headers.get("Content-Length")
+        if length and temporary.stat().st_size != int(length):
+            raise OSError("the connection ended early")
+        with temporary.open("rb") as file:
+            if file.read(1) in (b"<", b""):  # a share that has expired says so in HTML
+                raise OSError("it gave a web page, not weights")
+        temporary.replace(path)
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        raise RuntimeError(
+            f"{address} could not be downloaded ({error}): open it in a browser and save the file "
+            f"as {path}"
+        ) from None
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def _cache_name(address: str) -> str:
+    """Two addresses never share a name, whatever their last part is."""
+    digest = hashlib.sha256(address.encode()).hexdigest()[:8]
+    last = Path(urlparse(address).path).name
+    known = last.endswith((".pth", ".pt", ".bin", ".safetensors"))
+    return f"{digest}-{last}" if known else f"{digest}.pth"
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The weights in a released .pth file, unprefixed, without running code that it may hold.
+
+    Raises:
+        RuntimeError: the file can't be read.
+    """
+    try:
+        # some released files hold their flags: a Namespace, those of Slurm runs with paths in it
+        with torch.serialization.safe_globals([argparse.Namespace, PosixPath]):
+            weights = _unwrap(torch.load(path, map_location="cpu", weights_only=True))
+            return {_strip(name, {}): value for name, value in weights.items()}
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0].split(". ")[0]
+        raise RuntimeError(f"{path} can't be read ({reason}): remove it and try again") from None
+
+
 @cache
 def imagenet1k_in_22k() -> list[int]:
     """For each class of ImageNet-1K its row in the head of the released ImageNet-22K models."""
     return json.loads((Path(__file__).parent / "imagenet1k_in_22k.json").read_text())
 
 
-def fit_head(state_dict: dict[str, Tensor], model: nn.Module) -> tuple[dict[str, Tensor], str]:
+def is_imagenet22k(rows: int) -> bool:
+    """Whether a head of that many rows is one of the released ImageNet-22K models.
+
+    The recorded index needs 10,459 rows; more than 10,560 would exceed the published size of
+    hornet_large_gf_img384, 216 million parameters.
+    """
+    return max(imagenet1k_in_22k()) < rows <= 10_560
+
+
+def select_imagenet1k(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The state dict of an ImageNet-22K model with the head's rows of ImageNet-1K alone."""
+    index = torch.tensor(imagenet1k_in_22k())
+    heads = {"head.weight", "head.bias"} & state_dict.keys()
+    return state_dict | {name: state_dict[name][index] for name in heads}
+
+
+def fit_head(
+    state_dict: dict[str, Tensor], num_classes: int, classifier: str = "head"
+) -> tuple[dict[str, Tensor], str]:
     """Fits the rows of the head to the model's classes; returns the state dict and what was done.
 
     The head of the ImageNet-22K models becomes one of ImageNet-1K where the model has 1000
     classes. Any other head of another class count is left out, for a new one to be learnt.
     """
-    weight, expected = state_dict.get("head.weight"), model.state_dict().get("head.weight")
-    if weight is None or expected is None or len(weight) == len(expected):
+    weight = state_dict.get(f"{classifier}.weight")
+    if weight is None or len(weight) == num_classes:
         return state_dict, ""
-    heads = {"head.weight", "head.bias"}
-    rows = imagenet1k_in_22k()
-    if len(expected) == len(rows) and len(weight) > max(rows):
-        index = torch.tensor(rows)
-        taken = {name: state_dict[name][index] for name in heads & state_dict.keys()}
-        return state_dict | taken, f"the head's {len(rows)} rows are taken out of {len(weight)}"
+    rows = len(weight)
+    if num_classes == len(imagenet1k_in_22k()) and is_imagenet22k(rows) and classifier == "head":
+        return select_imagenet1k(state_dict), f"the head's 1000 rows are taken out of {rows}"
+    heads = {f"{classifier}.weight", f"{classifier}.bias"}
     rest = {name: value for name, value in state_dict.items() if name not in heads}
-    return rest, f"the head starts anew: {len(weight)} classes in the file, {len(expected)} here"
+    return rest, f"the head starts anew: {rows} classes in the file, {num_classes} here"

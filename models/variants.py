@@ -5,12 +5,24 @@ Importing this module registers every row of `VARIANTS` under its name.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import (
+    build_model_with_cfg,
+    generate_default_cfgs,
+    register_model,
+    resolve_pretrained_cfg,
+)
 
-from .checkpoints import checkpoint_filter_fn
+from .checkpoints import (
+    checkpoint_filter_fn,
+    download,
+    is_imagenet22k,
+    read_weights,
+    select_imagenet1k,
+)
 from .hornet import HorNet, HorNetFeatures
 
 __all__: list[str] = []
@@ -35,9 +47,17 @@ class Variant:
     """Side of the images it is made for."""
     released: bool = True
     """Whether the paper's authors released it; the others are this project's own."""
+    weights: tuple[str, str] | None = None
+    """The released weights: their tag, and what their address alone has."""
 
 
 RELEASED = (2, 3, 18, 2)
+IMAGENET_1K = 1000
+# rows of the released ImageNet-22K heads: the recorded index of the 1K classes ends in 10450 ...
+# 10458, and the published sizes (209, 211, 216 million) allow 100 more at most. What counts is the
+# file: a model with pretrained weights takes its rows from there.
+IMAGENET_22K = 10_459
+_ADDRESS = "https://cloud.tsinghua.edu.cn/f/{}/?dl=1"
 
 VARIANTS: dict[str, Variant] = {
     # this project's own small end: depths of timm's ConvNeXt of those names, and a width that gives
@@ -51,16 +71,18 @@ VARIANTS: dict[str, Variant] = {
     "hornet_nano_7x7": Variant(64, (2, 2, 8, 2), released=False),
     "hornet_nano_gf": Variant(64, (2, 2, 8, 2), GF_224, released=False),
     # the paper's
-    "hornet_tiny_7x7": Variant(64, RELEASED),
-    "hornet_tiny_gf": Variant(64, RELEASED, GF_224),
-    "hornet_small_7x7": Variant(96, RELEASED),
-    "hornet_small_gf": Variant(96, RELEASED, GF_224),
-    "hornet_base_7x7": Variant(128, RELEASED),
-    "hornet_base_gf": Variant(128, RELEASED, GF_224),
+    "hornet_tiny_7x7": Variant(64, RELEASED, weights=("in1k", "bac9690c72944d19aca1")),
+    "hornet_tiny_gf": Variant(64, RELEASED, GF_224, weights=("in1k", "460e759c82324ea6bfa3")),
+    "hornet_small_7x7": Variant(96, RELEASED, weights=("in1k", "8ef64277da0e469ea857")),
+    "hornet_small_gf": Variant(96, RELEASED, GF_224, weights=("in1k", "959603ca287d4c09ad49")),
+    "hornet_base_7x7": Variant(128, RELEASED, weights=("in1k", "13a748487711492e9704")),
+    "hornet_base_gf": Variant(128, RELEASED, GF_224, weights=("in1k", "c212d1d8a3914b47a5c1")),
     "hornet_base_gf_img384": Variant(128, RELEASED, GF_384, image_size=384),
-    "hornet_large_7x7": Variant(192, RELEASED),
-    "hornet_large_gf": Variant(192, RELEASED, GF_224),
-    "hornet_large_gf_img384": Variant(192, RELEASED, GF_384, image_size=384),
+    "hornet_large_7x7": Variant(192, RELEASED, weights=("in22k", "c2fc23caae084a3aa73d")),
+    "hornet_large_gf": Variant(192, RELEASED, GF_224, weights=("in22k", "8600206ebdfa485f98d0")),
+    "hornet_large_gf_img384": Variant(
+        192, RELEASED, GF_384, image_size=384, weights=("in22k", "eec48d5eca5a48d98fd2")
+    ),
 }
 
 
@@ -92,24 +114,86 @@ def _cfg(variant: Variant) -> dict[str, Any]:
     return cfg
 
 
-default_cfgs = generate_default_cfgs({name: _cfg(row) for name, row in VARIANTS.items()})
+def _cfgs(name: str, variant: Variant) -> dict[str, dict[str, Any]]:
+    """timm's settings by 'name.tag', or by name where there are no weights."""
+    cfg = _cfg(variant)
+    if not variant.weights:
+        return {name: cfg}
+    tag, share = variant.weights
+    classes = IMAGENET_22K if tag == "in22k" else IMAGENET_1K
+    return {f"{name}.{tag}": cfg | {"url": _ADDRESS.format(share), "num_classes": classes}}
 
 
-def _create_hornet(name: str, pretrained: bool = False, **kwargs: Any) -> HorNet:
+default_cfgs = generate_default_cfgs(
+    {key: cfg for name, row in VARIANTS.items() for key, cfg in _cfgs(name, row).items()}
+)
+
+
+def download_published(name: str) -> Path | None:
+    """The released weights of a model, 'name' or 'name.tag', as a file; None if there are none.
+
+    Raises:
+        RuntimeError: they can't be downloaded.
+    """
+    model, _, tag = name.partition(".")
+    weights = VARIANTS[model].weights if model in VARIANTS else None
+    if weights is None or tag not in ("", weights[0]):
+        return None
+    tag, share = weights
+    return download(_ADDRESS.format(share), f"{model}.{tag}.pth")
+
+
+def _pretrained(
+    name: str, pretrained_cfg: Any, overlay: dict[str, Any], num_classes: int | None
+) -> dict[str, Any]:
+    """What timm needs to load the released weights, which it can't fetch or read by itself.
+
+    An address of its own in the overlay is fetched in the same way. Nothing where timm has another
+    source: a file, a state dict, a Hugging Face repository.
+    """
+    cfg = resolve_pretrained_cfg(name, pretrained_cfg, overlay)
+    if cfg.source or cfg.file or cfg.state_dict or cfg.hf_hub_id or not cfg.url:
+        return {}
+    own_name = "" if "url" in overlay else f"{name}.{cfg.tag}.pth"
+    weights = read_weights(download(str(cfg.url), own_name))
+    rows = len(weights["head.weight"])
+    if num_classes == IMAGENET_1K and is_imagenet22k(rows):
+        weights, rows = select_imagenet1k(weights), IMAGENET_1K
+    return {"state_dict": weights, "num_classes": rows}
+
+
+def _create_hornet(
+    name: str,
+    pretrained: bool = False,
+    pretrained_cfg: Any = None,
+    pretrained_cfg_overlay: dict[str, Any] | None = None,
+    **kwargs: Any,
+) -> HorNet:
     variant = VARIANTS[name]
+    overlay = dict(pretrained_cfg_overlay or {})
+    if pretrained:
+        overlay |= _pretrained(name, pretrained_cfg, overlay, kwargs.get("num_classes"))
+    elif not pretrained_cfg:
+        # the class count of weights counts where weights are named or loaded
+        kwargs.setdefault("num_classes", IMAGENET_1K)
     model_args = {
         "base_dim": variant.base_dim,
         "depths": variant.depths,
         "global_filters": variant.global_filters,
     }
-    return build_model_with_cfg(
+    model = build_model_with_cfg(
         HorNet,
         name,
         pretrained,
+        pretrained_cfg=pretrained_cfg,
+        pretrained_cfg_overlay=overlay,
         pretrained_filter_fn=checkpoint_filter_fn,
         feature_cfg={"out_indices": (0, 1, 2, 3), "feature_cls": HorNetFeatures},
         **{**model_args, **kwargs},
     )
+    cfg: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
+    cfg.pop("state_dict", None)  # loaded, and not to be kept twice
+    return model
 
 
 def _register(name: str, variant: Variant) -> Callable[..., HorNet]:

@@ -57,13 +57,11 @@ class RunFolder:
         except OSError as error:
             raise UserError(f"--output_dir {self.path} cannot be written: {error}") from None
 
-    def to_resume(self) -> Path | None:
-        """The file that a run starts from: --resume if given, else the newest one in the folder."""
-        if self.config.resume:
-            return Path(self.config.resume)
-        if self.config.output_dir and self.config.auto_resume:
-            return next(reversed(numbered(self.path).values()), None)
-        return None
+    def to_resume(self) -> str:
+        """What a run goes on from: --resume if given, else the folder's newest file, else ''."""
+        if self.config.resume or not (self.config.output_dir and self.config.auto_resume):
+            return self.config.resume
+        return str(next(reversed(numbered(self.path).values()), ""))
 
     def log(self, record: dict[str, Any]) -> None:
         """Adds an epoch's record to log.txt."""
@@ -102,8 +100,15 @@ def save(state: dict[str, Any], path: Path) -> None:
 
 
 def load(path: str | Path) -> dict[str, Any]:
-    """A checkpoint on the CPU; raises UserError for a path or file that is none."""
+    """A checkpoint on the CPU; one of bare weights, or of an average alone, has them as 'model'.
+
+    Raises UserError for a path or file that is none.
+    """
     state = read(path)
+    if _are_weights(state):
+        state = {"model": state}
+    elif "model" not in state:
+        state = state | {"model": state.get("model_ema")}
     if not _are_weights(state.get("model")):
         raise UserError(f"checkpoint {path} has no weights: its entry 'model' has to hold tensors")
     return state
@@ -112,12 +117,13 @@ def load(path: str | Path) -> dict[str, Any]:
 def find_weights(
     path: str | Path, keys: str = "model|module", prefix: str = ""
 ) -> dict[str, torch.Tensor]:
-    """The weights of a checkpoint, under the first of `keys` ('a|b') that it has, or bare.
+    """The weights of a checkpoint: under the first of `keys` ('a|b') that it has, or bare.
 
     Names that begin with `prefix` lose it; the others are left out, if there is a prefix.
     """
     state = read(path)
-    weights = next((state[key] for key in keys.split("|") if key in state), state)
+    known = (*keys.split("|"), "model_ema")
+    weights = next((state[key] for key in known if key in state), state)
     if not _are_weights(weights):
         raise UserError(f"checkpoint {path} has no weights, neither under {keys} nor bare")
     if prefix:

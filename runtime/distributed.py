@@ -1,7 +1,8 @@
 """Processes: who we are, and what crosses between us."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -96,6 +97,18 @@ def _choose(device: str, local_rank: int) -> torch.device:
 def close_distributed() -> None:
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+@contextmanager
+def first_on_each_machine(context: DistributedContext) -> Iterator[None]:
+    """One process of each machine runs the body before the others: it fetches what they share."""
+    if context.local_rank:
+        barrier()
+    try:
+        yield
+    finally:  # after an error too, which the others then meet themselves instead of waiting
+        if not context.local_rank:
+            barrier()
 
 
 def barrier() -> None:

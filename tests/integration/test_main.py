@@ -1,11 +1,13 @@
 """main.py from end to end: training, log, checkpoints, resume, evaluation, processes, mistakes."""
 
+import argparse
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+from pathlib import PosixPath
 
 import pytest
 import torch
@@ -104,6 +106,49 @@ def test_resume_keeps_best_accuracies_and_average(flags, tmp_path):
     share = 1 - 0.8**4  # 4 steps an epoch
     gamma, average = (last[name]["stages.0.0.gamma1"].mean() for name in ("model", "model_ema"))
     assert average / gamma == pytest.approx(share, rel=1e-2)
+
+
+def as_released(state, **changes):
+    """A checkpoint of this project as the original release wrote them."""
+    for group in state["optimizer"]["param_groups"]:
+        for name in group.keys() - {"params", "lr", "betas", "eps", "weight_decay", "lr_scale"}:
+            del group[name]
+    kept = {name: state[name] for name in ("model", "model_ema", "optimizer", "epoch")}
+    flags = argparse.Namespace(model="hornet_atto_7x7", output_dir=PosixPath("logs"))
+    return kept | {"scaler": {}, "args": flags} | changes
+
+
+def test_released_checkpoint_is_resumed(flags, tmp_path, capsys):
+    """Without step and best accuracy, with a pickled Namespace, and older optimizer settings."""
+    whole = train(flags, tmp_path / "whole", *EVERYTHING)
+    folder = tmp_path / "released"
+    folder.mkdir()
+    state = checkpoint.load(tmp_path / "whole/checkpoint-0.pth")
+    torch.save(as_released(state), folder / "checkpoint-0.pth")
+    best = {"max_accuracy": 101.0, "max_ema_accuracy": 102.0}
+    records = [whole[0] | best, whole[1] | {"max_accuracy": 103.0}]
+    (folder / "log.txt").write_text("".join(json.dumps(record) + "\n" for record in records))
+    log = train(flags, folder, *EVERYTHING)
+    assert log[-1] == whole[-1] | best
+    assert "another total batch" not in capsys.readouterr().out
+    assert_same(
+        checkpoint.load(tmp_path / "whole/checkpoint-1.pth"),
+        checkpoint.load(folder / "checkpoint-1.pth"),
+    )
+
+
+def test_released_checkpoint_with_a_word_for_its_epoch(flags, tmp_path, monkeypatch):
+    train(flags, tmp_path / "whole", "--epochs", "1")
+    state = checkpoint.load(tmp_path / "whole/checkpoint-start.pth")
+    path = tmp_path / "checkpoint-start.pth"
+    torch.save(as_released(state, epoch="start"), path)
+    log = train(flags, tmp_path / "started", "--epochs", "1", "--resume", str(path))
+    assert [record["epoch"] for record in log] == [0]
+    torch.save(as_released(state, epoch="best"), path)
+    message = fail(monkeypatch, *flags, "--resume", path)
+    assert "its epoch is 'best', not a number (see --start_epoch)" in message
+    log = train(flags, tmp_path / "best", "--resume", str(path), "--start_epoch", "1")
+    assert [record["epoch"] for record in log] == [1]
 
 
 def test_evaluation_prints_the_accuracy_of_the_log(flags, tmp_path, capsys):

@@ -61,7 +61,7 @@ def test_other_files_are_refused(tmp_path):
         checkpoint.load(tmp_path / "none.pth")
     with pytest.raises(UserError, match="is a folder"):
         checkpoint.load(tmp_path)
-    for content in ([1, 2], {"weight": torch.ones(1)}, {"model": {"weight": 1}}, {"model": {}}):
+    for content in ([1, 2], {"weight": [1.0]}, {"model": {"weight": 1}}, {"model": {}}):
         torch.save(content, tmp_path / "other.pth")
         with pytest.raises(UserError, match="has no weights"):
             checkpoint.load(tmp_path / "other.pth")
@@ -104,12 +104,19 @@ def test_what_a_run_starts_from(tmp_path):
         config = CheckpointConfig(output_dir=str(tmp_path), **flags)
         return RunFolder(config, is_main=True).to_resume()
 
-    assert start() is None
+    assert start() == ""
     for epoch in (9, 10):
         (tmp_path / f"checkpoint-{epoch}.pth").touch()
-    assert start() == tmp_path / "checkpoint-10.pth"
-    assert start(auto_resume=False) is None
-    assert str(start(resume="other.pth")) == "other.pth"
+    assert start() == str(tmp_path / "checkpoint-10.pth")
+    assert start(auto_resume=False) == ""
+    assert start(resume="other.pth") == "other.pth"
+
+
+def test_bare_weights_and_an_average_alone(tmp_path):
+    weights = {"weight": torch.ones(1)}
+    for content in (weights, {"model_ema": weights, "epoch": 1}):
+        torch.save(content, tmp_path / "w.pth")
+        assert checkpoint.load(tmp_path / "w.pth")["model"] == weights
 
 
 def test_only_the_main_process_writes(tmp_path):

@@ -11,15 +11,23 @@ from safetensors.torch import save_file
 import models
 from config import FinetuneConfig
 from models.checkpoints import imagenet1k_in_22k
+from runtime.distributed import DistributedContext
 from runtime.errors import UserError
 from trainer import load_start_weights
 
 SMALL = {"base_dim": 16, "depths": (1, 1, 1, 1)}
 
 
+CPU = DistributedContext(0, 0, 1, torch.device("cpu"))
+
+
 def small(num_classes=5, name="hornet_atto_gf", seed=0, **kwargs):
     torch.manual_seed(seed)
     return timm.create_model(name, num_classes=num_classes, **SMALL, **kwargs)
+
+
+def start(model, **flags):
+    load_start_weights(model, FinetuneConfig(**flags), model.num_classes, CPU)
 
 
 def assert_same(model, expected):
@@ -33,6 +41,7 @@ def assert_same(model, expected):
         (lambda w: {"model": w, "model_ema": {}}, {}),
         (lambda w: {"module": w}, {}),
         (lambda w: w, {}),
+        (lambda w: {"model_ema": w}, {}),
         (lambda w: {"model": {}, "model_ema": w}, {"model_key": "model_ema|model"}),
         (lambda w: {"model": {f"module.{k}": v for k, v in w.items()}}, {}),
         (lambda w: {"model": {f"_orig_mod.module.{k}": v for k, v in w.items()}}, {}),
@@ -47,7 +56,7 @@ def test_weights_are_found(tmp_path, content, config):
     weights = small(seed=1).state_dict()
     torch.save(content(weights), tmp_path / "w.pth")
     model = small()
-    load_start_weights(model, FinetuneConfig(finetune=str(tmp_path / "w.pth"), **config))
+    start(model, finetune=str(tmp_path / "w.pth"), **config)
     assert_same(model, weights)
 
 
@@ -55,7 +64,7 @@ def test_safetensors(tmp_path):
     weights = small(seed=1).state_dict()
     save_file(weights, tmp_path / "w.safetensors")
     model = small()
-    load_start_weights(model, FinetuneConfig(finetune=str(tmp_path / "w.safetensors")))
+    start(model, finetune=str(tmp_path / "w.safetensors"))
     assert_same(model, weights)
 
 
@@ -65,7 +74,7 @@ def test_head_of_another_class_count_starts_anew(tmp_path, caplog):
     model = small(5)
     own = {name: value.clone() for name, value in model.state_dict().items() if "head" in name}
     with caplog.at_level("INFO"):
-        load_start_weights(model, FinetuneConfig(finetune=str(tmp_path / "w.pth")))
+        start(model, finetune=str(tmp_path / "w.pth"))
     assert_same(model, weights | own)
     assert "the head starts anew: 7 classes in the file, 5 here" in caplog.text
 
@@ -78,7 +87,7 @@ def test_22k_head_becomes_a_1k_head(tmp_path):
     weights["head.bias"] = torch.arange(len(weights["head.bias"])).float()
     torch.save({"model": weights}, tmp_path / "w.pth")
     model = small(1000)
-    load_start_weights(model, FinetuneConfig(finetune=str(tmp_path / "w.pth")))
+    start(model, finetune=str(tmp_path / "w.pth"))
     assert model.head.bias.tolist() == [float(row) for row in index]
     torch.testing.assert_close(model.head.weight[999], weights["head.weight"][index[999]])
 
@@ -87,7 +96,7 @@ def test_filters_are_resized(tmp_path):
     weights = small(seed=1).state_dict()
     torch.save({"model": weights}, tmp_path / "w.pth")
     model = small(global_filters=(None, None, (24, 13), (12, 7)))
-    load_start_weights(model, FinetuneConfig(finetune=str(tmp_path / "w.pth")))
+    start(model, finetune=str(tmp_path / "w.pth"))
     name = "stages.2.0.gnconv.dwconv.complex_weight"
     fitted = model.state_dict()[name]
     assert fitted.shape[1:3] == (24, 13)
@@ -108,14 +117,13 @@ def test_filters_are_resized(tmp_path):
 def test_what_does_not_fit_is_listed(tmp_path, change, message):
     torch.save(change(small(seed=1).state_dict()), tmp_path / "w.pth")
     with pytest.raises(UserError, match=message):
-        load_start_weights(small(), FinetuneConfig(finetune=str(tmp_path / "w.pth")))
+        start(small(), finetune=str(tmp_path / "w.pth"))
 
 
 def test_prefix_that_no_name_has(tmp_path):
     torch.save(small().state_dict(), tmp_path / "w.pth")
-    config = FinetuneConfig(finetune=str(tmp_path / "w.pth"), model_prefix="net.")
     with pytest.raises(UserError, match="no name begins with --model_prefix net."):
-        load_start_weights(small(), config)
+        start(small(), finetune=str(tmp_path / "w.pth"), model_prefix="net.")
 
 
 def test_prefix_that_the_model_has_itself_stays():
@@ -128,9 +136,29 @@ def test_prefix_that_the_model_has_itself_stays():
 def test_damaged_safetensors_are_one_line(tmp_path):
     (tmp_path / "w.safetensors").write_bytes(b"12345678901234567890")
     with pytest.raises(UserError, match="cannot be read"):
-        load_start_weights(small(), FinetuneConfig(finetune=str(tmp_path / "w.safetensors")))
+        load_start_weights(
+            small(), FinetuneConfig(finetune=str(tmp_path / "w.safetensors")), 5, CPU
+        )
 
 
 def test_index_travels_with_the_package():
     recorded = json.loads((Path(models.__file__).parent / "imagenet1k_in_22k.json").read_text())
     assert recorded == imagenet1k_in_22k()
+
+
+def test_name_that_is_neither_a_file_nor_published():
+    with pytest.raises(UserError, match="neither a file nor.*hornet_tiny_gf.in1k"):
+        start(small(), finetune="hornet_tiny_gf.in22k")
+    with pytest.raises(UserError, match="no/such.pth does not exist"):
+        start(small(), finetune="no/such.pth")
+
+
+def test_head_of_another_model_of_timm(tmp_path):
+    """timm's ConvNeXt has its head elsewhere: head.fc."""
+    name, sizes = "convnext_atto", {"depths": (1, 1, 1, 1), "dims": (8, 8, 8, 8)}
+    saved = timm.create_model(name, num_classes=7, **sizes).state_dict()
+    torch.save(saved, tmp_path / "w.pth")
+    model = timm.create_model(name, num_classes=5, **sizes)
+    own = {k: v.clone() for k, v in model.state_dict().items() if k.startswith("head.fc")}
+    start(model, finetune=str(tmp_path / "w.pth"))
+    assert_same(model, saved | own)

@@ -1,0 +1,175 @@
+"""Weights behind an address: fetched once, under a name of ours; what fails is one line."""
+
+import re
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+import timm
+import torch
+
+import models
+from models.checkpoints import imagenet1k_in_22k
+from models.variants import IMAGENET_22K, VARIANTS
+from runtime.distributed import DistributedContext
+from runtime.errors import UserError
+from trainer import local_file
+
+SMALL = {"base_dim": 16, "depths": (1, 1, 1, 1)}
+CPU = DistributedContext(0, 0, 1, torch.device("cpu"))
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """An empty cache of torch.hub."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
+    return tmp_path / "home" / "hub" / "checkpoints"
+
+
+@pytest.fixture
+def server(hub):
+    """A server of `pages`, path -> bytes; `requests` are the paths asked for."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):  # noqa: N802
+            page = server.pages.get(self.path)
+            server.requests.append(self.path)
+            self.send_response(200 if page is not None else 404)
+            self.send_header("Content-Length", str(len(page or b"") + server.missing_bytes))
+            self.send_header("Content-Disposition", "attachment; filename=theirs.pth")
+            self.end_headers()
+            self.wfile.write(page or b"")
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.pages, server.requests, server.missing_bytes = {}, [], 0
+    server.address = f"http://127.0.0.1:{server.server_port}"
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def weights(tmp_path, num_classes=1000, wrap=lambda w: {"model": w}, name="hornet_atto_gf"):
+    torch.manual_seed(1)
+    model = timm.create_model(name, num_classes=num_classes, **SMALL)
+    torch.save(wrap(model.state_dict()), tmp_path / "saved.pth")
+    return model, (tmp_path / "saved.pth").read_bytes()
+
+
+def test_address_without_a_file_name(server, hub, tmp_path):
+    _, server.pages["/f/abc/?dl=1"] = weights(tmp_path)
+    address = f"{server.address}/f/abc/?dl=1"
+    first, second = models.download(address), models.download(address)
+    assert first == second
+    assert server.requests == ["/f/abc/?dl=1"]
+    assert first.read_bytes() == server.pages["/f/abc/?dl=1"]
+    assert first.parent == hub
+    assert first.suffix == ".pth"
+    assert len(list(hub.iterdir())) == 1
+    assert local_file(address, CPU) == first
+
+
+def test_names_in_the_cache_differ_and_keep_their_suffix(server):
+    server.pages |= {"/a/w.safetensors": b"a", "/b/w.safetensors": b"b", "/a/?dl=1": b"c"}
+    paths = [models.download(server.address + page) for page in server.pages]
+    assert [path.read_bytes() for path in paths] == [b"a", b"b", b"c"]
+    assert [path.suffix for path in paths] == [".safetensors", ".safetensors", ".pth"]
+
+
+@pytest.mark.parametrize(
+    ("page", "missing_bytes", "reason"),
+    [
+        (None, 0, "404"),
+        (b"<!DOCTYPE html>", 0, "a web page"),
+        (b"", 0, "a web page"),
+        (b"PK half", 9, "ended early"),
+    ],
+)
+def test_failed_download_names_the_manual_way(server, hub, page, missing_bytes, reason):
+    server.missing_bytes = missing_bytes
+    if page is not None:
+        server.pages["/?dl=1"] = page
+    address = f"{server.address}/?dl=1"
+    with pytest.raises(UserError, match=reason) as caught:
+        local_file(address, CPU)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert re.search(rf"{re.escape(address)} could not.*save the file as {hub}/\w+\.pth$", message)
+    assert list(hub.iterdir()) == []
+
+
+def test_no_server_and_no_address(hub):
+    with pytest.raises(UserError, match="refused"):
+        local_file("http://127.0.0.1:9/w.pth", CPU)
+    with pytest.raises(UserError, match="could not be downloaded"):
+        local_file("http://", CPU)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [lambda w: {"model": w}, lambda w: {"model": {f"module.{k}": v for k, v in w.items()}}],
+)
+def test_timm_loads_released_weights(server, tmp_path, wrap):
+    saved, server.pages["/f/x/?dl=1"] = weights(tmp_path, 7, wrap)
+    overlay = {"url": f"{server.address}/f/x/?dl=1"}
+    options = {"pretrained": True, "pretrained_cfg_overlay": overlay, **SMALL}
+    model = timm.create_model("hornet_atto_gf", **options)
+    assert model.num_classes == 7
+    for name, value in saved.state_dict().items():
+        torch.testing.assert_close(model.state_dict()[name], value)
+    assert "state_dict" not in model.pretrained_cfg
+    other = timm.create_model("hornet_atto_gf", num_classes=3, in_chans=1, **options)
+    torch.testing.assert_close(other.norm.weight, saved.norm.weight)
+    stem = "downsample_layers.0.0.weight"
+    torch.testing.assert_close(other.state_dict()[stem], saved.state_dict()[stem].sum(1, True))
+    pyramid = timm.create_model("hornet_atto_gf", features_only=True, **options)
+    image = torch.randn(1, 3, 64, 64)
+    torch.testing.assert_close(pyramid(image)[-1], saved.forward_features(image))
+    assert len(server.requests) == 1
+
+
+def test_imagenet22k_weights_have_their_own_class_count(server, tmp_path):
+    saved, server.pages["/?dl=1"] = weights(tmp_path, IMAGENET_22K + 1)
+    overlay = {"url": f"{server.address}/?dl=1"}
+    options = {"pretrained": True, "pretrained_cfg_overlay": overlay, **SMALL}
+    assert timm.create_model("hornet_atto_gf", **options).num_classes == IMAGENET_22K + 1
+    model = timm.create_model("hornet_atto_gf", num_classes=1000, **options)
+    torch.testing.assert_close(model.head.weight, saved.head.weight[imagenet1k_in_22k()])
+
+
+def test_damaged_weights_in_the_cache_are_named(server):
+    server.pages["/?dl=1"] = b"PK nothing"
+    overlay = {"url": f"{server.address}/?dl=1"}
+    with pytest.raises(RuntimeError, match=r"\.pth can't be read .*: remove it"):
+        timm.create_model("hornet_atto_gf", pretrained=True, pretrained_cfg_overlay=overlay)
+
+
+def test_published_names_and_their_files(hub, monkeypatch):
+    asked = []
+    monkeypatch.setattr("models.variants.download", lambda *args: asked.append(args) or hub / "x")
+    for name in ("hornet_large_gf", "hornet_large_gf.in22k", "hornet_tiny_7x7.in1k"):
+        assert local_file(name, CPU) == hub / "x"
+    assert [file_name for _, file_name in asked] == [
+        *["hornet_large_gf.in22k.pth"] * 2,
+        "hornet_tiny_7x7.in1k.pth",
+    ]
+    assert models.download_published("hornet_tiny_7x7.in22k") is None
+    assert models.download_published("hornet_atto_7x7") is None
+    assert models.download_published("convnext_tiny") is None
+
+
+def test_class_count_without_weights():
+    with torch.device("meta"):
+        assert timm.create_model("hornet_large_7x7").num_classes == 1000
+        assert timm.create_model("hornet_large_7x7.in22k").num_classes == IMAGENET_22K
+    assert max(imagenet1k_in_22k()) < IMAGENET_22K
+
+
+def test_every_variant_with_weights_is_offered_by_timm():
+    offered = set(timm.list_pretrained("hornet_*"))
+    assert offered == {f"{n}.{row.weights[0]}" for n, row in VARIANTS.items() if row.weights}
