@@ -125,6 +125,8 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("model_ema_decay", "momentum"), (0, 1)),
     **dict.fromkeys(("drop_path", "smoothing"), (0, 0.99)),
     "recount": (1, 100),
+    "val_fraction": (0, 0.9),
+    "max_images": (1, math.inf),
     "layer_decay": (1e-3, 1),
     "crop_pct": (0.01, 1),
 }

@@ -46,15 +46,28 @@ class FinetuneConfig:
 class DataConfig:
     """Data"""
 
-    data_set: Literal["IMNET", "image_folder", "digits"] = "IMNET"
+    data_set: str = "IMNET"
     """IMNET: data_path holds train/ and val/ with the 1000 classes of ImageNet. image_folder:
-    data_path and eval_data_path hold one folder a class. digits: scikit-learn's handwritten
-    digits, written to data_path as image folders when they are not there."""
+    data_path and eval_data_path hold one folder a class. CIFAR: CIFAR-100, downloaded to data_path.
+    digits: scikit-learn's handwritten digits, written to data_path as image folders when they are
+    not there. tar: data_path holds train.tar and val.tar, or folders of tar files. wds/, hfds/NAME,
+    hfids/NAME, tfds/NAME, torch/NAME: what timm reads by these prefixes."""
     data_path: str = "/path/to/dataset"
     """Folder of the data set."""
     eval_data_path: str | None = None
     """Folder of the evaluation images (image_folder only); if not given, data_path has to hold
-    train/ and val/."""
+    train/ and val/, or val_fraction says how many to hold out."""
+    val_fraction: float = 0.0
+    """Share of each class's images that is held out for evaluation, where there is no other
+    folder of them (image_folder only). The same images for every seed."""
+    train_split: str = "train"
+    """Split to train on, of the data sets with a prefix. For wds/ also shards, as in
+    'train-{000..099}.tar|50000', with the number of images."""
+    val_split: str = "validation"
+    """Split to evaluate on, of the data sets with a prefix."""
+    max_images: int | None = None
+    """Use only that many images, spread evenly over the data set, of those for training and of
+    those for evaluation; all if not given."""
     batch_size: int = 64
     """Images a process and micro-batch. Evaluation uses one and a half times as many."""
     num_workers: int = 10
@@ -64,7 +77,12 @@ class DataConfig:
     imagenet_default_mean_and_std: bool = True
     """Normalise by ImageNet's mean and deviation; otherwise by 0.5 and 0.5, as Inception does."""
     nb_classes: int = 1000
-    """Unused, as in the original release: the data set tells the number of its classes."""
+    """Number of classes of a data set that cannot tell it (wds/); all others tell it themselves."""
+
+    @property
+    def has_path(self) -> bool:
+        """Whether data_path was given at all."""
+        return self.data_path != DataConfig.data_path
 
 
 @dataclass(frozen=True)

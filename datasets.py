@@ -1,30 +1,39 @@
-"""Data sets, loaders and mixup."""
+"""Data sets: class folders, CIFAR-100, the digits, and what timm reads."""
 
+import importlib
+import logging
 import os
 import shutil
+import sys
 import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
-from timm.data import Mixup
-from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler
-from torchvision.datasets import ImageFolder
+from timm.data import create_dataset
+from timm.data.dataset import ImageDataset
+from timm.data.readers.reader_image_in_tar import ReaderImageInTar
+from torch.utils.data import Dataset, IterableDataset, Subset
+from torchvision.datasets import CIFAR100, ImageFolder
 
-from config import AugmentConfig, DataConfig, MixupConfig
-from runtime.distributed import DistributedContext
+from config import AugmentConfig, DataConfig
 from runtime.errors import UserError
 from transforms import eval_transform, mean_std, train_transform
+
+logger = logging.getLogger(__name__)
+
+FOLDERS = ("IMNET", "image_folder", "digits")
+TIMM_PREFIXES = ("wds", "hfds", "hfids", "tfds", "torch")
 
 
 @dataclass(frozen=True)
 class Data:
     """The data sets of a run, and the names of its classes in the order of the labels."""
 
-    train: ImageFolder | None
-    val: ImageFolder | None
+    train: Dataset | None
+    val: Dataset | None
     classes: list[str]
 
 
@@ -35,59 +44,146 @@ def build_data(
     with_train: bool = True,
     with_val: bool = True,
 ) -> Data:
-    """Opens the folders that a run needs; raises UserError for one that is missing or empty."""
-    if config.data_set == "digits":
-        try:
-            write_digits(Path(config.data_path))
-        except OSError as error:
-            raise UserError(f"--data_path {config.data_path} cannot be written: {error}") from None
-    train_folder, val_folder = _folders(config, with_train, with_val)
+    """Opens the data sets that a run needs; raises UserError for one that is missing or empty."""
+    prefix = config.data_set.partition("/")[0]
+    if prefix not in (*FOLDERS, "CIFAR", "tar", *TIMM_PREFIXES):
+        raise UserError(
+            f"--data_set {config.data_set}: choose one of {', '.join(FOLDERS)}, CIFAR, tar, or one "
+            f"of timm's: {', '.join(name + '/' for name in TIMM_PREFIXES)}"
+        )
+    if not Path(config.data_path).is_dir() and (config.has_path or prefix not in ("hfds", "hfids")):
+        raise UserError(f"--data_path {config.data_path} is not a folder")
     normalisation = mean_std(config)
-    train = val = None
+    views = {}
     if with_train:
-        train = _image_folder(train_folder, train_transform(augment, input_size, *normalisation))
+        views["train"] = train_transform(augment, input_size, *normalisation)
     if with_val:
-        transform = eval_transform(input_size, *normalisation, crop_pct=augment.crop_pct)
-        val = _image_folder(val_folder, transform)
-    if train and val and train.classes != val.classes:
-        only = sorted(set(train.classes) ^ set(val.classes))
+        crop_pct = augment.crop_pct
+        views["val"] = eval_transform(input_size, *normalisation, crop_pct=crop_pct)
+    if prefix in FOLDERS:
+        parts = _folders(config, views)
+    elif prefix == "CIFAR":
+        parts = {part: _cifar(config, part, views[part]) for part in views}
+    else:
+        parts = {part: _from_timm(config, part, views[part]) for part in views}
+
+    known = {part: _class_names(dataset, config) for part, dataset in parts.items()}
+    if len(known) == 2 and known["train"] != known["val"]:
+        only = sorted(set(known["train"]) ^ set(known["val"]))
         raise UserError(
-            f"{train_folder} and {val_folder} hold different classes: {', '.join(only[:5])} "
-            "stand in only one of them"
+            f"{config.data_path}: the images to train on and to evaluate on have different "
+            f"classes: {', '.join(only[:5])} stand in only one of them"
         )
-    shown = train or val
-    assert shown is not None, "a run trains or evaluates"
-    if with_train and len(shown.classes) < 2:
-        raise UserError(f"{shown.root} holds one class only, {shown.classes[0]}: give two or more")
-    if config.data_set == "digits" and shown.classes != list("0123456789"):
+    classes = next(iter(known.values()))
+    _check_classes(config, classes, with_train)
+    chosen = {part: _limited(dataset, config.max_images) for part, dataset in parts.items()}
+    return Data(chosen.get("train"), chosen.get("val"), classes)
+
+
+def fetch_data(config: DataConfig) -> None:
+    """Puts the data sets that bring their images along where data_path says, once."""
+    try:
+        if config.data_set == "digits":
+            write_digits(Path(config.data_path))
+        if config.data_set == "CIFAR":
+            CIFAR100(config.data_path, download=True)
+    except (OSError, RuntimeError) as error:
         raise UserError(
-            f"--data_path {config.data_path} holds other images than digits: give a new folder"
-        )
-    if config.data_set == "IMNET" and len(shown.classes) != 1000:
+            f"--data_set {config.data_set} cannot be put into --data_path {config.data_path}: "
+            f"{error}"
+        ) from None
+
+
+def _class_names(dataset: Dataset, config: DataConfig) -> list[str]:
+    while isinstance(dataset, Subset):
+        dataset = dataset.dataset
+    source = getattr(dataset, "reader", dataset)
+    # tar files have it under another name
+    index = getattr(source, "class_to_idx", getattr(source, "class_name_to_idx", None))
+    if not index:
+        return [str(label) for label in range(config.nb_classes)]
+    return [str(name) for name in sorted(index, key=index.__getitem__)]
+
+
+def _check_classes(config: DataConfig, classes: list[str], with_train: bool) -> None:
+    path = config.data_path
+    if with_train and len(classes) < 2:
+        raise UserError(f"{path} holds one class only, {classes[0]}: give two or more")
+    if config.data_set == "digits" and classes != list("0123456789"):
+        raise UserError(f"--data_path {path} holds other images than digits: give a new folder")
+    if config.data_set == "IMNET" and len(classes) != 1000:
         raise UserError(
-            f"{shown.root} holds {len(shown.classes)} classes, ImageNet-1K has 1000: "
+            f"{path} holds {len(classes)} classes, ImageNet-1K has 1000: "
             "use --data_set image_folder for other data"
         )
-    return Data(train, val, shown.classes)
 
 
-def _folders(config: DataConfig, with_train: bool, with_val: bool) -> tuple[Path, Path]:
+def _limited(dataset: Dataset, most: int | None) -> Dataset:
+    length = image_count(dataset)
+    if most is None or most >= length:
+        return dataset
+    if isinstance(dataset, IterableDataset):
+        raise UserError("--max_images cannot choose from a stream of images")
+    return Subset(dataset, [i * length // most for i in range(most)])
+
+
+def image_count(dataset: Dataset) -> int:
+    """Images of a data set, for all processes together."""
+    if isinstance(dataset, IterableDataset):
+        return int(dataset.reader.num_samples)  # type: ignore[attr-defined]
+    return len(dataset)  # type: ignore[arg-type]
+
+
+def file_name(dataset: Dataset, index: int) -> str:
+    """The file of an image, or its number where it has none."""
+    if isinstance(dataset, Subset):
+        return file_name(dataset.dataset, dataset.indices[index])
+    if isinstance(dataset, ImageFolder):
+        return dataset.samples[index][0]
+    if isinstance(dataset, ImageDataset):
+        return str(dataset.filename(index) or index)
+    return str(index)
+
+
+def _folders(config: DataConfig, views: dict[str, Any]) -> dict[str, Dataset]:
+    """The parts of a data set of class folders."""
     root = Path(config.data_path)
-    if not root.is_dir():
-        raise UserError(f"--data_path {root} is not a folder")
     if config.data_set != "image_folder":
-        return root / "train", root / "val"
+        return {part: _image_folder(root / part, view) for part, view in views.items()}
     if config.eval_data_path:
-        return root, Path(config.eval_data_path)
-    has_train, has_val = (root / "train").is_dir(), (root / "val").is_dir()
-    train = root / "train" if has_train else root
-    val = root / "val" if has_val else root
-    if with_train and with_val and not (has_train and has_val):
+        folders = {"train": root, "val": Path(config.eval_data_path)}
+        return {part: _image_folder(folders[part], view) for part, view in views.items()}
+    train = root / "train" if (root / "train").is_dir() else root
+    val = root / "val" if (root / "val").is_dir() else root
+    if config.val_fraction and val == root:
+        opened = {part: _image_folder(train, view) for part, view in views.items()}
+        return _held_out(opened, config.val_fraction)
+    if len(views) == 2 and root in (train, val):
         raise UserError(
             f"no evaluation images: {root} does not hold both train/ and val/, so give "
-            "--eval_data_path FOLDER, or --disable_eval true"
+            "--eval_data_path FOLDER, --val_fraction 0.2, or --disable_eval true"
         )
-    return train, val
+    return {part: _image_folder({"train": train, "val": val}[part], views[part]) for part in views}
+
+
+def _held_out(opened: dict[str, ImageFolder], share: float) -> dict[str, Dataset]:
+    """Parts `opened` in the same folder -> each its own images, drawn with a fixed seed."""
+    some = next(iter(opened.values()))
+    targets = np.array(some.targets)
+    chosen: dict[str, list[int]] = {"train": [], "val": []}
+    for label, name in enumerate(some.classes):
+        indices = np.random.RandomState(0).permutation(np.flatnonzero(targets == label))
+        held_out = max(1, round(share * len(indices)))
+        if held_out == len(indices):
+            raise UserError(
+                f"{some.root}/{name} holds {len(indices)} image(s): --val_fraction {share} leaves "
+                "none to train on"
+            )
+        chosen["val"] += indices[:held_out].tolist()
+        chosen["train"] += indices[held_out:].tolist()
+    logger.info("%d of the %d images of %s are held out for evaluation",
+                len(chosen["val"]), len(targets), some.root)  # fmt: skip
+    return {part: Subset(dataset, sorted(chosen[part])) for part, dataset in opened.items()}
 
 
 def _image_folder(folder: Path, transform: Any) -> ImageFolder:
@@ -101,6 +197,64 @@ def _image_folder(folder: Path, transform: Any) -> ImageFolder:
         ) from None
 
 
+def _cifar(config: DataConfig, part: str, transform: Any) -> CIFAR100:
+    try:
+        return CIFAR100(config.data_path, train=part == "train", transform=transform)
+    except RuntimeError as error:
+        raise UserError(f"--data_path {config.data_path} holds no CIFAR-100: {error}") from None
+
+
+def _from_timm(config: DataConfig, part: str, transform: Any) -> Dataset:
+    """A data set of timm's: tar files, or what its factory reads by a prefix."""
+    split = config.train_split if part == "train" else config.val_split
+    prefix = config.data_set.partition("/")[0]
+    root = config.data_path if config.has_path else None
+    try:
+        if prefix == "tar":
+            return ImageDataset("", _tar_reader(Path(config.data_path), part), transform=transform)
+        if prefix in ("hfds", "hfids"):
+            _import_hugging_face_datasets()
+        dataset = create_dataset(
+            config.data_set,
+            root=root,
+            split=split,
+            is_training=part == "train",
+            batch_size=config.batch_size,
+        )
+    except ImportError as error:
+        raise UserError(f"--data_set {config.data_set} needs a package: {error}") from None
+    except Exception as error:  # each reader has its own types for what is missing
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"--data_set {config.data_set}, split {split}: {reason}") from None
+    dataset.transform = transform
+    return dataset
+
+
+def _tar_reader(root: Path, part: str) -> ReaderImageInTar:
+    file = root / f"{part}.tar"
+    return ReaderImageInTar(str(file if file.is_file() else root / part))
+
+
+def _import_hugging_face_datasets() -> None:
+    """Makes `import datasets` mean Hugging Face's package, which this file shadows, from here on.
+
+    What was imported from this file before stays as it is; the package's parts import each other
+    under that name for as long as they live.
+    """
+    own, path = sys.modules[__name__], sys.path[:]
+    here = Path(__file__).parent
+    sys.path[:] = [entry for entry in path if Path(entry or ".").resolve() != here]
+    if hasattr(own, "FOLDERS"):
+        del sys.modules[__name__]
+    try:
+        importlib.import_module(__name__)
+    except ImportError:
+        sys.modules[__name__] = own
+        raise
+    finally:
+        sys.path[:] = path
+
+
 def load_image(path: str) -> Image.Image:
     """An image file in RGB; raises UserError for one that cannot be decoded."""
     try:
@@ -108,77 +262,6 @@ def load_image(path: str) -> Image.Image:
             return image.convert("RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise UserError(f"image {path} cannot be read: {error}") from None
-
-
-class ShardSampler(Sampler[int]):
-    """Every world_size-th index in order, without padding: each image stands in one shard."""
-
-    def __init__(self, length: int, rank: int, world_size: int) -> None:
-        self.indices = range(rank, length, world_size)
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self.indices)
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-
-def train_loader(
-    dataset: Dataset, config: DataConfig, context: DistributedContext, seed: int = 0
-) -> DataLoader:
-    """Shuffled whole batches of this process's share; `loader.sampler.set_epoch` reshuffles."""
-    # the sampler adds the epoch to its seed: spaced out, no two seeds share an epoch's order
-    sampler: DistributedSampler = DistributedSampler(
-        dataset, context.world_size, context.rank, shuffle=True, seed=100_000 * seed
-    )
-    return _loader(dataset, sampler, config.batch_size, config, context, drop_last=True)
-
-
-def eval_loader(
-    dataset: Dataset, config: DataConfig, context: DistributedContext, dist_eval: bool = True
-) -> DataLoader:
-    """All images once: shared among the processes, or all of them for each process."""
-    length = len(dataset)  # type: ignore[arg-type]
-    rank, world_size = (context.rank, context.world_size) if dist_eval else (0, 1)
-    sampler = ShardSampler(length, rank, world_size)
-    batch_size = int(1.5 * config.batch_size)
-    return _loader(dataset, sampler, batch_size, config, context, drop_last=False)
-
-
-def _loader(
-    dataset: Dataset,
-    sampler: Sampler,
-    batch_size: int,
-    config: DataConfig,
-    context: DistributedContext,
-    drop_last: bool,
-) -> DataLoader:
-    # workers are started anew each epoch, so that their random streams follow from the epoch's
-    # seed alone and a resumed run sees what an undisturbed one would have seen
-    return DataLoader(
-        dataset,
-        batch_size,
-        sampler=sampler,
-        num_workers=config.num_workers,
-        pin_memory=config.pin_mem and context.device.type == "cuda",
-        drop_last=drop_last,
-    )
-
-
-def build_mixup(config: MixupConfig, smoothing: float, num_classes: int) -> Mixup | None:
-    """timm's Mixup, which turns labels into smoothed soft targets; None where it is off."""
-    if not config.enabled:
-        return None
-    return Mixup(
-        mixup_alpha=config.mixup,
-        cutmix_alpha=config.cutmix,
-        cutmix_minmax=config.cutmix_minmax,
-        prob=config.mixup_prob,
-        switch_prob=config.mixup_switch_prob,
-        mode=config.mixup_mode,
-        label_smoothing=smoothing,
-        num_classes=num_classes,
-    )
 
 
 def write_digits(folder: Path, size: int = 32) -> None:

@@ -13,11 +13,17 @@ from torch import nn
 
 from cli import parse_args
 from config import Config
-from datasets import Data, build_data, eval_loader, train_loader
+from datasets import Data, build_data, fetch_data, image_count
 from engine import evaluate, train_one_epoch
+from loaders import can_share, eval_loader, set_epoch, train_loader
 from models import checkpoint_filter_fn
 from runtime import checkpoint
-from runtime.distributed import DistributedContext, close_distributed, init_distributed
+from runtime.distributed import (
+    DistributedContext,
+    close_distributed,
+    first_on_each_machine,
+    init_distributed,
+)
 from runtime.errors import UserError
 from runtime.logging import TensorBoard, plot_curves, setup_logging
 from trainer import (
@@ -39,6 +45,8 @@ def run(config: Config) -> None:
     context = init_distributed(config.runtime)
     setup_logging(context)
     only_eval = config.evaluation.eval
+    with first_on_each_machine(context):
+        fetch_data(config.data)
     data = build_data(
         config.data,
         config.augment,
@@ -66,7 +74,7 @@ def train(config: Config, model: nn.Module, data: Data, context: DistributedCont
     resume_from = folder.to_resume()
     if config.finetune.finetune and not resume_from:
         load_start_weights(model, config.finetune, num_classes, context)
-    trainer = build_trainer(config, model, len(data.train), num_classes, context)
+    trainer = build_trainer(config, model, image_count(data.train), num_classes, context)
     if resume_from:
         state = checkpoint.load(local_file(resume_from, context))
         checkpoint.check_classes(state, data.classes, resume_from)
@@ -90,7 +98,7 @@ def train(config: Config, model: nn.Module, data: Data, context: DistributedCont
     started = time.perf_counter()
     for epoch in range(trainer.progress.epoch + 1, config.schedule.epochs):
         seed_everything(epoch_seed(config.runtime.seed, epoch, context.rank))
-        loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
+        set_epoch(loader, epoch)
         metrics = train_one_epoch(trainer, loader, config.logging, tensorboard)
         trainer.progress.epoch = epoch
         record = {f"train_{name}": value for name, value in metrics.items()}
@@ -151,12 +159,12 @@ def evaluate_model(
     config: Config, title: str, model: nn.Module, data: Data, context: DistributedContext
 ) -> dict[str, float]:
     assert data.val is not None
-    shared = config.evaluation.dist_eval
+    shared = config.evaluation.dist_eval and can_share(data.val)
     loader = eval_loader(data.val, config.data, context, shared)
     metrics = evaluate(model, loader, context, shared, amp_dtype(config.runtime))
     logger.info(
         "%s on %d images: top-1 %.2f%%  top-5 %.2f%%  loss %.4f",
-        title, len(data.val), metrics["acc1"], metrics["acc5"], metrics["loss"],
+        title, image_count(data.val), metrics["acc1"], metrics["acc5"], metrics["loss"],
     )  # fmt: skip
     return metrics
 

@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from config import Config, FinetuneConfig, ModelConfig, OptimConfig, RuntimeConfig
-from datasets import build_mixup
+from loaders import build_mixup
 
 # registers the HorNets with timm
 from models import checkpoint_filter_fn, download, download_published, fit_head

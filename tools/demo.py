@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 from torch.utils.data import DataLoader
+from torchvision.datasets import ImageFolder
 
 from cli import parse_args
 from datasets import build_data
@@ -56,7 +57,7 @@ def draw_predictions(folder: Path, columns: int = 10, rows: int = 5) -> Path:
 
     config = parse_args(["--config", str(folder / "config.yaml")])
     data = build_data(config.data, config.augment, config.model.input_size, with_train=False)
-    assert data.val is not None
+    assert isinstance(data.val, ImageFolder)
     path = folder / f"checkpoint-{config.schedule.epochs - 1}.pth"
     model = build_model(config.model, len(data.classes))
     checkpoint.load_weights(model, checkpoint.load(path)["model"], path)

@@ -8,15 +8,8 @@ import torch
 from PIL import Image
 
 from config import AugmentConfig, DataConfig, MixupConfig
-from datasets import (
-    ShardSampler,
-    build_data,
-    build_mixup,
-    eval_loader,
-    load_image,
-    train_loader,
-    write_digits,
-)
+from datasets import build_data, load_image, write_digits
+from loaders import ShardSampler, build_mixup, eval_loader, train_loader
 from runtime.distributed import DistributedContext
 from runtime.errors import UserError
 from transforms import eval_transform, train_transform
