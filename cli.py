@@ -126,7 +126,8 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("drop_path", "smoothing"), (0, 0.99)),
     "recount": (1, 100),
     "val_fraction": (0, 0.9),
-    "max_images": (1, math.inf),
+    **dict.fromkeys(("max_images", "lr_base_batch"), (1, math.inf)),
+    "mixup_min_images": (0, math.inf),
     "layer_decay": (1e-3, 1),
     "crop_pct": (0.01, 1),
 }
@@ -143,6 +144,10 @@ def _check(config: Config) -> None:
     for name in ("scale", "ratio", "cutmix_minmax"):
         if flat[name] and not 0 < flat[name][0] <= flat[name][1]:
             raise UserError(f"--{name} {flat[name]}: give the smaller number first, above 0")
+    try:
+        re.compile(flat["freeze"])
+    except re.error as error:
+        raise UserError(f"--freeze {flat['freeze']}: no regular expression ({error})") from None
     if flat["opt_betas"] is not None and len(flat["opt_betas"]) < 2:
         raise UserError("--opt_betas: give two numbers or more, such as --opt_betas 0.9 0.95")
     if flat["clip_grad"] is not None and flat["clip_grad"] <= 0:

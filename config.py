@@ -3,7 +3,7 @@
 A flag is a field below and is written `--name value`; the docstring under it is its help text.
 """
 
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +15,8 @@ class ModelConfig:
     """Model"""
 
     model: str = "hornet_tiny_gf"
-    """Name of a registered model: the HorNets of models/variants.py, or any other of timm."""
+    """Name of a registered model: the HorNets of models/variants.py, or any other of timm. auto:
+    the one that the checkpoint given by finetune or resume names, with its model_kwargs."""
     drop_path: float = 0.0
     """Stochastic depth rate of the last block; it grows linearly from 0 at the first."""
     input_size: int = 224
@@ -40,6 +41,9 @@ class FinetuneConfig:
     """Entries of the file to look for the weights in, tried in turn; else the file itself."""
     model_prefix: str = ""
     """What the names of the weights begin with in the file, to be cut off."""
+    freeze: str = ""
+    """Parameters to keep as they start: a regular expression that their names begin with, such as
+    'downsample_layers|stages.[01]', or '(?!head)' for all but the head."""
 
 
 @dataclass(frozen=True)
@@ -133,6 +137,8 @@ class MixupConfig:
     """Probability of CutMix where both are on."""
     mixup_mode: Literal["batch", "pair", "elem"] = "batch"
     """Whether the mixing is drawn once a batch, once a pair, or once an image."""
+    mixup_min_images: int = 0
+    """No mixing for data sets with fewer training images a class than this, on average."""
 
     @property
     def enabled(self) -> bool:
@@ -173,7 +179,10 @@ class ScheduleConfig:
     start_epoch: int = 0
     """Epoch to start from, counted from 0; that of a resumed checkpoint overrides it."""
     lr: float = 4e-3
-    """Learning rate after the warm-up, for the total batch as it is (it is not scaled)."""
+    """Learning rate after the warm-up, for the total batch as it is; see lr_base_batch."""
+    lr_base_batch: int | None = None
+    """Total batch that lr and min_lr are meant for: both are multiplied by the actual total batch
+    over this one. Not scaled if not given."""
     min_lr: float = 1e-6
     """Learning rate at the end of the cosine."""
     warmup_epochs: int = 20
@@ -182,6 +191,13 @@ class ScheduleConfig:
     """Optimizer steps of warm-up; overrides warmup_epochs where it is positive."""
     weight_decay_end: float | None = None
     """Weight decay at the end of its cosine; constant if not given."""
+
+    def scaled(self, total_batch: int) -> "ScheduleConfig":
+        """The schedule with its rates for `total_batch`, as lr_base_batch asks."""
+        if self.lr_base_batch is None:
+            return self
+        factor = total_batch / self.lr_base_batch
+        return replace(self, lr=factor * self.lr, min_lr=factor * self.min_lr, lr_base_batch=None)
 
     def total_steps(self, steps_per_epoch: int) -> int:
         return self.epochs * steps_per_epoch
@@ -258,6 +274,12 @@ class RuntimeConfig:
     """Mixed precision: convolutions and matrix products in amp_dtype."""
     amp_dtype: Literal["bfloat16", "float16"] = "bfloat16"
     """Type of mixed precision; float16 scales the loss, and skips steps that overflow."""
+    channels_last: bool = True
+    """Lay weights out channels last in memory, the layout in which HorNets compute."""
+    compile: bool = False
+    """Compile the network by torch.compile; the first step of each shape takes long."""
+    grad_checkpointing: bool = False
+    """Recompute activations in the backward pass instead of storing them: slower, less memory."""
     local_rank: int = -1
     """Set by torch.distributed.launch; the environment's LOCAL_RANK goes before it."""
     world_size: int = 1

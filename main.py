@@ -8,7 +8,6 @@ import logging
 import sys
 import time
 
-import torch
 from torch import nn
 
 from cli import parse_args
@@ -33,7 +32,9 @@ from trainer import (
     build_trainer,
     load_start_weights,
     local_file,
+    prepare_model,
     size_facts,
+    with_model_of_weights,
 )
 from utils import epoch_seed, seed_everything, versions
 
@@ -44,6 +45,7 @@ def run(config: Config) -> None:
     """The whole run of this process: training, or the evaluation of a checkpoint."""
     context = init_distributed(config.runtime)
     setup_logging(context)
+    config = with_model_of_weights(config, context)
     only_eval = config.evaluation.eval
     with first_on_each_machine(context):
         fetch_data(config.data)
@@ -56,9 +58,7 @@ def run(config: Config) -> None:
     )
     seed_everything(config.runtime.seed)  # the same first weights in every process
     model = build_model(config.model, len(data.classes))
-    # HorNets compute channels last: with weights laid out so, gradients have the strides of the
-    # weights, which DistributedDataParallel wants
-    model = model.to(context.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = prepare_model(model, config.runtime, context.device)
     logger.info("%s, %d process(es), %s", context.device, context.world_size, versions())
     if only_eval:
         evaluate_checkpoint(config, model, data, context)
@@ -80,7 +80,7 @@ def train(config: Config, model: nn.Module, data: Data, context: DistributedCont
         checkpoint.check_classes(state, data.classes, resume_from)
         trainer.load_state_dict(state, resume_from)
         logger.info("resumed %s at epoch %d", resume_from, trainer.progress.epoch + 1)
-        for change in checkpoint.changed_flags(state.get("args"), config):
+        for change in checkpoint.changed_flags(state, config):
             logger.info("flag changed since then: %s", change)
     if trainer.progress.epoch + 1 >= config.schedule.epochs:
         logger.info("nothing to train: epoch %d of --epochs %d is done",

@@ -1,6 +1,7 @@
 """Parameter groups, optimizer, and the schedules as pure functions of the step."""
 
 import math
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,6 +50,23 @@ def parameter_groups(
         )
         group["params"].append(parameter)
     return list(groups.values())
+
+
+def freeze(model: nn.Module, pattern: str) -> int:
+    """Keeps the parameters whose names begin with `pattern` from training; returns their count.
+
+    Raises UserError where none or all match.
+    """
+    matching = [p for name, p in model.named_parameters() if re.match(pattern, name)]
+    if not matching or len(matching) == len(list(model.parameters())):
+        which = "all parameters begin" if matching else "no parameter begins"
+        names = [name for name, _ in model.named_parameters()]
+        raise UserError(
+            f"--freeze {pattern}: {which} with it; their names run from {names[0]} to {names[-1]}"
+        )
+    for parameter in matching:
+        parameter.requires_grad_(False)
+    return sum(parameter.numel() for parameter in matching)
 
 
 def create_optimizer(config: OptimConfig, model: nn.Module) -> torch.optim.Optimizer:

@@ -19,7 +19,7 @@ from loaders import build_mixup
 
 # registers the HorNets with timm
 from models import checkpoint_filter_fn, download, download_published, fit_head
-from optim_factory import Schedule, create_optimizer
+from optim_factory import Schedule, create_optimizer, freeze
 from runtime import checkpoint
 from runtime.distributed import DistributedContext, first_on_each_machine
 from runtime.errors import UserError, near_names
@@ -156,6 +156,21 @@ def build_model(config: ModelConfig, num_classes: int) -> nn.Module:
         raise UserError(f"--model {config.model} cannot be built: {error}") from None
 
 
+def prepare_model(model: nn.Module, config: RuntimeConfig, device: torch.device) -> nn.Module:
+    """The model on its device, laid out, checkpointed and compiled as the flags say."""
+    if config.grad_checkpointing:
+        if not hasattr(model, "set_grad_checkpointing"):
+            raise UserError("--grad_checkpointing true: this model cannot do it")
+        model.set_grad_checkpointing(True)  # type: ignore[operator]
+    # HorNets compute channels last: with weights laid out so, gradients have the strides of the
+    # weights, which DistributedDataParallel wants
+    layout = torch.channels_last if config.channels_last else torch.contiguous_format
+    model = model.to(device, memory_format=layout)  # type: ignore[call-overload]
+    if config.compile:
+        model.compile()  # in place: the names of the weights stay
+    return model
+
+
 def size_facts(config: ModelConfig, num_classes: int) -> dict[str, float]:
     """n_parameters and GFLOPs (multiply-adds of one image), as log.txt names them."""
     size = config.input_size
@@ -196,6 +211,27 @@ def _fetched(source: str) -> Path:
     return published
 
 
+def with_model_of_weights(config: Config, context: DistributedContext) -> Config:
+    """`--model auto` made the model that the checkpoint names which the run starts from."""
+    if config.model.model != "auto":
+        return config
+    folder = checkpoint.RunFolder(config.checkpoint, context.is_main)
+    source = folder.to_resume() or config.finetune.finetune
+    if not source:
+        raise UserError("--model auto needs weights that name it: give --finetune or --resume")
+    path = local_file(source, context)
+    flags = checkpoint.saved_flags(checkpoint.read(path))
+    name = flags.get("model")
+    if source in timm.list_pretrained("hornet_*") or source in timm.list_models("hornet_*"):
+        name = source.split(".")[0]
+    if not isinstance(name, str):
+        raise UserError(f"--model auto: checkpoint {path} does not name its model: give --model")
+    kwargs = flags.get("model_kwargs") or {}
+    logger.info("model %s, as %s names it", name, source)
+    model = replace(config.model, model=name, model_kwargs=kwargs | config.model.model_kwargs)
+    return replace(config, model=model)
+
+
 def load_start_weights(
     model: nn.Module, config: FinetuneConfig, num_classes: int, context: DistributedContext
 ) -> None:
@@ -219,14 +255,27 @@ def build_trainer(
             f"{images} training images do not fill one batch of {total_batch} (batch_size x "
             "update_freq x processes): lower --batch_size"
         )
-    schedule = Schedule(config.schedule, config.optim.weight_decay, images // total_batch)
+    if config.finetune.freeze:
+        frozen = freeze(model, config.finetune.freeze)
+        logger.info("%d of %d parameters are frozen", frozen, count_parameters(model))
+    rates = config.schedule.scaled(total_batch)
+    if rates != config.schedule:
+        logger.info("learning rate %.3g for a total batch of %d", rates.lr, total_batch)
+    schedule = Schedule(rates, config.optim.weight_decay, images // total_batch)
     optimizer = create_optimizer(config.optim, model)
     average = None
     if config.ema.model_ema:
         device = torch.device("cpu") if config.ema.model_ema_force_cpu else context.device
         average = ModelEmaV3(model, decay=config.ema.model_ema_decay, device=device)
+        if config.runtime.compile:  # a copy is not compiled
+            average.module.compile()
     smoothing = config.augment.smoothing
-    mixup = build_mixup(config.mixup, smoothing, num_classes)
+    mixup = None
+    if images < config.mixup.mixup_min_images * num_classes:
+        logger.info("no mixup and CutMix: fewer than --mixup_min_images %d images a class",
+                    config.mixup.mixup_min_images)  # fmt: skip
+    else:
+        mixup = build_mixup(config.mixup, smoothing, num_classes)
     # mixup turns labels into smoothed soft targets by itself
     criterion = SoftTargetCrossEntropy() if mixup else LabelSmoothingCrossEntropy(smoothing)
     if context.is_distributed:

@@ -198,11 +198,17 @@ def check_classes(state: dict[str, Any], classes: list[str], path: str | Path) -
         )
 
 
-def changed_flags(saved: Any, config: Config) -> list[str]:
-    """`name old -> new` of every flag that is another than in a checkpoint of this project."""
-    if not isinstance(saved, dict):
-        return []
-    flat = config.flat()
+def saved_flags(state: dict[str, Any]) -> dict[str, Any]:
+    """The flags of the run that wrote a checkpoint; of a released one those of the release."""
+    flags = state.get("args")
+    if isinstance(flags, argparse.Namespace):
+        return vars(flags)
+    return flags if isinstance(flags, dict) else {}
+
+
+def changed_flags(state: dict[str, Any], config: Config) -> list[str]:
+    """`name old -> new` of every flag that is another than in the checkpoint."""
+    saved, flat = saved_flags(state), config.flat()
     where = {"resume", "output_dir", "log_dir", "local_rank"}  # these name places, not a recipe
     return [
         f"{name} {saved[name]} -> {flat[name]}"

@@ -70,8 +70,15 @@ def test_run_leaves_the_published_files(flags, tmp_path):
         ["--num_workers", "2"],
         ["--use_amp", "true"],
         ["--use_amp", "true", "--amp_dtype", "float16"],
+        ["--grad_checkpointing", "true"],
+        ["--channels_last", "false", "--model", "hornet_atto_gf"],
+        pytest.param(["--compile", "true"], marks=pytest.mark.slow),
+        pytest.param(
+            ["--compile", "true", "--use_amp", "true", "--model", "hornet_atto_gf"],
+            marks=pytest.mark.slow,
+        ),
     ],
-    ids=lambda case: "-".join(case[1::2]),
+    ids=lambda case: "-".join(word.removeprefix("--") for word in case),
 )
 def test_resumed_run_equals_an_undisturbed_one(flags, tmp_path, capsys, case):
     more = [*EVERYTHING, "--epochs", "3", *case]
@@ -88,6 +95,23 @@ def test_resumed_run_equals_an_undisturbed_one(flags, tmp_path, capsys, case):
         checkpoint.load(tmp_path / "whole/checkpoint-2.pth"),
         checkpoint.load(stopped / "checkpoint-2.pth"),
     )
+
+
+@pytest.mark.parametrize(
+    ("case", "tolerance"),
+    [
+        (["--grad_checkpointing", "true"], 0),
+        (["--channels_last", "false"], 1e-3),
+        pytest.param(["--compile", "true"], 1e-3, marks=pytest.mark.slow),
+    ],
+    ids=lambda case: case[0][2:] if isinstance(case, list) else "",
+)
+def test_ways_to_compute_that_change_no_result(flags, tmp_path, case, tolerance):
+    for model in ("hornet_atto_7x7", "hornet_atto_gf"):
+        plain = train([*flags, "--model", model], tmp_path / f"{model}-plain", *EVERYTHING)
+        other = train([*flags, "--model", model], tmp_path / f"{model}-other", *EVERYTHING, *case)
+        for left, right in zip(plain, other, strict=True):
+            assert left == (pytest.approx(right, rel=tolerance) if tolerance else right)
 
 
 def test_resume_keeps_best_accuracies_and_average(flags, tmp_path):

@@ -113,6 +113,8 @@ def test_saved_config_is_a_recipe(tmp_path):
         (["--use_amp", "1", "--amp_dtype", "float16", "--clip_mode", "micro"], "float16"),
         (["--model_ema", "perhaps"], "--model_ema perhaps: expected bool"),
         (["--model_ema_eval", "true"], "needs --model_ema true"),
+        (["--freeze", "stages.("], "--freeze stages.(: no regular expression"),
+        (["--val_fraction", "1"], "--val_fraction 1.0: has to be from 0 to 0.9"),
         (["stray"], "stray"),
     ],
 )

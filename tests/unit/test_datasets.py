@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from config import AugmentConfig, DataConfig, MixupConfig
-from datasets import build_data, load_image, write_digits
+from datasets import build_data, file_name, load_image, write_digits
 from loaders import ShardSampler, build_mixup, eval_loader, train_loader
 from runtime.distributed import DistributedContext
 from runtime.errors import UserError
@@ -57,6 +57,48 @@ def test_training_without_val_takes_the_train_folder(tmp_path):
     config = DataConfig("image_folder", str(tmp_path))
     assert build_data(config, AugmentConfig(), 64, with_val=False).classes == ["ant", "bee"]
     with pytest.raises(UserError, match="does not hold both train/ and val/"):
+        build_data(config, AugmentConfig(), 64)
+
+
+def test_held_out_images_are_the_same_for_every_class_and_run(tmp_path):
+    write_images(tmp_path, {"ant": 10, "bee": 5, "cow": 2})
+    config = DataConfig("image_folder", str(tmp_path), val_fraction=0.2)
+    data = build_data(config, AugmentConfig(), 64)
+    files = {part: {file_name(s, i) for i in range(len(s))} for part, s in parts(data)}
+    assert not files["train"] & files["val"]
+    assert len(files["train"] | files["val"]) == 17
+    counts = [sum(f"/{name}/" in file for file in files["val"]) for name in ("ant", "bee", "cow")]
+    assert counts == [2, 1, 1]
+    again = build_data(config, AugmentConfig(), 64, with_train=False)
+    assert {file_name(again.val, i) for i in range(4)} == files["val"]
+    # labels follow their files
+    assert all(
+        f"/{data.classes[data.val[i][1]]}/" in file_name(data.val, i) for i in range(len(data.val))
+    )
+    # more classes leave the choice of the others as it was
+    write_images(tmp_path, {"aardvark": 5})
+    more = build_data(config, AugmentConfig(), 64, with_train=False).val
+    assert files["val"] < {file_name(more, i) for i in range(len(more))}
+
+
+def parts(data):
+    return ("train", data.train), ("val", data.val)
+
+
+def test_held_out_share_of_a_train_folder_and_of_none(tmp_path):
+    write_images(tmp_path / "train", {"ant": 4, "bee": 4})
+    config = DataConfig("image_folder", str(tmp_path), val_fraction=0.25)
+    data = build_data(config, AugmentConfig(), 64)
+    assert (len(data.train), len(data.val)) == (6, 2)
+    write_images(tmp_path / "val", {"ant": 3, "bee": 3})
+    data = build_data(config, AugmentConfig(), 64)
+    assert (len(data.train), len(data.val)) == (8, 6)
+
+
+def test_too_few_images_to_hold_one_out(tmp_path):
+    write_images(tmp_path, {"ant": 4, "bee": 1})
+    config = DataConfig("image_folder", str(tmp_path), val_fraction=0.2)
+    with pytest.raises(UserError, match="bee holds 1 image.*none to train on"):
         build_data(config, AugmentConfig(), 64)
 
 

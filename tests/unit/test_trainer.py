@@ -13,7 +13,7 @@ import models  # noqa: F401
 from cli import parse_args
 from runtime.distributed import DistributedContext
 from runtime.errors import UserError
-from trainer import build_model, build_trainer
+from trainer import build_model, build_trainer, prepare_model
 from utils import count_gmacs, epoch_seed, topk_correct
 
 CPU = DistributedContext(0, 0, 1, torch.device("cpu"))
@@ -66,6 +66,17 @@ def test_average_can_be_kept_in_host_memory():
     assert trainer_of().ema is None
 
 
+def test_layout_of_the_weights():
+    def stem(*flags):
+        config = parse_args([*SMALL, *flags])
+        model = prepare_model(build_model(config.model, 4), config.runtime, CPU.device)
+        return model.downsample_layers[0][0].weight
+
+    assert stem().is_contiguous(memory_format=torch.channels_last)
+    assert not stem().is_contiguous()
+    assert stem("--channels_last=false").is_contiguous()
+
+
 def test_start_epoch_moves_the_schedules():
     trainer = trainer_of("--start_epoch=3")
     assert (trainer.progress.epoch, trainer.progress.step) == (2, 3 * 8)
@@ -81,6 +92,46 @@ def test_resume_with_another_total_batch_keeps_the_schedule_in_epochs(caplog):
     assert "another total batch" in caplog.text
     rates = [t.schedule.learning_rate(t.progress.step) for t in (first, second)]
     assert rates[0] == pytest.approx(rates[1])
+
+
+def test_rates_follow_the_total_batch_on_request():
+    flags = ["--lr=1e-3", "--min_lr=1e-5", "--update_freq=2"]
+    assert trainer_of(*flags).schedule.learning_rate(0) == pytest.approx(1e-3)
+    schedule = trainer_of(*flags, "--lr_base_batch=64").schedule  # the total batch is 16
+    assert schedule.learning_rate(0) == pytest.approx(0.25e-3)
+    assert schedule.learning_rate(10**6) == pytest.approx(0.25e-5)
+
+
+def test_mixup_is_left_out_where_classes_are_small():
+    assert trainer_of("--mixup_min_images=16", images=64).mixup is not None
+    few = trainer_of("--mixup_min_images=17", images=64)
+    assert few.mixup is None
+    assert isinstance(few.criterion, LabelSmoothingCrossEntropy)
+
+
+def test_frozen_parameters_do_not_change():
+    flags = ["--layer_decay=0.5", "--layer_scale_init_value=0.5"]
+    trainer = trainer_of("--freeze=(?!head|stages.3)", *flags)
+    before = {name: p.clone() for name, p in trainer.model.named_parameters()}
+    for group in trainer.optimizer.param_groups:
+        group["lr"] = 0.1
+    trainer.model(torch.randn(2, 3, 32, 32)).square().sum().backward()
+    trainer.optimizer.step()
+    changed = {name for name, p in trainer.model.named_parameters() if not p.equal(before[name])}
+    left = {name for name in before if name.startswith(("head.", "stages.3."))}
+    assert {"head.weight", "stages.3.0.pwconv2.weight"} <= changed <= left
+    assert {name for name, p in trainer.model.named_parameters() if p.requires_grad} == left
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"), [("tail", "no parameter"), ("", None), (".", "all")]
+)
+def test_pattern_that_freezes_none_or_all(pattern, message):
+    if message is None:
+        assert all(p.requires_grad for p in trainer_of(f"--freeze={pattern}").model.parameters())
+        return
+    with pytest.raises(UserError, match=f"--freeze {pattern}: {message}.*head.bias"):
+        trainer_of(f"--freeze={pattern}")
 
 
 @pytest.mark.parametrize("damage", [{"epoch": "best"}, {"optimizer": None}, {"max_accuracy": "x"}])
