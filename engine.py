@@ -197,11 +197,13 @@ def evaluate(
     context: DistributedContext,
     shared: bool = True,
     precision: torch.dtype | None = None,
+    predictions: list[torch.Tensor] | None = None,
 ) -> dict[str, float]:
     """Mean cross-entropy, top-1 and top-5 (per cent) of `model` over all images.
 
     `shared`: each process sees its own share of the images, and the sums are joined; otherwise
     each sees them all. `model` is the bare one, since shares may differ in their batches.
+    `predictions` gets a tensor (N, 3) a batch: label, predicted class, and its probability.
     """
     model.eval()
     device = next(model.parameters()).device
@@ -216,6 +218,9 @@ def evaluate(
         batch = (loss_sum, topk_correct(logits, labels, 1), topk_correct(logits, labels, 5))
         totals[:3] += torch.stack([value.double() for value in batch]).to(totals.device)
         totals[3] += len(labels)
+        if predictions is not None:
+            probability, predicted = logits.softmax(dim=1).max(dim=1)
+            predictions.append(torch.stack((labels, predicted, probability.double()), dim=1).cpu())
     if shared:
         all_reduce_sum(totals)
     loss, top1, top5, images_seen = totals.tolist()

@@ -71,11 +71,6 @@ def eval_loader(
     return _loader(dataset, sampler, batch_size, config, context, drop_last=False)
 
 
-def can_share(dataset: Dataset) -> bool:
-    """Whether processes can evaluate a share each; of a stream each sees all images."""
-    return not isinstance(dataset, IterableDataset)
-
-
 def _loader(
     dataset: Dataset,
     sampler: Sampler | None,

@@ -7,15 +7,19 @@ torchrun --nproc_per_node=8 main.py --model hornet_tiny_7x7 --data_path /path/to
 import logging
 import sys
 import time
+from pathlib import Path
 
+import torch
 from torch import nn
+from torch.utils.data import IterableDataset
 
 from cli import parse_args
 from config import Config
 from datasets import Data, build_data, fetch_data, image_count
 from engine import evaluate, train_one_epoch
-from loaders import can_share, eval_loader, set_epoch, train_loader
+from loaders import eval_loader, set_epoch, train_loader
 from models import checkpoint_filter_fn
+from reports import write_evaluation
 from runtime import checkpoint
 from runtime.distributed import (
     DistributedContext,
@@ -141,32 +145,49 @@ def evaluate_epoch(
 def evaluate_checkpoint(
     config: Config, model: nn.Module, data: Data, context: DistributedContext
 ) -> None:
-    """Prints the accuracy of --resume; of its moving average too where --model_ema_eval asks."""
+    """Prints the accuracy of --resume; of its moving average too where --model_ema_eval asks.
+
+    With an output_dir each image's prediction and each class's accuracy are written there.
+    """
     path = config.checkpoint.resume
     state = checkpoint.load(local_file(path, context))
     checkpoint.check_classes(state, data.classes, path)
-    checkpoint.load_weights(model, checkpoint_filter_fn(state["model"], model), path)
-    evaluate_model(config, "test", model, data, context)
+    evaluated = [("test", "", "model")]
     if config.ema.model_ema_eval:
         if not state.get("model_ema"):
             raise UserError(f"--model_ema_eval true: checkpoint {path} holds no moving average")
-        weights = checkpoint_filter_fn(state["model_ema"], model)
-        checkpoint.load_weights(model, weights, path)
-        evaluate_model(config, "test EMA", model, data, context)
+        evaluated.append(("test EMA", "_ema", "model_ema"))
+    for title, suffix, name in evaluated:
+        checkpoint.load_weights(model, checkpoint_filter_fn(state[name], model), path)
+        predictions: list[torch.Tensor] = []
+        evaluate_model(config, title, model, data, context, predictions)
+        if config.checkpoint.output_dir:
+            folder, shared = Path(config.checkpoint.output_dir), shares_evaluation(config, data)
+            write_evaluation(folder, data, predictions, context, shared, suffix)
 
 
 def evaluate_model(
-    config: Config, title: str, model: nn.Module, data: Data, context: DistributedContext
+    config: Config,
+    title: str,
+    model: nn.Module,
+    data: Data,
+    context: DistributedContext,
+    predictions: list[torch.Tensor] | None = None,
 ) -> dict[str, float]:
     assert data.val is not None
-    shared = config.evaluation.dist_eval and can_share(data.val)
+    shared = shares_evaluation(config, data)
     loader = eval_loader(data.val, config.data, context, shared)
-    metrics = evaluate(model, loader, context, shared, amp_dtype(config.runtime))
+    metrics = evaluate(model, loader, context, shared, amp_dtype(config.runtime), predictions)
     logger.info(
         "%s on %d images: top-1 %.2f%%  top-5 %.2f%%  loss %.4f",
         title, image_count(data.val), metrics["acc1"], metrics["acc5"], metrics["loss"],
     )  # fmt: skip
     return metrics
+
+
+def shares_evaluation(config: Config, data: Data) -> bool:
+    """Whether each process evaluates its share; of a stream of images each sees all."""
+    return config.evaluation.dist_eval and not isinstance(data.val, IterableDataset)
 
 
 def main() -> None:

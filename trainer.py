@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -220,16 +220,20 @@ def with_model_of_weights(config: Config, context: DistributedContext) -> Config
     if not source:
         raise UserError("--model auto needs weights that name it: give --finetune or --resume")
     path = local_file(source, context)
-    flags = checkpoint.saved_flags(checkpoint.read(path))
-    name = flags.get("model")
-    if source in timm.list_pretrained("hornet_*") or source in timm.list_models("hornet_*"):
-        name = source.split(".")[0]
-    if not isinstance(name, str):
-        raise UserError(f"--model auto: checkpoint {path} does not name its model: give --model")
-    kwargs = flags.get("model_kwargs") or {}
-    logger.info("model %s, as %s names it", name, source)
-    model = replace(config.model, model=name, model_kwargs=kwargs | config.model.model_kwargs)
-    return replace(config, model=model)
+    saved = saved_model(source, checkpoint.saved_flags(checkpoint.read(path)))
+    logger.info("model %s, as %s names it", saved.model, source)
+    kwargs = saved.model_kwargs | config.model.model_kwargs
+    return replace(config, model=replace(config.model, model=saved.model, model_kwargs=kwargs))
+
+
+def saved_model(source: str, flags: dict[str, Any]) -> ModelConfig:
+    """The model that a checkpoint was written for, by its name or the flags saved in it."""
+    known = {f.name: flags[f.name] for f in fields(ModelConfig) if f.name in flags}
+    if source in (*timm.list_pretrained("hornet_*"), *timm.list_models("hornet_*")):
+        known["model"] = source.split(".")[0]
+    if not isinstance(known.get("model"), str):
+        raise UserError(f"checkpoint {source} does not name its model: give --model")
+    return ModelConfig(**known)
 
 
 def load_start_weights(

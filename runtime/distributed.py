@@ -121,3 +121,15 @@ def all_reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
     if dist.is_initialized():
         dist.all_reduce(tensor)
     return tensor
+
+
+def all_gather_shards(rows: torch.Tensor, context: DistributedContext) -> torch.Tensor:
+    """Rows of all processes in the order of their data set: process r has r, r + world_size, ..."""
+    if not dist.is_initialized():
+        return rows
+    shards: list[torch.Tensor] = [rows] * context.world_size
+    dist.all_gather_object(shards, rows)
+    whole = torch.empty(sum(map(len, shards)), rows.shape[1], dtype=rows.dtype)
+    for rank, shard in enumerate(shards):
+        whole[rank :: context.world_size] = shard
+    return whole

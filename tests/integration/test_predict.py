@@ -1,0 +1,161 @@
+"""tools.predict, and what --eval writes: the same predictions by different ways."""
+
+import csv
+import io
+import json
+import shutil
+
+import pytest
+import timm
+import torch
+from PIL import Image
+
+import main
+from cli import parse_args
+from runtime import checkpoint
+from tests.integration.conftest import launch
+from tools import predict
+from tools.classifier import load_classifier, readable
+
+
+@pytest.fixture
+def trained(flags, tmp_path):
+    """A checkpoint with an average that differs from its weights."""
+    out = tmp_path / "run"
+    average = ["--model_ema", "true", "--model_ema_decay", "0.5"]
+    main.run(parse_args([*flags, *average, "--output_dir", str(out)]))
+    return out / "checkpoint-1.pth"
+
+
+def run(capsys, *argv):
+    status = predict.main([str(argument) for argument in argv])
+    return (status, *capsys.readouterr())
+
+
+def read_csv(text):
+    return list(csv.DictReader(io.StringIO(text)))
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_evaluation_and_predict_agree(flags, digits, trained, tmp_path, capsys, processes):
+    out = tmp_path / "evaluation"
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    done = launch(
+        *(*launcher, "main.py", *flags, "--eval", "true", "--resume", trained),
+        *("--model_ema_eval", "true", "--output_dir", out),
+    )
+    assert done.returncode == 0, done.stderr
+    capsys.readouterr()
+    for suffix, more in (("", []), ("_ema", ["--ema"])):
+        written = read_csv((out / f"predictions{suffix}.csv").read_text())
+        assert [row["file"] for row in written] == sorted(map(str, digits.glob("val/*/*.png")))
+        command = [digits / "val", "--checkpoint", trained, "--csv", "--topk", 1, *more]
+        status, table, _ = run(capsys, *command)
+        assert status == 0
+        for ours, theirs in zip(read_csv(table), written, strict=True):
+            assert (ours["image"], ours["class"]) == (theirs["file"], theirs["predicted"])
+            assert float(ours["probability"]) == pytest.approx(
+                float(theirs["probability"]), abs=2e-4
+            )
+        # and the accuracies follow from the predictions
+        for row in read_csv((out / f"accuracy_per_class{suffix}.csv").read_text()):
+            own = [w for w in written if w["class"] == row["class"]]
+            right = sum(w["predicted"] == w["class"] for w in own)
+            assert (int(row["images"]), len(own)) == (11, 11)
+            assert float(row["acc1"]) == pytest.approx(100 * right / 11, abs=0.01)
+        right = sum(w["predicted"] == w["class"] for w in written)
+        assert f"top-1 {100 * right / 33:.2f}%" in done.stdout
+    tables = [(out / f"predictions{suffix}.csv").read_text() for suffix in ("", "_ema")]
+    assert tables[0] != tables[1]
+
+
+def test_unreadable_files_are_listed_and_the_rest_goes_on(digits, trained, tmp_path, capsys):
+    images = tmp_path / "images"
+    images.mkdir()
+    shutil.copy(next(digits.glob("val/0/*.png")), images / "a.png")
+    shutil.copy(next(digits.glob("val/7/*.png")), images / "c.PNG")
+    (images / "b.jpg").write_text("no image")
+    (images / "notes.txt").write_text("not looked at")
+    whole = (images / "a.png").read_bytes()
+    (images / "half.png").write_bytes(whole[: len(whole) // 2])
+    Image.new("CMYK", (40, 30), "red").save(images / "cmyk.jpg")
+    status, out, errors = run(capsys, images, images / "none.png", "--checkpoint", trained)
+    assert status == 0
+    assert [line.split()[0].rpartition("/")[2] for line in out.splitlines()] == [
+        *("a.png", "c.PNG", "cmyk.jpg"),
+    ]
+    assert all(line.count("%") == 3 for line in out.splitlines())
+    skipped = [line for line in errors.splitlines() if line.startswith("skipped: image")]
+    assert len(skipped) == 3
+    for name in ("b.jpg", "half.png", "none.png"):
+        assert any(name in line for line in skipped)
+    status, out, _ = run(capsys, images, "--checkpoint", trained, "--json", "--topk", "2")
+    report = json.loads(out)
+    assert [len(image["predictions"]) for image in report["images"]] == [2, 2, 2]
+    assert {item["image"] for item in report["unreadable"]} == {
+        str(images / name) for name in ("b.jpg", "half.png")
+    }
+    first = report["images"][0]["predictions"]
+    assert first[0]["class"] in ("0", "3", "7")
+    assert first[0]["probability"] >= first[1]["probability"] > 0
+
+
+def test_captioned_pictures(digits, trained, tmp_path, capsys):
+    files = sorted(digits.glob("val/3/*.png"))[:2]
+    run(capsys, *files, "--checkpoint", trained, "--show-dir", tmp_path / "show")
+    pictures = sorted((tmp_path / "show").iterdir())
+    assert [p.name for p in pictures] == [f"{i:04d}-{f.stem}.png" for i, f in enumerate(files)]
+    picture = Image.open(pictures[0])
+    assert picture.width == 320
+    assert picture.height > 320  # the square image, and lines below it
+    caption = picture.crop((0, 320, 320, picture.height)).convert("L")
+    assert caption.getextrema()[0] < 100  # dark letters
+    assert caption.getextrema()[1] == 255
+
+
+def test_released_checkpoint_of_imagenet(digits, tmp_path, capsys):
+    """Without class names and model: those of ImageNet, and the model by a flag."""
+    small = {"base_dim": 16, "depths": (1, 1, 1, 1)}
+    model = timm.create_model("hornet_atto_gf", **small)
+    flags = {"model": "hornet_atto_gf", "model_kwargs": small, "input_size": 64, "crop_pct": 0.9}
+    torch.save({"model": model.state_dict(), "args": flags}, tmp_path / "w.pth")
+    classifier = load_classifier(str(tmp_path / "w.pth"))
+    assert len(classifier.classes) == 1000
+    assert classifier.classes[0].startswith("tench")
+    assert classifier.transform(Image.new("RGB", (99, 80))).shape == (3, 64, 64)
+    image = next(digits.glob("val/3/*.png"))
+    assert run(capsys, image, "--checkpoint", tmp_path / "w.pth")[0] == 0
+    torch.save(model.state_dict(), tmp_path / "bare.pth")
+    status, _, errors = run(capsys, image, "--checkpoint", tmp_path / "bare.pth")
+    assert status == 1
+    assert "does not name its model: give --model" in errors
+
+
+def test_names_of_classes():
+    assert readable(["cat", "dog"]) == ["cat", "dog"]
+    assert readable(["0", "1"]) == ["0", "1"]
+    assert readable(["n01440764", "n01443537"])[1].startswith("goldfish")
+
+
+def test_mistakes_are_one_line(digits, trained, tmp_path, capsys):
+    image = next(digits.glob("val/3/*.png"))
+    headless = checkpoint.load(trained)
+    headless["model"] = {k: v for k, v in headless["model"].items() if "head" not in k}
+    torch.save(headless, tmp_path / "headless.pth")
+    (tmp_path / "empty").mkdir()
+    for argv, message in (
+        ([image, "--checkpoint", "none.pth"], "none.pth does not exist"),
+        ([image, "--checkpoint", image], "cannot be read"),
+        ([image, "--checkpoint", tmp_path / "headless.pth"], "has no head"),
+        ([image, "--checkpoint", trained, "--topk", "0"], "--topk"),
+        ([image, "--checkpoint", trained, "--model", "hornet_tinny_gf"], "near names"),
+        ([image, "--checkpoint", trained, "--model", "hornet_atto_gf"], "another model"),
+        ([tmp_path / "empty", "--checkpoint", trained], "holds no images"),
+        ([image, "--checkpoint", trained, "--show-dir", image / "x"], "--show-dir"),
+    ):
+        status, _, errors = run(capsys, *argv)
+        assert status == 1
+        assert errors.startswith("tools.predict: error: ")
+        assert message in errors
+        assert errors.count("\n") == 1
+    assert run(capsys, tmp_path / "none.png", "--checkpoint", trained)[0] == 1

@@ -1,0 +1,90 @@
+"""A trained classifier out of a checkpoint, with all that its images and classes need."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from PIL import Image
+from timm.data import ImageNetInfo
+from torch import nn
+
+from config import AugmentConfig, DataConfig
+from models import checkpoint_filter_fn
+from runtime import checkpoint
+from runtime.distributed import DistributedContext
+from runtime.errors import UserError
+from trainer import build_model, local_file, saved_model
+from transforms import eval_transform, mean_std
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A model in evaluation mode: transform(image) (3, S, S) -> model -> logits of `classes`."""
+
+    model: nn.Module
+    transform: Callable[[Image.Image], torch.Tensor]
+    classes: list[str]
+
+
+def load_classifier(
+    source: str, model: str = "", ema: bool = False, input_size: int | None = None
+) -> Classifier:
+    """The classifier of a checkpoint: of this project, of the release, or published by name.
+
+    Args:
+        source: Path, address, or name of published weights.
+        model: Name of the model, where the checkpoint does not name it.
+        ema: Take the moving average of the weights.
+        input_size: Height and width of the images; those of the checkpoint's run if not given.
+
+    Raises:
+        UserError: the file can't be had, read, or does not fit the model.
+    """
+    path = local_file(source, DistributedContext(0, 0, 1, torch.device("cpu")))
+    state = checkpoint.load(path)
+    flags = checkpoint.saved_flags(state)
+    config = saved_model(source, flags | ({"model": model} if model else {}))
+    weights = state["model"]
+    if ema:
+        weights = state.get("model_ema")
+        if not weights:
+            raise UserError(f"checkpoint {path} holds no moving average")
+    num_classes = _rows_of_head(weights, config.model, path)
+    network = build_model(replace(config, drop_path=0.0), num_classes)
+    checkpoint.load_weights(network, checkpoint_filter_fn(weights, network), path)
+    if not input_size and not flags and timm.is_model(config.model):
+        input_size = timm.get_pretrained_cfg(config.model).input_size[-1]  # type: ignore[union-attr]
+    data = _known(DataConfig, flags)
+    transform = eval_transform(
+        input_size or config.input_size, *mean_std(data), _known(AugmentConfig, flags).crop_pct
+    )
+    names = state.get("classes") or [str(label) for label in range(num_classes)]
+    return Classifier(network.eval(), transform, readable(names))
+
+
+def _rows_of_head(weights: dict[str, torch.Tensor], model: str, path: Path) -> int:
+    cfg = timm.get_pretrained_cfg(model) if timm.is_model(model) else None
+    name = f"{cfg.classifier if cfg else 'head'}.bias"
+    for key, value in weights.items():
+        if key == name or key.endswith("." + name):
+            return len(value)
+    raise UserError(f"checkpoint {path} has no head {name}: it cannot tell classes")
+
+
+def _known(section: type, flags: dict[str, Any]) -> Any:
+    names = ("imagenet_default_mean_and_std", "crop_pct")
+    fields = section.__dataclass_fields__  # type: ignore[attr-defined]
+    return section(**{name: flags[name] for name in names if name in fields and name in flags})
+
+
+def readable(classes: list[str]) -> list[str]:
+    """ImageNet-1K's descriptions where the names are its synsets, or a thousand bare numbers."""
+    info = ImageNetInfo()
+    if classes == [str(label) for label in range(info.num_classes())]:
+        return [info.index_to_description(label) for label in range(len(classes))]
+    if set(classes) <= set(info.label_names()):
+        return [info.label_name_to_description(name) for name in classes]
+    return classes

@@ -1,0 +1,172 @@
+"""Classes of images by a trained classifier.
+
+python -m tools.predict IMAGE... | FOLDER --checkpoint runs/mine/checkpoint-best.pth
+"""
+
+import argparse
+import csv
+import json
+import sys
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torchvision.datasets.folder import IMG_EXTENSIONS
+
+from datasets import load_image
+from runtime.errors import UserError
+from tools.classifier import Classifier, load_classifier
+
+CAPTION_WIDTH = 320  # pixels
+
+
+Predictions = dict[Path, list[tuple[str, float]]]
+"""Of each file its most probable classes, with their probabilities."""
+
+
+def parser() -> argparse.ArgumentParser:
+    this = argparse.ArgumentParser(
+        "python -m tools.predict", description="Classes of images by a trained classifier."
+    )
+    this.add_argument("images", nargs="+", metavar="IMAGE", help="image files, or folders of them")
+    this.add_argument(
+        "--checkpoint", required=True, help="path, address, or name of published weights"
+    )
+    this.add_argument("--model", default="", help="its model, where the checkpoint names none")
+    this.add_argument("--ema", action="store_true", help="take the moving average of the weights")
+    this.add_argument("--input-size", type=int, help="pixels; as in the checkpoint's run if absent")
+    this.add_argument("--topk", type=int, default=5, help="classes an image (5)")
+    this.add_argument("--batch-size", type=int, default=32, help="images at a time (32)")
+    this.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    output = this.add_mutually_exclusive_group()
+    output.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    output.add_argument("--csv", action="store_true", help="print CSV instead of a table")
+    this.add_argument("--show-dir", type=Path, help="folder for the pictures with their classes")
+    return this
+
+
+def find_images(arguments: list[str]) -> list[Path]:
+    """Image files in the order of the arguments; of folders all within, sorted."""
+    files: list[Path] = []
+    for path in map(Path, arguments):
+        if path.is_dir():
+            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMG_EXTENSIONS)
+            if not inside:
+                raise UserError(f"folder {path} holds no images")
+            files += inside
+        else:
+            files.append(path)
+    return files
+
+
+@torch.inference_mode()
+def predict(
+    classifier: Classifier, files: list[Path], device: torch.device, topk: int, batch_size: int
+) -> tuple[Predictions, dict[Path, str]]:
+    """The most probable classes of each file, and why the unreadable ones can't be read."""
+    model = classifier.model.to(device)
+    predictions: Predictions = {}
+    unreadable: dict[Path, str] = {}
+    for start in range(0, len(files), batch_size):
+        batch: dict[Path, torch.Tensor] = {}
+        for file in files[start : start + batch_size]:
+            try:
+                batch[file] = classifier.transform(load_image(str(file)))
+            except UserError as error:
+                unreadable[file] = str(error)
+        if not batch:
+            continue
+        probabilities = model(torch.stack(list(batch.values())).to(device)).float().softmax(dim=1)
+        top = probabilities.topk(min(topk, len(classifier.classes)))
+        for file, values, labels in zip(batch, *map(torch.Tensor.tolist, top), strict=True):
+            predictions[file] = [
+                (classifier.classes[label], value)
+                for label, value in zip(labels, values, strict=True)
+            ]
+    return predictions, unreadable
+
+
+def as_table(predictions: Predictions) -> str:
+    """A line an image: its file, then classes with their probabilities."""
+    width = max(len(str(file)) for file in predictions)
+    return "".join(
+        f"{file!s:{width}}  " + "  ".join(f"{share:6.1%} {name}" for name, share in found) + "\n"
+        for file, found in predictions.items()
+    )
+
+
+def as_json(predictions: Predictions, unreadable: dict[Path, str]) -> str:
+    images = [
+        {
+            "image": str(file),
+            "predictions": [{"class": name, "probability": share} for name, share in found],
+        }
+        for file, found in predictions.items()
+    ]
+    problems = [{"image": str(file), "reason": reason} for file, reason in unreadable.items()]
+    return json.dumps({"images": images, "unreadable": problems}, indent=2) + "\n"
+
+
+def print_csv(predictions: Predictions) -> None:
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow(("image", "rank", "class", "probability"))
+    for file, found in predictions.items():
+        for rank, (name, share) in enumerate(found, start=1):
+            writer.writerow((file, rank, name, f"{share:.4f}"))
+
+
+def save_captioned(predictions: Predictions, folder: Path) -> None:
+    """Each image with its classes below it, as folder/<number>-<name>.png."""
+    font = ImageFont.load_default(14)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for number, (file, found) in enumerate(predictions.items()):
+            image = load_image(str(file))
+            scale = CAPTION_WIDTH / image.width
+            height = max(1, round(scale * image.height))
+            lines = [f"{share:6.1%}  {name}" for name, share in found]
+            picture = Image.new("RGB", (CAPTION_WIDTH, height + 18 * len(lines) + 8), "white")
+            picture.paste(image.resize((CAPTION_WIDTH, height)))
+            ImageDraw.Draw(picture).text((6, height + 4), "\n".join(lines), "black", font)
+            picture.save(folder / f"{number:04d}-{file.stem}.png")
+    except OSError as error:
+        raise UserError(f"--show-dir {folder} cannot be written: {error}") from None
+
+
+def main(argv: list[str] | None = None) -> int:
+    arguments = parser().parse_args(argv)
+    try:
+        if arguments.topk < 1 or arguments.batch_size < 1:
+            raise UserError("--topk and --batch-size have to be at least 1")
+        if arguments.device == "cuda" and not torch.cuda.is_available():
+            raise UserError("--device cuda: this machine offers no GPU")
+        on_gpu = arguments.device != "cpu" and torch.cuda.is_available()
+        files = find_images(arguments.images)
+        classifier = load_classifier(
+            arguments.checkpoint, arguments.model, arguments.ema, arguments.input_size
+        )
+        predictions, unreadable = predict(
+            classifier,
+            files,
+            torch.device("cuda" if on_gpu else "cpu"),
+            arguments.topk,
+            arguments.batch_size,
+        )
+        if arguments.json:
+            sys.stdout.write(as_json(predictions, unreadable))
+        elif arguments.csv:
+            print_csv(predictions)
+        elif predictions:
+            sys.stdout.write(as_table(predictions))
+        for reason in unreadable.values():
+            sys.stderr.write(f"skipped: {reason}\n")
+        if arguments.show_dir:
+            save_captioned(predictions, arguments.show_dir)
+    except UserError as error:
+        sys.stderr.write(f"tools.predict: error: {error}\n")
+        return 1
+    return 0 if predictions else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
