@@ -36,6 +36,8 @@ def parse_args_with(argv: list[str] | None = None, *extra: type) -> tuple[Config
     built = [section(**{f.name: flat[f.name] for f in fields(section)}) for section in sections]
     config = Config(*built[: len(SECTIONS)])
     _check(config)
+    if config.runtime.smoke:
+        config = config.shrunk()
     return config, built[len(SECTIONS) :]
 
 
@@ -160,5 +162,7 @@ def _check(config: Config) -> None:
         )
     if flat["model_ema_eval"] and not (flat["model_ema"] or flat["eval"]):
         raise UserError("--model_ema_eval true needs --model_ema true: there is no average to test")
+    if flat["eval"] and flat["smoke"]:
+        raise UserError("--smoke true shrinks a training; an evaluation needs --max_images N")
     if flat["eval"] and not flat["resume"]:
         raise UserError("--eval true needs a checkpoint: give --resume PATH")

@@ -16,7 +16,8 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from config import LoggingConfig
 from runtime.distributed import DistributedContext, all_reduce_sum
 from runtime.errors import UserError
-from runtime.logging import TensorBoard, Throughput
+from runtime.logging import Throughput
+from runtime.trackers import Trackers
 from trainer import Progress, Trainer
 from utils import topk_correct
 
@@ -29,7 +30,7 @@ def train_one_epoch(
     trainer: Trainer,
     batches: Batches,
     logging_config: LoggingConfig = LoggingConfig(),  # noqa: B008  (frozen)
-    tensorboard: TensorBoard | None = None,
+    trackers: Trackers | None = None,
 ) -> dict[str, float]:
     """Takes schedule.steps_per_epoch optimizer steps; returns the epoch's mean metrics.
 
@@ -52,8 +53,8 @@ def train_one_epoch(
                 metrics = since_log.means()
                 _check_finite(metrics, progress)
                 _log_line(trainer, index + 1, metrics, speed)
-                if tensorboard:
-                    tensorboard.write({f"train/{k}": v for k, v in metrics.items()}, progress.step)
+                if trackers:
+                    trackers.write({f"train/{k}": v for k, v in metrics.items()}, progress.step)
                 epoch_totals.add(since_log)
                 since_log = _Totals(trainer.context.device)
                 speed.reset()

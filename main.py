@@ -7,19 +7,15 @@ torchrun --nproc_per_node=8 main.py --model hornet_tiny_7x7 --data_path /path/to
 import logging
 import sys
 import time
-from pathlib import Path
 
-import torch
 from torch import nn
-from torch.utils.data import IterableDataset
 
 from cli import parse_args
 from config import Config
 from datasets import Data, build_data, fetch_data, image_count
-from engine import evaluate, train_one_epoch
-from loaders import eval_loader, set_epoch, train_loader
-from models import checkpoint_filter_fn
-from reports import write_evaluation
+from engine import train_one_epoch
+from evaluation import evaluate_checkpoint, evaluate_epoch
+from loaders import set_epoch, train_loader
 from runtime import checkpoint
 from runtime.distributed import (
     DistributedContext,
@@ -28,19 +24,11 @@ from runtime.distributed import (
     init_distributed,
 )
 from runtime.errors import UserError
-from runtime.logging import TensorBoard, plot_curves, setup_logging
-from trainer import (
-    Trainer,
-    amp_dtype,
-    build_model,
-    build_trainer,
-    load_start_weights,
-    local_file,
-    prepare_model,
-    size_facts,
-    with_model_of_weights,
-)
+from runtime.logging import plot_curves, setup_logging
+from runtime.trackers import Trackers
+from trainer import build_model, build_trainer, prepare_model, size_facts
 from utils import epoch_seed, seed_everything, versions
+from weights import load_start_weights, local_file, with_model_of_weights
 
 logger = logging.getLogger("main")
 
@@ -50,6 +38,8 @@ def run(config: Config) -> None:
     context = init_distributed(config.runtime)
     setup_logging(context)
     config = with_model_of_weights(config, context)
+    if config.runtime.smoke:
+        logger.info("smoke run: a few steps of a small network, no results")
     only_eval = config.evaluation.eval
     with first_on_each_machine(context):
         fetch_data(config.data)
@@ -97,97 +87,29 @@ def train(config: Config, model: nn.Module, data: Data, context: DistributedCont
     if trainer.progress.epoch < 0:
         folder.save(trainer.state_dict() | extras, "start")
 
-    tensorboard = TensorBoard(config.logging.log_dir, context.is_main)
+    trackers = Trackers(config, context.is_main)
     loader = train_loader(data.train, config.data, context, config.runtime.seed)
     started = time.perf_counter()
     for epoch in range(trainer.progress.epoch + 1, config.schedule.epochs):
         seed_everything(epoch_seed(config.runtime.seed, epoch, context.rank))
         set_epoch(loader, epoch)
-        metrics = train_one_epoch(trainer, loader, config.logging, tensorboard)
+        metrics = train_one_epoch(trainer, loader, config.logging, trackers)
         trainer.progress.epoch = epoch
         record = {f"train_{name}": value for name, value in metrics.items()}
         test_record, improved = evaluate_epoch(config, trainer, data)
         record |= test_record
-        tensorboard.write(record, trainer.progress.step)
+        trackers.write(record, trainer.progress.step)
         folder.log(record | {"epoch": epoch} | facts)
         state = trainer.state_dict() | extras
         for name in improved:
             folder.save(state, name)
         folder.save_epoch(state, epoch, is_last=epoch + 1 == config.schedule.epochs)
-    tensorboard.close()
+    if config.logging.wandb_ckpt and folder.saves:
+        trackers.save(sorted(folder.path.glob("checkpoint-*.pth")))
+    trackers.close()
     logger.info("trained in %.0f s", time.perf_counter() - started)
     if folder.saves:
         logger.info("curves: %s", plot_curves(folder.path))
-
-
-def evaluate_epoch(
-    config: Config, trainer: Trainer, data: Data
-) -> tuple[dict[str, float], list[str]]:
-    """The test_* entries of log.txt, and the names of the best checkpoints that are due."""
-    if data.val is None:
-        return {}, []
-    evaluated = [("test", "", "max_accuracy", "best", trainer.bare_model)]
-    if trainer.ema and config.ema.model_ema_eval:
-        ema = trainer.ema.module
-        evaluated.append(("test EMA", "_ema", "max_ema_accuracy", "best-ema", ema))
-    record: dict[str, float] = {}
-    improved = []
-    for title, suffix, best, checkpoint_name, model in evaluated:
-        metrics = evaluate_model(config, title, model, data, trainer.context)
-        record |= {f"test_{name}{suffix}": value for name, value in metrics.items()}
-        if metrics["acc1"] > getattr(trainer.progress, best):
-            setattr(trainer.progress, best, metrics["acc1"])
-            improved.append(checkpoint_name)
-        record[best] = getattr(trainer.progress, best)
-    return record, improved
-
-
-def evaluate_checkpoint(
-    config: Config, model: nn.Module, data: Data, context: DistributedContext
-) -> None:
-    """Prints the accuracy of --resume; of its moving average too where --model_ema_eval asks.
-
-    With an output_dir each image's prediction and each class's accuracy are written there.
-    """
-    path = config.checkpoint.resume
-    state = checkpoint.load(local_file(path, context))
-    checkpoint.check_classes(state, data.classes, path)
-    evaluated = [("test", "", "model")]
-    if config.ema.model_ema_eval:
-        if not state.get("model_ema"):
-            raise UserError(f"--model_ema_eval true: checkpoint {path} holds no moving average")
-        evaluated.append(("test EMA", "_ema", "model_ema"))
-    for title, suffix, name in evaluated:
-        checkpoint.load_weights(model, checkpoint_filter_fn(state[name], model), path)
-        predictions: list[torch.Tensor] = []
-        evaluate_model(config, title, model, data, context, predictions)
-        if config.checkpoint.output_dir:
-            folder, shared = Path(config.checkpoint.output_dir), shares_evaluation(config, data)
-            write_evaluation(folder, data, predictions, context, shared, suffix)
-
-
-def evaluate_model(
-    config: Config,
-    title: str,
-    model: nn.Module,
-    data: Data,
-    context: DistributedContext,
-    predictions: list[torch.Tensor] | None = None,
-) -> dict[str, float]:
-    assert data.val is not None
-    shared = shares_evaluation(config, data)
-    loader = eval_loader(data.val, config.data, context, shared)
-    metrics = evaluate(model, loader, context, shared, amp_dtype(config.runtime), predictions)
-    logger.info(
-        "%s on %d images: top-1 %.2f%%  top-5 %.2f%%  loss %.4f",
-        title, image_count(data.val), metrics["acc1"], metrics["acc5"], metrics["loss"],
-    )  # fmt: skip
-    return metrics
-
-
-def shares_evaluation(config: Config, data: Data) -> bool:
-    """Whether each process evaluates its share; of a stream of images each sees all."""
-    return config.evaluation.dist_eval and not isinstance(data.val, IterableDataset)
 
 
 def main() -> None:

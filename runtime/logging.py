@@ -1,4 +1,4 @@
-"""What a run tells people and programs: log lines, log.txt, TensorBoard, curves.png."""
+"""What a run tells people: log lines, log.txt read back, curves.png."""
 
 import json
 import logging
@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from runtime.distributed import DistributedContext
-from runtime.errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -45,29 +44,6 @@ class Throughput:
             f"data {100 * self.waited / seconds:.0f}%  "
             f"eta {left // 3600}:{left // 60 % 60:02d}:{left % 60:02d}"
         )
-
-
-class TensorBoard:
-    """Scalars for TensorBoard through tensorboardX; does nothing without a folder."""
-
-    def __init__(self, folder: str | None, is_main: bool) -> None:
-        self.writer = None
-        if folder and is_main:
-            from tensorboardX import SummaryWriter
-
-            try:
-                self.writer = SummaryWriter(logdir=folder)
-            except OSError as error:
-                raise UserError(f"--log_dir {folder} cannot be written: {error}") from None
-
-    def write(self, values: dict[str, float], step: int) -> None:
-        if self.writer:
-            for name, value in values.items():
-                self.writer.add_scalar(name, value, step)
-
-    def close(self) -> None:
-        if self.writer:
-            self.writer.close()
 
 
 def read_log(output_dir: Path) -> list[dict[str, Any]]:

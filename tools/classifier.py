@@ -16,8 +16,9 @@ from models import checkpoint_filter_fn
 from runtime import checkpoint
 from runtime.distributed import DistributedContext
 from runtime.errors import UserError
-from trainer import build_model, local_file, saved_model
+from trainer import build_model
 from transforms import eval_transform, mean_std
+from weights import local_file, saved_model
 
 
 @dataclass(frozen=True)

@@ -23,15 +23,11 @@ OF_SLURM = {
     "use_volta32",
     "comment",
 }
-NOT_OFFERED = {
-    "resplit",
-    *("enable_wandb", "project", "wandb_ckpt", "exp_name"),
-}
 
 
 def test_flags_keep_published_names_and_defaults():
     flat = Config().flat()
-    assert PUBLISHED.keys() - flat.keys() == OF_SLURM | NOT_OFFERED
+    assert PUBLISHED.keys() - flat.keys() == OF_SLURM
     for name in PUBLISHED.keys() & flat.keys():
         assert flat[name] == CHANGED_DEFAULTS.get(name, PUBLISHED[name]["default"]), name
 

@@ -13,7 +13,7 @@ from models.checkpoints import imagenet1k_in_22k
 from models.variants import IMAGENET_22K, VARIANTS
 from runtime.distributed import DistributedContext
 from runtime.errors import UserError
-from trainer import local_file
+from weights import local_file
 
 SMALL = {"base_dim": 16, "depths": (1, 1, 1, 1)}
 CPU = DistributedContext(0, 0, 1, torch.device("cpu"))

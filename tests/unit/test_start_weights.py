@@ -13,7 +13,7 @@ from config import FinetuneConfig
 from models.checkpoints import imagenet1k_in_22k
 from runtime.distributed import DistributedContext
 from runtime.errors import UserError
-from trainer import load_start_weights
+from weights import load_start_weights
 
 SMALL = {"base_dim": 16, "depths": (1, 1, 1, 1)}
 

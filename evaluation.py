@@ -1,0 +1,146 @@
+"""The evaluations of a run: after each epoch, or of a checkpoint, with files of predictions."""
+
+import csv
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.utils.data import IterableDataset
+
+from config import Config
+from datasets import Data, file_name, image_count
+from engine import evaluate
+from loaders import eval_loader
+from models import checkpoint_filter_fn
+from runtime import checkpoint
+from runtime.distributed import DistributedContext, all_gather_shards
+from runtime.errors import UserError
+from trainer import Trainer, amp_dtype
+from weights import local_file
+
+logger = logging.getLogger(__name__)
+
+
+def evaluate_epoch(
+    config: Config, trainer: Trainer, data: Data
+) -> tuple[dict[str, float], list[str]]:
+    """The test_* entries of log.txt, and the names of the best checkpoints that are due."""
+    if data.val is None:
+        return {}, []
+    evaluated = [("test", "", "max_accuracy", "best", trainer.bare_model)]
+    if trainer.ema and config.ema.model_ema_eval:
+        ema = trainer.ema.module
+        evaluated.append(("test EMA", "_ema", "max_ema_accuracy", "best-ema", ema))
+    record: dict[str, float] = {}
+    improved = []
+    for title, suffix, best, checkpoint_name, model in evaluated:
+        metrics = _evaluate(config, title, model, data, trainer.context)
+        record |= {f"test_{name}{suffix}": value for name, value in metrics.items()}
+        if metrics["acc1"] > getattr(trainer.progress, best):
+            setattr(trainer.progress, best, metrics["acc1"])
+            improved.append(checkpoint_name)
+        record[best] = getattr(trainer.progress, best)
+    return record, improved
+
+
+def evaluate_checkpoint(
+    config: Config, model: nn.Module, data: Data, context: DistributedContext
+) -> None:
+    """Prints the accuracy of --resume; of its moving average too where --model_ema_eval asks.
+
+    With an output_dir each image's prediction and each class's accuracy are written there.
+    """
+    path = config.checkpoint.resume
+    state = checkpoint.load(local_file(path, context))
+    checkpoint.check_classes(state, data.classes, path)
+    evaluated = [("test", "", "model")]
+    if config.ema.model_ema_eval:
+        if not state.get("model_ema"):
+            raise UserError(f"--model_ema_eval true: checkpoint {path} holds no moving average")
+        evaluated.append(("test EMA", "_ema", "model_ema"))
+    for title, suffix, name in evaluated:
+        checkpoint.load_weights(model, checkpoint_filter_fn(state[name], model), path)
+        predictions: list[torch.Tensor] = []
+        _evaluate(config, title, model, data, context, predictions)
+        if config.checkpoint.output_dir:
+            folder, shared = Path(config.checkpoint.output_dir), _shares(config, data)
+            _write_predictions(folder, data, predictions, context, shared, suffix)
+
+
+def _evaluate(
+    config: Config,
+    title: str,
+    model: nn.Module,
+    data: Data,
+    context: DistributedContext,
+    predictions: list[torch.Tensor] | None = None,
+) -> dict[str, float]:
+    assert data.val is not None
+    shared = _shares(config, data)
+    loader = eval_loader(data.val, config.data, context, shared)
+    metrics = evaluate(model, loader, context, shared, amp_dtype(config.runtime), predictions)
+    logger.info(
+        "%s on %d images: top-1 %.2f%%  top-5 %.2f%%  loss %.4f",
+        title, image_count(data.val), metrics["acc1"], metrics["acc5"], metrics["loss"],
+    )  # fmt: skip
+    return metrics
+
+
+def _shares(config: Config, data: Data) -> bool:
+    """Whether each process evaluates its share; of a stream of images each sees all."""
+    return config.evaluation.dist_eval and not isinstance(data.val, IterableDataset)
+
+
+def _write_predictions(
+    folder: Path,
+    data: Data,
+    predictions: list[torch.Tensor],
+    context: DistributedContext,
+    shared: bool,
+    suffix: str = "",
+) -> None:
+    """Writes both files, with `suffix` in their names, and logs the classes known worst.
+
+    `predictions` are those of `engine.evaluate` in this process, on its share of the images or on
+    all of them. Raises UserError where the folder refuses the files.
+    """
+    rows = torch.cat(predictions)
+    if shared:
+        rows = all_gather_shards(rows, context)
+    if not context.is_main:
+        return
+    assert data.val is not None
+    labels, guesses = rows[:, 0].long(), rows[:, 1].long()
+    images = torch.bincount(labels, minlength=len(data.classes)).tolist()
+    correct = torch.bincount(labels[labels == guesses], minlength=len(data.classes)).tolist()
+    per_class = [
+        (name, count, f"{100 * right / count:.2f}")
+        for name, count, right in zip(data.classes, images, correct, strict=True)
+        if count
+    ]
+    per_image = (
+        (file_name(data.val, index), data.classes[label], data.classes[guess], f"{share:.4f}")
+        for index, (label, guess, share) in enumerate(
+            zip(labels.tolist(), guesses.tolist(), rows[:, 2].tolist(), strict=True)
+        )
+    )
+    tables: dict[str, tuple[tuple[str, ...], Iterable[tuple]]] = {
+        "predictions": (("file", "class", "predicted", "probability"), per_image),
+        "accuracy_per_class": (("class", "images", "acc1"), per_class),
+    }
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, (columns, lines) in tables.items():
+            with (folder / f"{name}{suffix}.csv").open("w", newline="") as file:
+                writer = csv.writer(file)
+                writer.writerow(columns)
+                writer.writerows(lines)
+    except OSError as error:
+        raise UserError(f"--output_dir {folder} cannot be written: {error}") from None
+    worst = sorted(per_class, key=lambda row: float(row[2]))[:3]
+    logger.info(
+        "%s are in %s; lowest: %s", " and ".join(f"{name}{suffix}.csv" for name in tables), folder,
+        ", ".join(f"{name} {share}% of {count}" for name, count, share in worst),
+    )  # fmt: skip

@@ -1,0 +1,46 @@
+"""--smoke true: every recipe in seconds, without touching what the run itself writes."""
+
+import pytest
+
+import main
+from cli import parse_args
+from runtime.errors import UserError
+from tests.integration.conftest import ROOT
+
+RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
+FAST = ("hornet_tiny_7x7", "hornet_large_gf_img384", "finetune")
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [pytest.param(p, marks=() if p.stem in FAST else pytest.mark.slow) for p in RECIPES],
+    ids=lambda path: path.stem,
+)
+def test_recipe(recipe, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
+    out = tmp_path / "run"
+    config = parse_args(["--config", str(recipe), "--smoke", "true", "--output_dir", str(out)])
+    asked = parse_args(["--config", str(recipe)])
+    if recipe.stem not in ("digits", "finetune"):
+        assert config.model.model == asked.model.model
+    for section in ("ema", "augment", "mixup", "evaluation"):
+        assert getattr(config, section) == getattr(asked, section)
+    monkeypatch.chdir(tmp_path)  # data/digits of recipes/digits.yaml
+    main.run(config)
+    assert "smoke run" in capsys.readouterr().out
+    assert not out.exists()
+    assert (tmp_path / "run-smoke/checkpoint-1.pth").is_file()
+
+
+def test_own_data(flags, digits, tmp_path, capsys):
+    main.run(parse_args([*flags, "--smoke", "true", "--output_dir", str(tmp_path / "run")]))
+    assert "test on 33 images" in capsys.readouterr().out
+    saved = tmp_path / "run-smoke" / "config.yaml"
+    again = parse_args(["--config", str(saved)])
+    assert again.checkpoint.output_dir == str(tmp_path / "run-smoke")
+    assert again.data.data_path == str(digits)
+
+
+def test_evaluation_is_not_shrunk():
+    with pytest.raises(UserError, match="--smoke true shrinks a training"):
+        parse_args(["--smoke", "true", "--eval", "true", "--resume", "x.pth"])
