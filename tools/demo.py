@@ -45,9 +45,11 @@ top-1 on the held-out images: {last["test_acc1"]:.2f}% after {last["epoch"] + 1}
 
 evaluate them again:
   .venv/bin/python main.py --config {output_dir}/config.yaml --eval true --resume {weights}
-train on your own images (folders train/CLASS/ and val/CLASS/):
-  .venv/bin/python main.py --model hornet_atto_7x7 --data_set image_folder --data_path DIR \\
-      --batch_size 32 --lr 5e-4 --epochs 50 --warmup_epochs 5 --output_dir runs/mine""")
+classify images with them:
+  .venv/bin/python -m tools.predict data/digits/val/7 --checkpoint {weights}
+train on your own images (folders DIR/CLASS/) from published weights:
+  .venv/bin/python main.py --config recipes/finetune.yaml --finetune hornet_tiny_gf.in1k \\
+      --data_path DIR --output_dir runs/mine""")
     return 0
 
 
