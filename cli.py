@@ -14,6 +14,7 @@ from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 
 from config import SECTIONS, Config
 from runtime.errors import UserError
+from smoke import shrunk
 
 
 def parse_args(argv: list[str] | None = None) -> Config:
@@ -37,7 +38,7 @@ def parse_args_with(argv: list[str] | None = None, *extra: type) -> tuple[Config
     config = Config(*built[: len(SECTIONS)])
     _check(config)
     if config.runtime.smoke:
-        config = config.shrunk()
+        config = shrunk(config)
     return config, built[len(SECTIONS) :]
 
 

@@ -3,7 +3,6 @@
 A flag is a field below and is written `--name value`; the docstring under it is its help text.
 """
 
-import tempfile
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -325,39 +324,6 @@ class Config:
         """Images of one optimizer step."""
         return self.data.batch_size * self.optim.update_freq * processes
 
-    def shrunk(self) -> "Config":
-        """The run that `smoke` asks for: every part of this one, but small."""
-        model, data, schedule = self.model, self.data, self.schedule
-        if model.model == "auto" or model.model.startswith("hornet_"):
-            name = "hornet_atto_gf" if model.model == "auto" else model.model
-            kwargs = model.model_kwargs | {"base_dim": 16, "depths": [1, 1, 1, 1]}
-            size = min(64, model.input_size)
-            model = replace(model, model=name, model_kwargs=kwargs, input_size=size)
-        if not data.has_path:
-            folder = Path(tempfile.gettempdir()) / "hornet-smoke-digits"
-            data = replace(data, data_set="digits", data_path=str(folder))
-        workers = min(2, data.num_workers)
-        log_dir = self.logging.log_dir and _beside(self.logging.log_dir)
-        output_dir = self.checkpoint.output_dir and _beside(self.checkpoint.output_dir)
-        return replace(
-            self,
-            model=model,
-            finetune=replace(self.finetune, finetune="", freeze=""),
-            data=replace(data, batch_size=2, num_workers=workers, max_images=256),
-            optim=replace(self.optim, update_freq=min(2, self.optim.update_freq)),
-            schedule=replace(
-                schedule,
-                epochs=2,
-                start_epoch=0,
-                warmup_epochs=min(1, schedule.warmup_epochs),
-                warmup_steps=min(2, schedule.warmup_steps),
-            ),
-            checkpoint=replace(
-                self.checkpoint, output_dir=output_dir, resume="", auto_resume=False
-            ),
-            logging=replace(self.logging, log_dir=log_dir, enable_wandb=False),
-        )
-
     def flat(self) -> dict[str, Any]:
         """Every flag with its value, as plain values that YAML and a checkpoint can hold."""
         return {
@@ -369,11 +335,6 @@ class Config:
     def save(self, path: str | Path) -> None:
         """Writes the flags as a recipe, which `--config` reads back."""
         Path(path).write_text(yaml.safe_dump(self.flat(), sort_keys=False))
-
-
-def _beside(folder: str) -> str:
-    """Where a smoke run writes, so that the run itself does not resume from it."""
-    return folder if folder.endswith("-smoke") else f"{folder}-smoke"
 
 
 SECTIONS: dict[str, type] = {f.name: f.type for f in fields(Config)}  # type: ignore[misc]

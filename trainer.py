@@ -205,12 +205,11 @@ def build_trainer(
         if config.runtime.compile:  # a copy is not compiled
             average.module.compile()
     smoothing = config.augment.smoothing
-    mixup = None
-    if images < config.mixup.mixup_min_images * num_classes:
+    mixup = build_mixup(config.mixup, smoothing, num_classes)
+    if mixup and images < config.mixup.mixup_min_images * num_classes:
+        mixup = None
         logger.info("no mixup and CutMix: fewer than --mixup_min_images %d images a class",
                     config.mixup.mixup_min_images)  # fmt: skip
-    else:
-        mixup = build_mixup(config.mixup, smoothing, num_classes)
     # mixup turns labels into smoothed soft targets by itself
     criterion = SoftTargetCrossEntropy() if mixup else LabelSmoothingCrossEntropy(smoothing)
     if context.is_distributed:

@@ -1,0 +1,45 @@
+"""--smoke true: the run shrunk to seconds."""
+
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+from config import Config
+
+
+def shrunk(config: Config) -> Config:
+    """The run that --smoke asks for: every part of this one, but small."""
+    model, data, schedule = config.model, config.data, config.schedule
+    if model.model == "auto" or model.model.startswith("hornet_"):
+        name = "hornet_atto_gf" if model.model == "auto" else model.model
+        kwargs = model.model_kwargs | {"base_dim": 16, "depths": [1, 1, 1, 1]}
+        size = min(64, model.input_size)
+        model = replace(model, model=name, model_kwargs=kwargs, input_size=size)
+    if not data.has_path:
+        folder = Path(tempfile.gettempdir()) / "hornet-smoke-digits"
+        data = replace(data, data_set="digits", data_path=str(folder))
+    workers = min(2, data.num_workers)
+    log_dir = config.logging.log_dir and _beside(config.logging.log_dir)
+    output_dir = config.checkpoint.output_dir and _beside(config.checkpoint.output_dir)
+    return replace(
+        config,
+        model=model,
+        finetune=replace(config.finetune, finetune="", freeze=""),
+        data=replace(data, batch_size=2, num_workers=workers, max_images=256),
+        optim=replace(config.optim, update_freq=min(2, config.optim.update_freq)),
+        schedule=replace(
+            schedule,
+            epochs=2,
+            start_epoch=0,
+            warmup_epochs=min(1, schedule.warmup_epochs),
+            warmup_steps=min(2, schedule.warmup_steps),
+        ),
+        checkpoint=replace(config.checkpoint, output_dir=output_dir, resume="", auto_resume=False),
+        logging=replace(config.logging, log_dir=log_dir, enable_wandb=False),
+    )
+
+
+def _beside(folder: str) -> str:
+    """Where a smoke run writes, so that the run itself does not resume from it."""
+    folder = folder.rstrip("/")
+    return folder if folder.endswith("-smoke") else f"{folder}-smoke"
