@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 import timm
+import torch
+
+import models  # noqa: F401 - registers the models
 
 ROOT = Path(__file__).parents[2]
-# the tests that download take models with registered weights only, and these have none
 SMALL = ("atto", "femto", "pico", "nano", "tiny", "base_gf_img384")
 SELECTION = " or ".join(f"hornet_{size}" for size in SMALL)
 
@@ -37,15 +39,24 @@ def test_file(tmp_path_factory) -> Path:
     return path
 
 
+def write_cache(home):
+    """torch's cache with what the tests of pretrained weights would download, of random values."""
+    folder = home / "hub" / "checkpoints"
+    folder.mkdir(parents=True)
+    for name in timm.list_pretrained("hornet_tiny_*"):
+        torch.save({"model": timm.create_model(name).state_dict()}, folder / f"{name}.pth")
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_timm_suite(test_file):
+def test_timm_suite(test_file, tmp_path):
+    write_cache(tmp_path)
     command = [sys.executable, "-m", "pytest", "-v", "-p", "tests.timm_plugin", "-W", "ignore"]
     command += ["-p", "no:cacheprovider", "-c", "pytest.ini", test_file.name, "-k", SELECTION]
     run = subprocess.run(
         command,
         cwd=test_file.parent,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": str(ROOT), "TORCH_HOME": str(tmp_path)},
         capture_output=True,
         text=True,
         check=False,
@@ -53,3 +64,4 @@ def test_timm_suite(test_file):
     assert run.returncode == 0, run.stdout[-5000:] + run.stderr[-2000:]
     # among the tests only if the plugin has added the models' module to FEAT_INTER_FILTERS
     assert "test_model_forward_intermediates[1-hornet_atto_gf] PASSED" in run.stdout
+    assert "test_model_load_pretrained[1-hornet_tiny_gf.in1k] PASSED" in run.stdout
