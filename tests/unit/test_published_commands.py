@@ -114,3 +114,14 @@ def test_commands_in_recipes(recipe):
     total = on_cluster.total_batch(slurm.nodes * slurm.ngpus)
     assert alone.total_batch(8) == total
     assert f"total batch of {total} images" in text
+
+
+def test_training_notes_have_every_published_run():
+    """As it was published, and as its recipe has it."""
+    lines = (ROOT / "TRAINING.md").read_text().splitlines()
+    launched = {line.replace("torchrun", "python -m torch.distributed.launch") for line in lines}
+    assert set(OF_MAIN) <= launched
+    for command in OF_SUBMITIT:
+        assert command in lines
+        text = (ROOT / "recipes" / recipe_of(command)).read_text()
+        assert all(own in lines for own in re.findall(r"^#   (.*)$", text, re.MULTILINE))
