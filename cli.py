@@ -14,7 +14,6 @@ from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 
 from config import SECTIONS, Config
 from runtime.errors import UserError
-from smoke import shrunk
 
 
 def parse_args(argv: list[str] | None = None) -> Config:
@@ -37,8 +36,6 @@ def parse_args_with(argv: list[str] | None = None, *extra: type) -> tuple[Config
     built = [section(**{f.name: flat[f.name] for f in fields(section)}) for section in sections]
     config = Config(*built[: len(SECTIONS)])
     _check(config)
-    if config.runtime.smoke:
-        config = shrunk(config)
     return config, built[len(SECTIONS) :]
 
 
@@ -113,6 +110,8 @@ def _one_line(message: str, flags: dict[str, Field]) -> str:
     if value and value[1] in flags:
         kind = flags[value[1]].type
         expected = kind.__name__ if isinstance(kind, type) else str(kind).replace("typing.", "")
+        if "tuple" in expected:
+            expected = "two numbers" if "..." not in expected else "numbers"
         return f"--{value[1]} {value[2]}: expected {expected}"
     return re.sub(r'^Parser key "(\w+)": ', r"--\1: ", message)
 

@@ -57,7 +57,7 @@ class DataConfig:
     not there. tar: data_path holds train.tar and val.tar, or folders of tar files. wds/, hfds/NAME,
     hfids/NAME, tfds/NAME, torch/NAME: what timm reads by these prefixes."""
     data_path: str = "/path/to/dataset"
-    """Folder of the data set."""
+    """Folder of the data set; for hfds/ and hfids/ the cache, if another than the usual one."""
     eval_data_path: str | None = None
     """Folder of the evaluation images (image_folder only); if not given, data_path has to hold
     train/ and val/, or val_fraction says how many to hold out."""
@@ -71,7 +71,7 @@ class DataConfig:
     """Split to evaluate on, of the data sets with a prefix."""
     max_images: int | None = None
     """Use only that many images, spread evenly over the data set, of those for training and of
-    those for evaluation; all if not given."""
+    those for evaluation; all if not given. For a stream: how many make an epoch."""
     batch_size: int = 64
     """Images a process and micro-batch. Evaluation uses one and a half times as many."""
     num_workers: int = 10

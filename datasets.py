@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 from timm.data import create_dataset
-from timm.data.dataset import ImageDataset
+from timm.data.dataset import ImageDataset, IterableImageDataset
 from timm.data.readers.reader_image_in_tar import ReaderImageInTar
 from torch.utils.data import Dataset, IterableDataset, Subset
 from torchvision.datasets import CIFAR100, ImageFolder
@@ -69,10 +69,10 @@ def build_data(
 
     known = {part: _class_names(dataset, config) for part, dataset in parts.items()}
     if len(known) == 2 and known["train"] != known["val"]:
-        only = sorted(set(known["train"]) ^ set(known["val"]))
+        train, val = set(known["train"]), set(known["val"])
         raise UserError(
-            f"{config.data_path}: the images to train on and to evaluate on have different "
-            f"classes: {', '.join(only[:5])} stand in only one of them"
+            f"{config.data_path}: images to train on and to evaluate on have different classes: "
+            f"only the first {_some(train - val)}, only the second {_some(val - train)}"
         )
     classes = next(iter(known.values()))
     _check_classes(config, classes, with_train)
@@ -82,15 +82,23 @@ def build_data(
 
 def fetch_data(config: DataConfig) -> None:
     """Puts the data sets that bring their images along where data_path says, once."""
+    name, path = config.data_set, config.data_path
+    if name not in ("digits", "CIFAR") and not name.startswith("torch/"):
+        return
+    if not config.has_path:
+        raise UserError(f"--data_set {name} needs a place: give --data_path FOLDER")
     try:
-        if config.data_set == "digits":
-            write_digits(Path(config.data_path))
-        if config.data_set == "CIFAR":
-            CIFAR100(config.data_path, download=True)
-    except (OSError, RuntimeError) as error:
+        if name == "digits":
+            write_digits(Path(path))
+        elif name == "CIFAR":
+            CIFAR100(path, download=True)
+        else:
+            for split in (config.train_split, config.val_split):
+                create_dataset(name, root=path, split=split, download=True)
+    except (OSError, RuntimeError, AssertionError) as error:
+        by_hand = f"; {CIFAR100.url} can be put there by hand" if name == "CIFAR" else ""
         raise UserError(
-            f"--data_set {config.data_set} cannot be put into --data_path {config.data_path}: "
-            f"{error}"
+            f"--data_set {name} cannot be put into --data_path {path}: {error}{by_hand}"
         ) from None
 
 
@@ -100,9 +108,19 @@ def _class_names(dataset: Dataset, config: DataConfig) -> list[str]:
     source = getattr(dataset, "reader", dataset)
     # tar files have it under another name
     index = getattr(source, "class_to_idx", getattr(source, "class_name_to_idx", None))
-    if not index:
-        return [str(label) for label in range(config.nb_classes)]
-    return [str(name) for name in sorted(index, key=index.__getitem__)]
+    names = {label: str(name) for name, label in reversed((index or {}).items())}
+    if not names:
+        return unnamed(config.nb_classes)
+    return [names[label] for label in sorted(names)]  # the first of several names of a class
+
+
+def unnamed(num_classes: int) -> list[str]:
+    """What classes are called where the data does not name them: by their numbers."""
+    return [str(label) for label in range(num_classes)]
+
+
+def _some(names: set[str]) -> str:
+    return ", ".join(sorted(names)[:5]) + (", ..." if len(names) > 5 else "") or "none"
 
 
 def _check_classes(config: DataConfig, classes: list[str], with_train: bool) -> None:
@@ -119,11 +137,9 @@ def _check_classes(config: DataConfig, classes: list[str], with_train: bool) -> 
 
 
 def _limited(dataset: Dataset, most: int | None) -> Dataset:
+    if most is None or isinstance(dataset, IterableDataset) or most >= image_count(dataset):
+        return dataset  # a stream was opened with its number of images
     length = image_count(dataset)
-    if most is None or most >= length:
-        return dataset
-    if isinstance(dataset, IterableDataset):
-        raise UserError("--max_images cannot choose from a stream of images")
     return Subset(dataset, [i * length // most for i in range(most)])
 
 
@@ -220,14 +236,31 @@ def _from_timm(config: DataConfig, part: str, transform: Any) -> Dataset:
             split=split,
             is_training=part == "train",
             batch_size=config.batch_size,
+            num_samples=config.max_images,
         )
     except ImportError as error:
         raise UserError(f"--data_set {config.data_set} needs a package: {error}") from None
     except Exception as error:  # each reader has its own types for what is missing
         reason = " ".join(str(error).split()) or type(error).__name__
+        if prefix == "wds":
+            reason += f"; shards are named as in --{part}_split '{part}-{{000..099}}.tar|50000'"
         raise UserError(f"--data_set {config.data_set}, split {split}: {reason}") from None
     dataset.transform = transform
+    if isinstance(dataset, IterableImageDataset):
+        dataset.target_transform = _KnownLabel(len(_class_names(dataset, config)))
     return dataset
+
+
+@dataclass(frozen=True)
+class _KnownLabel:
+    """Passes labels on; shards do not say beforehand which ones they hold."""
+
+    num_classes: int
+
+    def __call__(self, label: int) -> int:
+        if not 0 <= label < self.num_classes:
+            raise UserError(f"the label {label} is beyond --nb_classes {self.num_classes}")
+        return label
 
 
 def _tar_reader(root: Path, part: str) -> ReaderImageInTar:

@@ -200,7 +200,7 @@ def evaluate(
     precision: torch.dtype | None = None,
     predictions: list[torch.Tensor] | None = None,
 ) -> dict[str, float]:
-    """Mean cross-entropy, top-1 and top-5 (per cent) of `model` over all images.
+    """Mean cross-entropy, top-1 and top-5 (per cent) of `model` over all images, and their number.
 
     `shared`: each process sees its own share of the images, and the sums are joined; otherwise
     each sees them all. `model` is the bare one, since shares may differ in their batches.
@@ -229,4 +229,5 @@ def evaluate(
         "loss": loss / images_seen,
         "acc1": 100 * top1 / images_seen,
         "acc5": 100 * top5 / images_seen,
+        "images": int(images_seen),
     }

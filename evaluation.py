@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.data import IterableDataset
 
 from config import Config
-from datasets import Data, file_name, image_count
+from datasets import Data, file_name
 from engine import evaluate
 from loaders import eval_loader
 from models import checkpoint_filter_fn
@@ -18,7 +18,7 @@ from runtime import checkpoint
 from runtime.distributed import DistributedContext, all_gather_shards
 from runtime.errors import UserError
 from trainer import Trainer, amp_dtype
-from weights import local_file
+from weights import check_head, local_file
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +38,8 @@ def evaluate_epoch(
     for title, suffix, best, checkpoint_name, model in evaluated:
         metrics = _evaluate(config, title, model, data, trainer.context)
         record |= {f"test_{name}{suffix}": value for name, value in metrics.items()}
-        if metrics["acc1"] > getattr(trainer.progress, best):
+        # of equals the last: on few images accuracies repeat while the loss still falls
+        if metrics["acc1"] >= getattr(trainer.progress, best):
             setattr(trainer.progress, best, metrics["acc1"])
             improved.append(checkpoint_name)
         record[best] = getattr(trainer.progress, best)
@@ -61,7 +62,9 @@ def evaluate_checkpoint(
             raise UserError(f"--model_ema_eval true: checkpoint {path} holds no moving average")
         evaluated.append(("test EMA", "_ema", "model_ema"))
     for title, suffix, name in evaluated:
-        checkpoint.load_weights(model, checkpoint_filter_fn(state[name], model), path)
+        weights = checkpoint_filter_fn(state[name], model)
+        check_head(weights, model, data.classes, path)
+        checkpoint.load_weights(model, weights, path)
         predictions: list[torch.Tensor] = []
         _evaluate(config, title, model, data, context, predictions)
         if config.checkpoint.output_dir:
@@ -81,9 +84,10 @@ def _evaluate(
     shared = _shares(config, data)
     loader = eval_loader(data.val, config.data, context, shared)
     metrics = evaluate(model, loader, context, shared, amp_dtype(config.runtime), predictions)
+    images = metrics.pop("images")
     logger.info(
         "%s on %d images: top-1 %.2f%%  top-5 %.2f%%  loss %.4f",
-        title, image_count(data.val), metrics["acc1"], metrics["acc5"], metrics["loss"],
+        title, images, metrics["acc1"], metrics["acc5"], metrics["loss"],
     )  # fmt: skip
     return metrics
 
@@ -106,7 +110,8 @@ def _write_predictions(
     `predictions` are those of `engine.evaluate` in this process, on its share of the images or on
     all of them. Raises UserError where the folder refuses the files.
     """
-    rows = torch.cat(predictions)
+    # a process may have had no image at all
+    rows = torch.cat([torch.empty(0, 3, dtype=torch.float64), *predictions])
     if shared:
         rows = all_gather_shards(rows, context)
     if not context.is_main:
@@ -130,6 +135,8 @@ def _write_predictions(
         "predictions": (("file", "class", "predicted", "probability"), per_image),
         "accuracy_per_class": (("class", "images", "acc1"), per_class),
     }
+    if isinstance(data.val, IterableDataset):  # its images have no names and no fixed order
+        del tables["predictions"]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, (columns, lines) in tables.items():
@@ -139,8 +146,6 @@ def _write_predictions(
                 writer.writerows(lines)
     except OSError as error:
         raise UserError(f"--output_dir {folder} cannot be written: {error}") from None
-    worst = sorted(per_class, key=lambda row: float(row[2]))[:3]
-    logger.info(
-        "%s are in %s; lowest: %s", " and ".join(f"{name}{suffix}.csv" for name in tables), folder,
-        ", ".join(f"{name} {share}% of {count}" for name, count, share in worst),
-    )  # fmt: skip
+    logger.info("%s are in %s", " and ".join(f"{name}{suffix}.csv" for name in tables), folder)
+    for name, count, share in sorted(per_class, key=lambda row: float(row[2]))[:3]:
+        logger.info("among the least known: class %s, %s%% of %d images", name, share, count)

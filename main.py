@@ -26,6 +26,7 @@ from runtime.distributed import (
 from runtime.errors import UserError
 from runtime.logging import plot_curves, setup_logging
 from runtime.trackers import Trackers
+from smoke import shrunk
 from trainer import build_model, build_trainer, prepare_model, size_facts
 from utils import epoch_seed, seed_everything, versions
 from weights import load_start_weights, local_file, with_model_of_weights
@@ -37,9 +38,10 @@ def run(config: Config) -> None:
     """The whole run of this process: training, or the evaluation of a checkpoint."""
     context = init_distributed(config.runtime)
     setup_logging(context)
-    config = with_model_of_weights(config, context)
     if config.runtime.smoke:
         logger.info("smoke run: a few steps of a small network, no results")
+        config = shrunk(config)
+    config = with_model_of_weights(config, context)
     only_eval = config.evaluation.eval
     with first_on_each_machine(context):
         fetch_data(config.data)
@@ -67,15 +69,15 @@ def train(config: Config, model: nn.Module, data: Data, context: DistributedCont
     folder = checkpoint.RunFolder(config.checkpoint, context.is_main)
     resume_from = folder.to_resume()
     if config.finetune.finetune and not resume_from:
-        load_start_weights(model, config.finetune, num_classes, context)
+        load_start_weights(model, config.finetune, data.classes, context)
     trainer = build_trainer(config, model, image_count(data.train), num_classes, context)
     if resume_from:
         state = checkpoint.load(local_file(resume_from, context))
         checkpoint.check_classes(state, data.classes, resume_from)
+        for change in checkpoint.changed_flags(state, config):
+            logger.info("flag changed since %s: %s", resume_from, change)
         trainer.load_state_dict(state, resume_from)
         logger.info("resumed %s at epoch %d", resume_from, trainer.progress.epoch + 1)
-        for change in checkpoint.changed_flags(state, config):
-            logger.info("flag changed since then: %s", change)
     if trainer.progress.epoch + 1 >= config.schedule.epochs:
         logger.info("nothing to train: epoch %d of --epochs %d is done",
                     trainer.progress.epoch, config.schedule.epochs)  # fmt: skip

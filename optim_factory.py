@@ -69,10 +69,14 @@ def freeze(model: nn.Module, pattern: str) -> int:
     return sum(parameter.numel() for parameter in matching)
 
 
-def create_optimizer(config: OptimConfig, model: nn.Module) -> torch.optim.Optimizer:
-    """The optimizer of that name in timm, over `parameter_groups`. Rates come from a Schedule."""
+def create_optimizer(config: OptimConfig, model: nn.Module, lr: float) -> torch.optim.Optimizer:
+    """The optimizer of that name in timm, over `parameter_groups`.
+
+    A Schedule sets the rates of each step; `lr` is the largest of them, which some optimizers want
+    to know.
+    """
     names = [str(name) for name in list_optimizers()]
-    if config.opt.lower() not in names:
+    if config.opt.lower().removeprefix("lookahead_") not in names:
         hint = near_names(config.opt, names)
         raise UserError(f"--opt {config.opt}: timm has no such optimizer{hint}")
     options: dict[str, Any] = {"eps": config.opt_eps, "betas": config.opt_betas}
@@ -80,7 +84,7 @@ def create_optimizer(config: OptimConfig, model: nn.Module) -> torch.optim.Optim
         optimizer = create_optimizer_v2(
             parameter_groups(model, config.weight_decay, config.layer_decay),
             opt=config.opt,
-            lr=0.0,
+            lr=lr,
             momentum=config.momentum,
             **{name: value for name, value in options.items() if value is not None},
         )

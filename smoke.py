@@ -36,10 +36,10 @@ def shrunk(config: Config) -> Config:
         ),
         checkpoint=replace(config.checkpoint, output_dir=output_dir, resume="", auto_resume=False),
         logging=replace(config.logging, log_dir=log_dir, enable_wandb=False),
+        runtime=replace(config.runtime, smoke=False),  # what is saved is an ordinary run
     )
 
 
 def _beside(folder: str) -> str:
     """Where a smoke run writes, so that the run itself does not resume from it."""
-    folder = folder.rstrip("/")
-    return folder if folder.endswith("-smoke") else f"{folder}-smoke"
+    return f"{folder.rstrip('/')}-smoke"

@@ -85,16 +85,19 @@ class Trainer:
                 logger.warning("%s holds no moving average: it starts from the weights", path)
             weights = state.get("model_ema") or state["model"]
             checkpoint.load_weights(self.ema.module, weights, path)
+        needed = set(self.optimizer.param_groups[0])
         try:
             self.optimizer.load_state_dict(state["optimizer"])
-            # torch itself adds settings that its older versions did not have
-            needed = self.optimizer.defaults.keys()
+            # torch itself has added settings that its older versions did not have
             if any(needed - group.keys() for group in self.optimizer.param_groups):
                 raise ValueError("its settings have other names")
             if self.scaler and state.get("scaler"):
                 self.scaler.load_state_dict(state["scaler"])
         except (ValueError, KeyError) as error:
-            raise UserError(f"checkpoint {path} has another optimizer: {error}") from None
+            raise UserError(
+                f"checkpoint {path} has another optimizer ({error}): give the --opt, --freeze and "
+                "--layer_decay of its run, or start anew in another --output_dir"
+            ) from None
         # the schedules follow the epochs, whatever the total batch of the run so far was
         step = (progress.epoch + 1) * self.schedule.steps_per_epoch
         if step != progress.step and "step" in state:
@@ -138,8 +141,8 @@ def _saved_progress(state: dict[str, Any], path: Path, start_epoch: int) -> Prog
 def build_model(config: ModelConfig, num_classes: int) -> nn.Module:
     """A registered model; raises UserError with near names for one that does not exist."""
     if not timm.is_model(config.model):
-        hint = near_names(config.model, timm.list_models())
-        raise UserError(f"--model {config.model}: there is no such model{hint}")
+        hint = near_names(config.model, timm.list_models()) or "; see timm.list_models()"
+        raise UserError(f"there is no model {config.model}{hint}")
     options: dict[str, Any] = {}
     if config.drop_path:
         options["drop_path_rate"] = config.drop_path
@@ -158,8 +161,11 @@ def prepare_model(model: nn.Module, config: RuntimeConfig, device: torch.device)
     """The model on its device, laid out, checkpointed and compiled as the flags say."""
     if config.grad_checkpointing:
         if not hasattr(model, "set_grad_checkpointing"):
-            raise UserError("--grad_checkpointing true: this model cannot do it")
-        model.set_grad_checkpointing(True)  # type: ignore[operator]
+            raise UserError("--grad_checkpointing true: the model cannot")
+        try:
+            model.set_grad_checkpointing(True)  # type: ignore[operator]
+        except (AssertionError, NotImplementedError) as error:
+            raise UserError(f"--grad_checkpointing true: the model cannot: {error}") from None
     # HorNets compute channels last: with weights laid out so, gradients have the strides of the
     # weights, which DistributedDataParallel wants
     layout = torch.channels_last if config.channels_last else torch.contiguous_format
@@ -197,7 +203,10 @@ def build_trainer(
     if rates != config.schedule:
         logger.info("learning rate %.3g for a total batch of %d", rates.lr, total_batch)
     schedule = Schedule(rates, config.optim.weight_decay, images // total_batch)
-    optimizer = create_optimizer(config.optim, model)
+    if images % total_batch:
+        logger.info("%d steps an epoch, which leaves out %d of the %d images, others each time",
+                    images // total_batch, images % total_batch, images)  # fmt: skip
+    optimizer = create_optimizer(config.optim, model, rates.lr)
     average = None
     if config.ema.model_ema:
         device = torch.device("cpu") if config.ema.model_ema_force_cpu else context.device

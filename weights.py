@@ -1,14 +1,17 @@
 """Where the weights of a run come from: paths, addresses, published names; and how they fit."""
 
 import logging
+import re
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import timm
+import torch
 from torch import nn
 
 from config import Config, FinetuneConfig, ModelConfig
+from datasets import unnamed
 from models import checkpoint_filter_fn, download, download_published, fit_head
 from runtime import checkpoint
 from runtime.distributed import DistributedContext, first_on_each_machine
@@ -72,13 +75,49 @@ def saved_model(source: str, flags: dict[str, Any]) -> ModelConfig:
 
 
 def load_start_weights(
-    model: nn.Module, config: FinetuneConfig, num_classes: int, context: DistributedContext
+    model: nn.Module, config: FinetuneConfig, classes: list[str], context: DistributedContext
 ) -> None:
     """Loads --finetune into `model`; raises UserError where more than the head does not fit."""
     path = local_file(config.finetune, context)
-    weights = checkpoint.find_weights(path, config.model_key, config.model_prefix)
-    classifier = str(getattr(model, "pretrained_cfg", {}).get("classifier") or "head")
-    weights, done = fit_head(checkpoint_filter_fn(weights, model), num_classes, classifier)
-    may_lack = frozenset((f"{classifier}.weight", f"{classifier}.bias"))
-    checkpoint.load_weights(model, weights, path, may_lack)
+    state = checkpoint.read(path)
+    found = checkpoint.find_weights(state, path, config.model_key, config.model_prefix)
+    weights = checkpoint_filter_fn(_of_backbone(found), model)
+    heads = heads_of(model)
+    weights, done = fit_head(weights, len(classes), heads)
+    may_lack = {f"{head}.{kind}" for head in heads for kind in ("weight", "bias")}
+    known = state.get("classes")
+    if not done and known and known != classes and unnamed(len(classes)) not in (known, classes):
+        names = may_lack & weights.keys()
+        if sorted(known) == sorted(classes):
+            rows = torch.tensor([known.index(name) for name in classes])
+            weights = weights | {name: weights[name][rows] for name in names}
+            done = "the head's rows are put into the order of the data's classes"
+        else:
+            weights = {name: value for name, value in weights.items() if name not in names}
+            done = f"the head starts anew: the file's classes are others ({known[0]}, ...)"
+    if any(name.startswith("backbone.") for name in found):
+        may_lack |= {"norm.weight", "norm.bias"}
+        done = "the norm and the head of the backbone start anew"
+    checkpoint.load_weights(model, weights, path, frozenset(may_lack))
     logger.info("start weights from %s%s", path, f"; {done}" if done else "")
+
+
+def _of_backbone(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The backbone's part of a detector's or segmentor's weights, without the norms of its maps."""
+    own = {name: value for name, value in weights.items() if name.startswith("backbone.")}
+    return {k: v for k, v in own.items() if not re.match(r"backbone\.norm\d", k)} or weights
+
+
+def heads_of(model: nn.Module) -> tuple[str, ...]:
+    """The names of a timm model's last layers, mostly one."""
+    names = getattr(model, "pretrained_cfg", {}).get("classifier") or "head"
+    return (names,) if isinstance(names, str) else tuple(names)
+
+
+def check_head(
+    weights: dict[str, torch.Tensor], model: nn.Module, classes: list[str], path: str | Path
+) -> None:
+    """Refuses weights of another number of classes, where that can be told from their head."""
+    bias = weights.get(f"{heads_of(model)[0]}.bias")
+    if bias is not None and len(bias) != len(classes):
+        raise UserError(f"checkpoint {path} has {len(bias)} classes, the data {len(classes)}")

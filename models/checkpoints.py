@@ -21,6 +21,12 @@ from .ops.global_filter import resize_filter
 
 logger = logging.getLogger(__name__)
 
+# what flags in released files are made of; Python has moved the class of paths
+RELEASED_FLAGS: list[Any] = [
+    argparse.Namespace,
+    (PosixPath, "pathlib.PosixPath"),
+    (PosixPath, "pathlib._local.PosixPath"),
+]
 _WRAPPERS = ("model", "state_dict", "model_ema")
 # of DistributedDataParallel, torch.compile, and the backbone of a detector or segmentor
 _PREFIXES = ("module.", "_orig_mod.", "backbone.")
@@ -114,8 +120,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         RuntimeError: the file can't be read.
     """
     try:
-        # some released files hold their flags: a Namespace, those of Slurm runs with paths in it
-        with torch.serialization.safe_globals([argparse.Namespace, PosixPath]):
+        with torch.serialization.safe_globals(RELEASED_FLAGS):
             weights = _unwrap(torch.load(path, map_location="cpu", weights_only=True))
             return {_strip(name, {}): value for name, value in weights.items()}
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
@@ -146,19 +151,23 @@ def select_imagenet1k(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def fit_head(
-    state_dict: dict[str, Tensor], num_classes: int, classifier: str = "head"
+    state_dict: dict[str, Tensor], num_classes: int, classifiers: tuple[str, ...] = ("head",)
 ) -> tuple[dict[str, Tensor], str]:
     """Fits the rows of the head to the model's classes; returns the state dict and what was done.
 
     The head of the ImageNet-22K models becomes one of ImageNet-1K where the model has 1000
     classes. Any other head of another class count is left out, for a new one to be learnt.
     """
-    weight = state_dict.get(f"{classifier}.weight")
+    weight = state_dict.get(f"{classifiers[0]}.weight")
     if weight is None or len(weight) == num_classes:
         return state_dict, ""
     rows = len(weight)
-    if num_classes == len(imagenet1k_in_22k()) and is_imagenet22k(rows) and classifier == "head":
+    if (
+        num_classes == len(imagenet1k_in_22k())
+        and is_imagenet22k(rows)
+        and classifiers == ("head",)
+    ):
         return select_imagenet1k(state_dict), f"the head's 1000 rows are taken out of {rows}"
-    heads = {f"{classifier}.weight", f"{classifier}.bias"}
+    heads = {f"{name}.{kind}" for name in classifiers for kind in ("weight", "bias")}
     rest = {name: value for name, value in state_dict.items() if name not in heads}
     return rest, f"the head starts anew: {rows} classes in the file, {num_classes} here"

@@ -27,8 +27,16 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from config import CheckpointConfig, Config
+from config import CheckpointConfig, Config, FinetuneConfig
 from runtime.errors import UserError
+
+# the flags in released checkpoints are a Namespace, in Slurm runs with paths, whose class has moved
+RELEASED_FLAGS: list[Any] = [
+    argparse.Namespace,
+    (PosixPath, "pathlib.PosixPath"),
+    (PosixPath, "pathlib._local.PosixPath"),
+]
+MODEL_KEY = FinetuneConfig.model_key
 
 
 @dataclass(frozen=True)
@@ -105,27 +113,24 @@ def load(path: str | Path) -> dict[str, Any]:
     Raises UserError for a path or file that is none.
     """
     state = read(path)
-    if _are_weights(state):
-        state = {"model": state}
-    elif "model" not in state:
-        state = state | {"model": state.get("model_ema")}
-    if not _are_weights(state.get("model")):
-        raise UserError(f"checkpoint {path} has no weights: its entry 'model' has to hold tensors")
-    return state
+    weights = find_weights(state, path)
+    return {"model": weights} if weights is state else state | {"model": weights}
 
 
 def find_weights(
-    path: str | Path, keys: str = "model|module", prefix: str = ""
+    state: dict[str, Any], path: str | Path, keys: str = MODEL_KEY, prefix: str = ""
 ) -> dict[str, torch.Tensor]:
-    """The weights of a checkpoint: under the first of `keys` ('a|b') that it has, or bare.
+    """The weights in a checkpoint read from `path`: under the first of `keys` ('a|b') it has.
 
-    Names that begin with `prefix` lose it; the others are left out, if there is a prefix.
+    Unless other keys are asked for than the usual ones, bare weights and those of an average alone
+    are taken too. Names that begin with `prefix` lose it; if there is one, the others are left out.
     """
-    state = read(path)
-    known = (*keys.split("|"), "model_ema")
-    weights = next((state[key] for key in known if key in state), state)
-    if not _are_weights(weights):
-        raise UserError(f"checkpoint {path} has no weights, neither under {keys} nor bare")
+    weights = next((state[key] for key in keys.split("|") if key in state), None)
+    if weights is None and keys == MODEL_KEY:
+        # of an average alone, of a detector or segmentor, or bare
+        weights = next((state[key] for key in ("model_ema", "state_dict") if key in state), state)
+    if not isinstance(weights, dict) or not _are_weights(weights):
+        raise UserError(f"checkpoint {path} has no weights under --model_key {keys}")
     if prefix:
         weights = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
         if not weights:
@@ -133,8 +138,8 @@ def find_weights(
     return weights
 
 
-def _are_weights(value: Any) -> bool:
-    return isinstance(value, dict) and bool(value) and all(map(torch.is_tensor, value.values()))
+def _are_weights(value: dict[str, Any]) -> bool:
+    return bool(value) and all(map(torch.is_tensor, value.values()))
 
 
 def read(path: str | Path) -> dict[str, Any]:
@@ -144,23 +149,29 @@ def read(path: str | Path) -> dict[str, Any]:
         is_what = "is a folder; give a file of it" if path.is_dir() else "does not exist"
         raise UserError(f"checkpoint {path} {is_what}")
     try:
-        # the flags of released checkpoints are a Namespace, those of Slurm runs with paths in it
-        with torch.serialization.safe_globals([argparse.Namespace, PosixPath]):
+        with torch.serialization.safe_globals(RELEASED_FLAGS):
             if path.suffix == ".safetensors":
                 state = load_file(path)
             else:
                 state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises half a dozen types for damaged files
-        reason = (str(error).splitlines() or [type(error).__name__])[0].split(". ")[0]
-        if isinstance(error, pickle.UnpicklingError):
-            reason = "it holds more than tensors and plain values, or is no checkpoint"
-        raise UserError(
-            f"checkpoint {path} cannot be read and may be truncated ({reason}): remove it, or "
-            "give another one by --resume"
-        ) from None
+        raise UserError(f"checkpoint {path} cannot be read: {_damage(path, error)}") from None
     if not isinstance(state, dict):
         raise UserError(f"checkpoint {path} has no weights: it holds a {type(state).__name__}")
     return state
+
+
+def _damage(path: Path, error: Exception) -> str:
+    """What is wrong with a file that torch or safetensors refuses."""
+    with path.open("rb") as file:
+        start = file.read(2)
+    if not start:
+        return "it is empty"
+    if path.suffix != ".safetensors" and start not in (b"PK", b"\x80\x02"):
+        return "it is no checkpoint of PyTorch"
+    if isinstance(error, pickle.UnpicklingError):
+        return "it holds more than tensors and plain values, which could run code"
+    return f"it may be truncated ({(str(error).splitlines() or [type(error).__name__])[0]})"
 
 
 def load_weights(
@@ -174,27 +185,36 @@ def load_weights(
     Names in `may_lack` keep the model's own values where the weights have none.
     """
     expected = model.state_dict()
-    problems = [f"lacks {name}" for name in expected.keys() - weights.keys() - may_lack]
-    problems += [f"has the unknown {name}" for name in weights.keys() - expected.keys()]
-    problems += [
-        f"has {name} of shape {list(weights[name].shape)} instead of {list(value.shape)}"
-        for name, value in expected.items()
-        if name in weights and weights[name].shape != value.shape
-    ]
-    if problems:
-        shown = "; ".join(sorted(problems)[:4])
-        more = f"; and {len(problems) - 4} more" if len(problems) > 4 else ""
-        raise UserError(f"checkpoint {path} is of another model: it {shown}{more}")
+    problems = {
+        "lacks": sorted(expected.keys() - weights.keys() - may_lack),
+        "has the unknown": sorted(weights.keys() - expected.keys()),
+        "has another shape of": [
+            f"{name} ({list(weights[name].shape)} instead of {list(value.shape)})"
+            for name, value in expected.items()
+            if name in weights and weights[name].shape != value.shape
+        ],
+    }
+    if any(problems.values()):
+        shown = "; ".join(f"{what} {_first(names)}" for what, names in problems.items() if names)
+        raise UserError(f"checkpoint {path} is of another model: it {shown}")
     model.load_state_dict(weights, strict=False)
+
+
+def _first(names: list[str], most: int = 3) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if names[most:] else "")
 
 
 def check_classes(state: dict[str, Any], classes: list[str], path: str | Path) -> None:
     """Refuses a checkpoint of other classes; one that does not name its classes passes."""
     saved = state.get("classes") or classes
+    numbers = [str(label) for label in range(len(classes))]
+    if len(saved) == len(classes) and numbers in (saved, classes):
+        return  # one of the data sets does not name its classes
     if saved != classes:
         raise UserError(
             f"checkpoint {path} knows {len(saved)} classes ({', '.join(saved[:5])}, ...), the data "
-            f"has {len(classes)} ({', '.join(classes[:5])}, ...)"
+            f"has {len(classes)} ({', '.join(classes[:5])}, ...): start from its "
+            "weights by --finetune, in another --output_dir"
         )
 
 

@@ -56,7 +56,7 @@ def load_classifier(
     num_classes = _rows_of_head(weights, config.model, path)
     network = build_model(replace(config, drop_path=0.0), num_classes)
     checkpoint.load_weights(network, checkpoint_filter_fn(weights, network), path)
-    if not input_size and not flags and timm.is_model(config.model):
+    if input_size is None and not flags and timm.is_model(config.model):
         input_size = timm.get_pretrained_cfg(config.model).input_size[-1]  # type: ignore[union-attr]
     data = _known(DataConfig, flags)
     transform = eval_transform(
@@ -68,7 +68,8 @@ def load_classifier(
 
 def _rows_of_head(weights: dict[str, torch.Tensor], model: str, path: Path) -> int:
     cfg = timm.get_pretrained_cfg(model) if timm.is_model(model) else None
-    name = f"{cfg.classifier if cfg else 'head'}.bias"
+    classifier = (cfg and cfg.classifier) or "head"
+    name = f"{classifier if isinstance(classifier, str) else classifier[0]}.bias"
     for key, value in weights.items():
         if key == name or key.endswith("." + name):
             return len(value)

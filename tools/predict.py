@@ -76,7 +76,12 @@ def predict(
                 unreadable[file] = str(error)
         if not batch:
             continue
-        probabilities = model(torch.stack(list(batch.values())).to(device)).float().softmax(dim=1)
+        images = torch.stack(list(batch.values()))
+        try:
+            probabilities = model(images.to(device)).float().softmax(dim=1)
+        except (ValueError, RuntimeError, AssertionError) as error:
+            size = images.shape[-1]
+            raise UserError(f"--input-size {size}: the model fails: {error}") from None
         top = probabilities.topk(min(topk, len(classifier.classes)))
         for file, values, labels in zip(batch, *map(torch.Tensor.tolist, top), strict=True):
             predictions[file] = [
@@ -136,8 +141,10 @@ def save_captioned(predictions: Predictions, folder: Path) -> None:
 def main(argv: list[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     try:
-        if arguments.topk < 1 or arguments.batch_size < 1:
-            raise UserError("--topk and --batch-size have to be at least 1")
+        for name in ("topk", "batch_size", "input_size"):
+            value = getattr(arguments, name)
+            if value is not None and value < 1:
+                raise UserError(f"--{name.replace('_', '-')} {value}: has to be at least 1")
         if arguments.device == "cuda" and not torch.cuda.is_available():
             raise UserError("--device cuda: this machine offers no GPU")
         on_gpu = arguments.device != "cpu" and torch.cuda.is_available()

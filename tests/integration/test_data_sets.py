@@ -8,7 +8,6 @@ import tarfile
 
 import numpy as np
 import pytest
-import torch
 from torchvision.datasets import CIFAR100
 
 import main
@@ -116,23 +115,16 @@ def test_webdataset(network, digits, tmp_path, processes):
     assert done.returncode == 0, done.stderr
     assert f"step {72 // 8 // processes}/{72 // 8 // processes}" in done.stdout
     assert "test on 33 images" in done.stdout
+    assert abs(last_record(out)["test_acc1"] * 33 / 100 % 1) < 1e-6
     # each image once: the same checkpoint gives the same numbers on the folders of images
     done = launch(
         *("main.py", *network, "--data_set", "image_folder", "--data_path", digits),
-        *("--eval", "true", "--resume", as_folders_checkpoint(out)),
+        *("--eval", "true", "--resume", out / "checkpoint-0.pth"),
     )
     assert done.returncode == 0, done.stderr
     record = last_record(out)
     assert f"top-1 {record['test_acc1']:.2f}%  top-5 {record['test_acc5']:.2f}%" in done.stdout
     assert f"loss {record['test_loss']:.4f}" in done.stdout
-
-
-def as_folders_checkpoint(out):
-    """The checkpoint without the names of its classes, which shards do not know."""
-    state = torch.load(out / "checkpoint-0.pth", weights_only=True)
-    del state["classes"]
-    torch.save(state, out / "unnamed.pth")
-    return out / "unnamed.pth"
 
 
 def test_more_loader_processes_than_shards(network, digits, tmp_path):
@@ -141,6 +133,20 @@ def test_more_loader_processes_than_shards(network, digits, tmp_path):
     flags += ["--num_workers", "2", "--disable_eval", "true", "--nb_classes", "3"]
     with pytest.raises(UserError, match="1 shards cannot be shared by 2 loader processes"):
         train(*network, *flags)
+
+
+def test_label_beyond_nb_classes(network, digits, tmp_path):
+    as_shards(tmp_path, digits, "train", 1)
+    flags = ["--data_set", "wds/", "--data_path", tmp_path, "--train_split", "train-0.tar|72"]
+    flags += ["--disable_eval", "true", "--nb_classes", "2"]
+    with pytest.raises(UserError, match="the label 2 is beyond --nb_classes 2"):
+        train(*network, *flags)
+
+
+def test_place_of_data_sets_that_bring_their_images(network):
+    for name in ("digits", "CIFAR", "torch/cifar10"):
+        with pytest.raises(UserError, match=f"{name} needs a place: give --data_path"):
+            train(*network, "--data_set", name)
 
 
 def test_hugging_face(network, digits, tmp_path):
@@ -170,10 +176,9 @@ def test_hugging_face(network, digits, tmp_path):
     [
         ("imnet", "--data_set imnet: choose one of IMNET, image_folder"),
         ("tfds/mnist", "--data_set tfds/mnist needs a package"),
-        ("torch/nothing", "--data_set torch/nothing, split train: Unknown"),
-        ("torch/cifar10", "--data_set torch/cifar10, split train: Dataset not found"),
+        ("torch/nothing", "--data_set torch/nothing cannot be put into --data_path"),
         ("tar", "No .tar files found"),
-        ("wds/", "split train not found"),
+        ("wds/", "--train_split 'train-{000..099}.tar|50000'"),
     ],
 )
 def test_data_sets_that_are_not_there_are_one_line(network, tmp_path, data_set, message):

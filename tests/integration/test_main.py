@@ -187,6 +187,34 @@ def test_evaluation_prints_the_accuracy_of_the_log(flags, tmp_path, capsys):
         assert [float(value) for value in found.groups()] == pytest.approx(expected, abs=0.006)
 
 
+def test_checkpoint_of_other_classes_is_not_evaluated(flags, tmp_path, monkeypatch, digits):
+    train(flags, tmp_path, "--epochs", "1")
+    shutil.copytree(digits / "val", tmp_path / "val" / "val")
+    (tmp_path / "val/val/0").rename(tmp_path / "val/val/zero")
+    evaluation = ["--data_path", tmp_path / "val", "--eval", "true"]
+    path = tmp_path / "checkpoint-0.pth"
+    message = fail(monkeypatch, *flags, *evaluation, "--resume", path)
+    assert "knows 3 classes (0, 3, 7, ...), the data has 3 (3, 7, zero, ...)" in message
+    state = checkpoint.load(path)
+    del state["classes"]
+    shutil.copytree(tmp_path / "val/val/3", tmp_path / "val/val/4")
+    torch.save(state, path)
+    message = fail(monkeypatch, *flags, *evaluation, "--resume", path)
+    assert "has 3 classes, the data 4" in message
+
+
+def test_evaluation_with_fewer_images_than_processes(flags, tmp_path):
+    train(flags, tmp_path, "--epochs", "1")
+    done = launch(
+        *("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=3", "main.py", *flags),
+        *("--eval", "true", "--resume", tmp_path / "checkpoint-0.pth", "--max_images", "2"),
+        *("--output_dir", tmp_path / "out"),
+    )
+    assert done.returncode == 0, done.stderr
+    assert "test on 2 images" in done.stdout
+    assert len((tmp_path / "out/predictions.csv").read_text().splitlines()) == 3
+
+
 def test_each_epoch_has_its_own_order_and_random_numbers(flags, tmp_path, monkeypatch):
     seen = []
 
@@ -219,8 +247,8 @@ def test_resume_names_the_flags_that_changed(flags, tmp_path, capsys):
     capsys.readouterr()
     train(flags, tmp_path, "--lr", "5e-4", "--epochs", "3")
     out = capsys.readouterr().out
-    assert "flag changed since then: lr 0.001 -> 0.0005" in out
-    assert "flag changed since then: epochs 2 -> 3" in out
+    assert "checkpoint-1.pth: lr 0.001 -> 0.0005" in out
+    assert "checkpoint-1.pth: epochs 2 -> 3" in out
     assert out.count("flag changed") == 2
 
 

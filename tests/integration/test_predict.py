@@ -131,6 +131,23 @@ def test_released_checkpoint_of_imagenet(digits, tmp_path, capsys):
     assert "does not name its model: give --model" in errors
 
 
+def test_view_follows_the_flags_of_the_run(tmp_path):
+    small = {"base_dim": 16, "depths": (1, 1, 1, 1)}
+    model = timm.create_model("hornet_atto_7x7", num_classes=2, **small)
+    flags = {"model": "hornet_atto_7x7", "model_kwargs": small, "input_size": 64}
+    image = Image.new("RGB", (128, 128), (255, 255, 255))
+    image.paste((0, 0, 0), (32, 32, 96, 96))  # the inner half is black
+    views = {}
+    for share in (0.5, 1.0):
+        more = {"crop_pct": share, "imagenet_default_mean_and_std": False}
+        torch.save({"model": model.state_dict(), "args": flags | more}, tmp_path / "w.pth")
+        views[share] = load_classifier(str(tmp_path / "w.pth")).transform(image)
+    # normalised by 0.5 and 0.5: black is -1; cropped to the inner half, all but the edge is black
+    assert views[1.0].min().item() == pytest.approx(-1, abs=1e-3)
+    assert views[0.5][:, 4:-4, 4:-4].max().item() == pytest.approx(-1, abs=1e-3)
+    assert views[1.0].mean() > views[0.5].mean() + 0.5
+
+
 def test_names_of_classes():
     assert readable(["cat", "dog"]) == ["cat", "dog"]
     assert readable(["0", "1"]) == ["0", "1"]
@@ -148,6 +165,11 @@ def test_mistakes_are_one_line(digits, trained, tmp_path, capsys):
         ([image, "--checkpoint", image], "cannot be read"),
         ([image, "--checkpoint", tmp_path / "headless.pth"], "has no head"),
         ([image, "--checkpoint", trained, "--topk", "0"], "--topk"),
+        ([image, "--checkpoint", trained, "--input-size", "0"], "--input-size 0: has to be at"),
+        (
+            [image, "--checkpoint", trained, "--input-size", "16"],
+            "--input-size 16: the model",
+        ),
         ([image, "--checkpoint", trained, "--model", "hornet_tinny_gf"], "near names"),
         ([image, "--checkpoint", trained, "--model", "hornet_atto_gf"], "another model"),
         ([tmp_path / "empty", "--checkpoint", trained], "holds no images"),

@@ -4,7 +4,9 @@ import pytest
 
 import main
 from cli import parse_args
+from run_with_submitit import plan
 from runtime.errors import UserError
+from smoke import shrunk
 from tests.integration.conftest import ROOT
 
 RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
@@ -19,14 +21,14 @@ FAST = ("hornet_tiny_7x7", "hornet_large_gf_img384", "finetune")
 def test_recipe(recipe, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
     out = tmp_path / "run"
-    config = parse_args(["--config", str(recipe), "--smoke", "true", "--output_dir", str(out)])
-    asked = parse_args(["--config", str(recipe)])
+    asked = parse_args(["--config", str(recipe), "--smoke", "true", "--output_dir", str(out)])
+    config = shrunk(asked)
     if recipe.stem not in ("digits", "finetune"):
         assert config.model.model == asked.model.model
     for section in ("ema", "augment", "mixup", "evaluation"):
         assert getattr(config, section) == getattr(asked, section)
     monkeypatch.chdir(tmp_path)  # data/digits of recipes/digits.yaml
-    main.run(config)
+    main.run(asked)
     assert "smoke run" in capsys.readouterr().out
     assert not out.exists()
     assert (tmp_path / "run-smoke/checkpoint-1.pth").is_file()
@@ -39,6 +41,22 @@ def test_own_data(flags, digits, tmp_path, capsys):
     again = parse_args(["--config", str(saved)])
     assert again.checkpoint.output_dir == str(tmp_path / "run-smoke")
     assert again.data.data_path == str(digits)
+
+
+def test_nothing_of_the_run_itself_is_touched():
+    flags = ["--output_dir", "a/b/", "--log_dir", "c", "--resume", "x.pth", "--finetune", "y.pth"]
+    config = shrunk(parse_args([*flags, "--enable_wandb", "true", "--smoke", "true"]))
+    flat = config.flat()
+    assert (flat["output_dir"], flat["log_dir"]) == ("a/b-smoke", "c-smoke")
+    assert (flat["resume"], flat["finetune"], flat["auto_resume"]) == ("", "", False)
+    assert not flat["enable_wandb"]
+    assert not flat["smoke"]
+
+
+def test_job_on_slurm_shrinks_too():
+    """Its folder is known only once the job is planned."""
+    config, _, _ = plan(["--job_dir", "logs/%j", "--smoke", "true"])
+    assert shrunk(config).checkpoint.output_dir == "logs/%j-smoke"
 
 
 def test_evaluation_is_not_shrunk():

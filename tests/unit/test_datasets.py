@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.datasets import ImageFolder
 
 from config import AugmentConfig, DataConfig, MixupConfig
 from datasets import build_data, file_name, load_image, write_digits
@@ -81,6 +82,29 @@ def test_held_out_images_are_the_same_for_every_class_and_run(tmp_path):
     assert files["val"] < {file_name(more, i) for i in range(len(more))}
 
 
+def test_max_images_are_spread_evenly(tmp_path):
+    write_images(tmp_path, {"ant": 10, "bee": 10, "cow": 10})
+    config = DataConfig("image_folder", str(tmp_path), val_fraction=0.5, max_images=6)
+    data = build_data(config, AugmentConfig(), 64)
+    for _, part in parts(data):
+        assert [part[i][1] for i in range(len(part))] == [0, 0, 1, 1, 2, 2]
+
+
+def test_first_of_several_names_of_a_class(tmp_path, monkeypatch):
+    """torchvision's ImageNet maps each synonym to its class."""
+    write_images(tmp_path / "train", {"a": 1, "b": 1})
+    names = {"tench": 0, "Tinca tinca": 0, "goldfish": 1}
+
+    class Synonyms(ImageFolder):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            self.class_to_idx = names
+
+    monkeypatch.setattr("datasets.ImageFolder", Synonyms)
+    config = DataConfig("image_folder", str(tmp_path))
+    assert build_data(config, AugmentConfig(), 64, with_val=False).classes == ["tench", "goldfish"]
+
+
 def parts(data):
     return ("train", data.train), ("val", data.val)
 
@@ -121,7 +145,11 @@ def test_other_images_are_no_digits(tmp_path):
         ({"a": 1}, None, "is not a folder"),
         ({}, {"a": 1}, "one folder of images a class"),
         ({"a": 0}, {"a": 1}, "one folder of images a class"),
-        ({"a": 1, "b": 1}, {"a": 1, "c": 1}, "different classes: b, c"),
+        (
+            {"a": 1, "b": 1},
+            {"a": 1, "c": 1},
+            "different classes: only the first b, only the second c",
+        ),
     ],
 )
 def test_broken_folders_end_in_one_line(tmp_path, train, val, message):

@@ -142,6 +142,15 @@ def test_imagenet22k_weights_have_their_own_class_count(server, tmp_path):
     torch.testing.assert_close(model.head.weight, saved.head.weight[imagenet1k_in_22k()])
 
 
+def test_large_head_that_is_not_of_imagenet22k(server, tmp_path):
+    saved, server.pages["/?dl=1"] = weights(tmp_path, 1500)
+    overlay = {"url": f"{server.address}/?dl=1"}
+    options = {"pretrained": True, "pretrained_cfg_overlay": overlay, **SMALL}
+    model = timm.create_model("hornet_atto_gf", num_classes=1000, **options)
+    assert not torch.allclose(model.head.weight, saved.head.weight[:1000])
+    torch.testing.assert_close(model.norm.weight, saved.norm.weight)
+
+
 def test_damaged_weights_in_the_cache_are_named(server):
     server.pages["/?dl=1"] = b"PK nothing"
     overlay = {"url": f"{server.address}/?dl=1"}

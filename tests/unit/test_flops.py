@@ -48,7 +48,7 @@ def test_other_models_sizes_and_classes(capsys):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["hornet_tinny_gf"], "there is no such model; near names: hornet_tiny_gf"),
+        (["hornet_tinny_gf"], "there is no model hornet_tinny_gf; near names: hornet_tiny_gf"),
         (["hornet_tiny_gf", "--input-size", "16"], "--input-size 16: hornet_tiny_gf fails"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 
 import pytest
 import wandb
@@ -48,6 +49,9 @@ def test_wandb_gets_numbers_and_checkpoints(tmp_path, monkeypatch):
     trackers.save([tmp_path / "checkpoint-best.pth"])
     trackers.close()
     (file,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
+    deadline = time.monotonic() + 60  # another process writes the file
+    while b"checkpoint-best.pth" not in file.read_bytes() and time.monotonic() < deadline:
+        time.sleep(0.1)
     content = file.read_bytes()
     for part in (b"p1", b"e1", b"test_acc1", b"12.625", b"0.0123", b"checkpoint-best.pth"):
         assert part in content, part

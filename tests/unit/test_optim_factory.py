@@ -102,11 +102,14 @@ def test_warmup_steps_override_epochs():
 
 def test_optimizer_by_name():
     model = nn.Linear(2, 2)
-    adamw = create_optimizer(OptimConfig(opt_betas=(0.8, 0.9), opt_eps=1e-6), model)
+    adamw = create_optimizer(OptimConfig(opt_betas=(0.8, 0.9), opt_eps=1e-6), model, 1e-3)
     assert isinstance(adamw, torch.optim.AdamW)
     assert adamw.defaults["betas"] == (0.8, 0.9)
     assert adamw.defaults["eps"] == 1e-6
-    assert create_optimizer(OptimConfig(opt="sgd", opt_eps=None), model).defaults["momentum"] == 0.9
+    assert (
+        create_optimizer(OptimConfig(opt="sgd", opt_eps=None), model, 1e-3).defaults["momentum"]
+        == 0.9
+    )
 
 
 @pytest.mark.parametrize(
@@ -119,4 +122,4 @@ def test_optimizer_by_name():
 )
 def test_optimizers_that_cannot_be_had(opt, message):
     with pytest.raises(UserError, match=message):
-        create_optimizer(OptimConfig(opt=opt, opt_eps=None), nn.Linear(2, 2))
+        create_optimizer(OptimConfig(opt=opt, opt_eps=None), nn.Linear(2, 2), 1e-3)

@@ -116,6 +116,16 @@ def test_commands_in_recipes(recipe):
     assert f"total batch of {total} images" in text
 
 
+@pytest.mark.parametrize("name", ["digits", "finetune"])
+def test_commands_of_our_own_recipes(name):
+    text = (ROOT / f"recipes/{name}.yaml").read_text()
+    commands = re.findall(r"^#   ((?:python|torchrun).*)$", text, re.MULTILINE)
+    assert commands
+    for command in commands:
+        assert f"recipes/{name}.yaml" in command
+        parse_args(shlex.split(command.partition("main.py ")[2]))
+
+
 def test_training_notes_have_every_published_run():
     """As it was published, and as its recipe has it."""
     lines = (ROOT / "TRAINING.md").read_text().splitlines()

@@ -26,8 +26,9 @@ def small(num_classes=5, name="hornet_atto_gf", seed=0, **kwargs):
     return timm.create_model(name, num_classes=num_classes, **SMALL, **kwargs)
 
 
-def start(model, **flags):
-    load_start_weights(model, FinetuneConfig(**flags), model.num_classes, CPU)
+def start(model, classes=None, **flags):
+    classes = classes or [f"class{label}" for label in range(model.num_classes)]
+    load_start_weights(model, FinetuneConfig(**flags), classes, CPU)
 
 
 def assert_same(model, expected):
@@ -109,7 +110,7 @@ def test_filters_are_resized(tmp_path):
     [
         (lambda w: {k: v for k, v in w.items() if k != "norm.bias"}, "lacks norm.bias"),
         (lambda w: w | {"extra": torch.ones(1)}, "has the unknown extra"),
-        (lambda w: w | {"norm.bias": torch.ones(3)}, r"norm.bias of shape \[3\]"),
+        (lambda w: w | {"norm.bias": torch.ones(3)}, r"another shape of norm.bias \(\[3\]"),
         (lambda w: {"model": 3}, "no weights"),
         (lambda w: {"model": {"a.b": torch.ones(1)}}, "is of another model"),
     ],
@@ -118,6 +119,63 @@ def test_what_does_not_fit_is_listed(tmp_path, change, message):
     torch.save(change(small(seed=1).state_dict()), tmp_path / "w.pth")
     with pytest.raises(UserError, match=message):
         start(small(), finetune=str(tmp_path / "w.pth"))
+
+
+def test_detector_gives_its_backbone(tmp_path, caplog):
+    saved = small(seed=1).state_dict()
+    own = {f"backbone.{k}": v for k, v in saved.items() if not k.startswith(("norm.", "head."))}
+    rest = {"backbone.norm0.weight": torch.ones(16), "neck.lateral.weight": torch.ones(1)}
+    torch.save({"state_dict": own | rest, "meta": {}}, tmp_path / "detector.pth")
+    model = small()
+    fresh = {
+        k: v.clone() for k, v in model.state_dict().items() if k.startswith(("norm.", "head."))
+    }
+    with caplog.at_level("INFO"):
+        start(model, finetune=str(tmp_path / "detector.pth"))
+    assert_same(model, saved | fresh)
+    assert "the norm and the head of the backbone start anew" in caplog.text
+
+
+def test_unnamed_classes_keep_the_head(tmp_path):
+    saved = small(3, seed=1).state_dict()
+    torch.save({"model": saved, "classes": ["ant", "bee", "cow"]}, tmp_path / "w.pth")
+    model = small(3)
+    start(model, ["0", "1", "2"], finetune=str(tmp_path / "w.pth"))
+    assert_same(model, saved)
+
+
+def test_large_head_that_is_not_of_imagenet22k(tmp_path):
+    saved = small(1500, seed=1)
+    torch.save(saved.state_dict(), tmp_path / "w.pth")
+    model = small(1000)
+    fresh = model.head.weight.clone()
+    start(model, finetune=str(tmp_path / "w.pth"))
+    torch.testing.assert_close(model.head.weight, fresh)
+
+
+@pytest.mark.parametrize("content", [lambda w: w, lambda w: {"model": w, "model_ema": w}])
+def test_key_that_is_not_there(tmp_path, content):
+    torch.save(content(small().state_dict()), tmp_path / "w.pth")
+    with pytest.raises(UserError, match="no weights under --model_key net"):
+        start(small(), finetune=str(tmp_path / "w.pth"), model_key="net")
+
+
+def test_head_follows_the_names_of_the_classes(tmp_path, caplog):
+    saved = small(3, seed=1)
+    state = {"model": saved.state_dict(), "classes": ["ant", "bee", "cow"]}
+    torch.save(state, tmp_path / "w.pth")
+    options = {"finetune": str(tmp_path / "w.pth")}
+    model = small(3)
+    start(model, ["ant", "bee", "cow"], **options)
+    assert_same(model, state["model"])
+    start(model, ["cow", "ant", "bee"], **options)
+    torch.testing.assert_close(model.head.weight, saved.head.weight[[2, 0, 1]])
+    torch.testing.assert_close(model.head.bias, saved.head.bias[[2, 0, 1]])
+    model, fresh = small(3), small(3).head.weight
+    with caplog.at_level("INFO"):
+        start(model, ["ant", "bee", "dog"], **options)
+    torch.testing.assert_close(model.head.weight, fresh)
+    assert "the head starts anew: the file's classes are others (ant, ...)" in caplog.text
 
 
 def test_prefix_that_no_name_has(tmp_path):

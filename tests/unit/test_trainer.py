@@ -77,6 +77,31 @@ def test_layout_of_the_weights():
     assert stem("--channels_last=false").is_contiguous()
 
 
+def test_gradient_checkpointing_reaches_the_stages():
+    config = parse_args([*SMALL, "--grad_checkpointing=true"])
+    model = prepare_model(build_model(config.model, 4), config.runtime, CPU.device)
+    assert all(stage.grad_checkpointing for stage in model.stages)
+    config = parse_args(["--model=vgg11", "--grad_checkpointing=true"])
+    with torch.device("meta"):
+        vgg = build_model(config.model, 4)
+    with pytest.raises(UserError, match="--grad_checkpointing true: the model cannot"):
+        prepare_model(vgg, config.runtime, CPU.device)
+
+
+@pytest.mark.parametrize(
+    "name", ["lamb", "lion", "nadamw", "muon", "adamc", "lookahead_sgd", "sgd"]
+)
+def test_other_optimizers_train_and_resume(name):
+    first, second = (trainer_of(f"--opt={name}", "--opt_eps=null") for _ in range(2))
+    first.schedule.apply(first.optimizer, 1)
+    first.model(torch.randn(2, 3, 32, 32)).square().sum().backward()
+    first.optimizer.step()
+    second.load_state_dict(first.state_dict() | {"epoch": 0}, "file")
+    left, right = first.optimizer.state_dict(), second.optimizer.state_dict()
+    torch.testing.assert_close(left["state"], right["state"])
+    assert any(left["state"].values())
+
+
 def test_start_epoch_moves_the_schedules():
     trainer = trainer_of("--start_epoch=3")
     assert (trainer.progress.epoch, trainer.progress.step) == (2, 3 * 8)
