@@ -27,20 +27,22 @@ class DistributedContext:
 
     @property
     def is_distributed(self) -> bool:
-        return self.world_size > 1
+        """Whether there is a process group, be it of this process alone."""
+        return dist.is_initialized()
 
 
 def init_distributed(config: RuntimeConfig) -> DistributedContext:
     """Joins the process group that the launcher describes: NCCL connects GPUs, gloo CPUs.
 
     torchrun and torch.distributed.launch set RANK, WORLD_SIZE and LOCAL_RANK; `--local_rank`
-    counts only where the last one is missing. One process needs no group.
+    counts only where the last one is missing. One process needs no group, but has one of its own
+    under torchrun, so that it runs what many processes would.
     """
     rank, world_size, local_rank = _ranks(config, os.environ)
     context = DistributedContext(rank, local_rank, world_size, _choose(config.device, local_rank))
     if context.device.type == "cuda":
         torch.cuda.set_device(context.device)
-    if context.is_distributed:
+    if world_size > 1 or {"RANK", "MASTER_ADDR"} <= os.environ.keys():
         backend = "nccl" if context.device.type == "cuda" else "gloo"
         try:
             dist.init_process_group(backend, config.dist_url, world_size=world_size, rank=rank)
