@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-slow lint format setup clean
+.PHONY: demo test test-slow dense test-dense lint format setup clean
 
 demo: setup
 	$(BIN)/python -m tools.demo
@@ -13,6 +13,16 @@ test: setup
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow
+
+# what detection and segmentation need beside the rest
+dense: .venv/.dense
+
+.venv/.dense: .venv/.installed tools/install_dense.sh
+	tools/install_dense.sh
+	touch $@
+
+test-dense: dense
+	$(BIN)/python -m pytest tests/dense
 
 lint: setup
 	$(BIN)/ruff check .

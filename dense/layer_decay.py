@@ -1,0 +1,74 @@
+"""Layer decay for mmengine: a learning rate for each group of the backbone's layers."""
+
+import re
+from typing import Any
+
+from mmengine.optim import DefaultOptimWrapperConstructor
+from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS
+from timm.models import group_parameters
+from torch import nn
+
+from runtime.errors import UserError
+
+
+def layer_ids(model: nn.Module, num_layers: int, decay_type: str) -> dict[str, int]:
+    """The id of every parameter of a detector or segmentor.
+
+    layer_wise: those of the classifier's groups (models.HorNet.group_matcher). stage_wise: 0 for
+    the downsampling layers, i + 1 for stage i. The rest, the backbone's norms of its maps included,
+    has num_layers + 1.
+
+    Raises:
+        UserError: decay_type is neither of the two, or there is no backbone.
+    """
+    if decay_type not in ("layer_wise", "stage_wise"):
+        raise UserError(f"decay_type {decay_type!r}: give layer_wise or stage_wise")
+    backbone: Any = getattr(model, "backbone", None)
+    if not hasattr(backbone, "group_matcher"):
+        raise UserError("layer decay needs a model whose backbone is a HorNet")
+    grouped = group_parameters(backbone, backbone.group_matcher(), reverse=True)
+    ids = {}
+    for name, _ in model.named_parameters():
+        own = name.removeprefix("backbone.")
+        inside = re.match(r"(downsample_layers|stages)\.(\d+)\.", own) if own != name else None
+        if not inside:
+            ids[name] = num_layers + 1
+        elif decay_type == "layer_wise":
+            ids[name] = grouped[own]
+        else:
+            ids[name] = 0 if inside[1] == "downsample_layers" else int(inside[2]) + 1
+    return ids
+
+
+@OPTIM_WRAPPER_CONSTRUCTORS.register_module()
+class LearningRateDecayOptimizerConstructorHorNet(DefaultOptimWrapperConstructor):
+    """Groups of parameters whose rate is decay_rate ** (num_layers + 1 - id) of the base rate.
+
+    paramwise_cfg: num_layers, decay_rate, and decay_type ('layer_wise', the default, or
+    'stage_wise'). 1-D parameters and biases have no weight decay.
+    """
+
+    def add_params(self, params: list[dict[str, Any]], module: nn.Module, **_: Any) -> None:
+        """Adds the groups of `module` to `params`, in order of first appearance."""
+        num_layers = self.paramwise_cfg["num_layers"]
+        decay_rate = self.paramwise_cfg["decay_rate"]
+        ids = layer_ids(module, num_layers, self.paramwise_cfg.get("decay_type", "layer_wise"))
+        groups: dict[tuple[int, bool], dict[str, Any]] = {}
+        for name, parameter in module.named_parameters():
+            if not parameter.requires_grad:
+                continue
+            decays = parameter.ndim > 1 and not name.endswith(".bias")
+            scale = decay_rate ** (num_layers + 1 - ids[name])
+            group = groups.setdefault(
+                (ids[name], decays),
+                {
+                    "params": [],
+                    "param_names": [],
+                    "lr": scale * self.base_lr,
+                    "lr_scale": scale,
+                    "weight_decay": self.base_wd if decays else 0.0,
+                },
+            )
+            group["params"].append(parameter)
+            group["param_names"].append(name)
+        params.extend(groups.values())
