@@ -1,0 +1,8 @@
+"""Tests a detector: python -m object_detection.test CONFIG ..."""
+
+import sys
+
+from dense.run import main
+
+if __name__ == "__main__":
+    sys.exit(main("object_detection", "test"))

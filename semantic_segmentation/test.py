@@ -1,0 +1,8 @@
+"""Tests a segmentor: python -m semantic_segmentation.test CONFIG ..."""
+
+import sys
+
+from dense.run import main
+
+if __name__ == "__main__":
+    sys.exit(main("semantic_segmentation", "test"))
