@@ -144,13 +144,9 @@ def test_segmentor_trains_and_is_tested(tmp_path):
         *("semantic_segmentation.test", config, weights, "--work-dir", tmp_path / "test"),
         *("--eval", "mIoU"),
     )
-    last = [
-        line.split("mIoU: ")[1].split()[0]
-        for line in (out + again).splitlines()
-        if "mIoU: " in line
-    ]
-    assert len(last) == 2
-    assert last[0] == last[1]
+    found = re.findall(r"mIoU: ([\d.]+)", out + again)
+    assert len(found) == 2
+    assert found[0] == found[1]
 
 
 def arguments(config, **options):
