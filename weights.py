@@ -97,7 +97,8 @@ def load_start_weights(
             done = f"the head starts anew: the file's classes are others ({known[0]}, ...)"
     if any(name.startswith("backbone.") for name in found):
         may_lack |= {"norm.weight", "norm.bias"}
-        done = "the norm and the head of the backbone start anew"
+        if not may_lack & weights.keys():
+            done = "the norm and the head of the backbone start anew"
     checkpoint.load_weights(model, weights, path, frozenset(may_lack))
     logger.info("start weights from %s%s", path, f"; {done}" if done else "")
 

@@ -136,6 +136,14 @@ def test_detector_gives_its_backbone(tmp_path, caplog):
     assert "the norm and the head of the backbone start anew" in caplog.text
 
 
+def test_whole_classifier_as_a_backbone_starts_nothing_anew(tmp_path, caplog):
+    torch.save({f"backbone.{k}": v for k, v in small().state_dict().items()}, tmp_path / "w.pth")
+    with caplog.at_level("INFO"):
+        start(small(), finetune=str(tmp_path / "w.pth"))
+    assert "start weights from" in caplog.text
+    assert "anew" not in caplog.text
+
+
 def test_unnamed_classes_keep_the_head(tmp_path):
     saved = small(3, seed=1).state_dict()
     torch.save({"model": saved, "classes": ["ant", "bee", "cow"]}, tmp_path / "w.pth")
