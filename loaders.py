@@ -79,6 +79,8 @@ def _loader(
     context: DistributedContext,
     drop_last: bool,
 ) -> DataLoader:
+    # a process started otherwise would take our datasets.py for Hugging Face's package
+    forks = config.num_workers > 0 and config.data_set.startswith(("hfds/", "hfids/"))
     if hasattr(dataset, "set_loader_cfg"):
         dataset.set_loader_cfg(num_workers=config.num_workers)
     # workers are started anew each epoch, so that their random streams follow from the epoch's
@@ -90,8 +92,7 @@ def _loader(
         num_workers=config.num_workers,
         pin_memory=config.pin_mem and context.device.type == "cuda",
         drop_last=drop_last,
-        # a process started otherwise would import this file where its data set needs the package
-        multiprocessing_context="fork" if config.num_workers and "hf" in config.data_set else None,
+        multiprocessing_context="fork" if forks else None,
     )
 
 

@@ -133,10 +133,10 @@ def _test(config: Any, arguments: argparse.Namespace) -> None:
         config.test_dataloader.dataset.pipeline = config.tta_pipeline
         config.tta_model.module = config.model
         config.model = config.tta_model
+    if arguments.out and not arguments.out.endswith((".pkl", ".pickle")):
+        raise UserError(f"--out {arguments.out}: give a name that ends in .pkl")
     runner = Runner.from_cfg(config)
     if arguments.out:
-        if not arguments.out.endswith((".pkl", ".pickle")):
-            raise UserError(f"--out {arguments.out}: give a name that ends in .pkl")
         from mmengine.evaluator import DumpResults
 
         runner.test_evaluator.metrics.append(DumpResults(out_file_path=arguments.out))

@@ -89,7 +89,7 @@ VARIANTS: dict[str, Variant] = {
 def _cfg(variant: Variant) -> dict[str, Any]:
     side = variant.image_size
     cfg: dict[str, Any] = {
-        "num_classes": 1000,
+        "num_classes": IMAGENET_1K,
         "input_size": (3, side, side),
         "pool_size": (side // 32, side // 32),
         "crop_pct": 0.875,  # 224 of 256
@@ -120,8 +120,10 @@ def _cfgs(name: str, variant: Variant) -> dict[str, dict[str, Any]]:
     if not variant.weights:
         return {name: cfg}
     tag, share = variant.weights
-    classes = IMAGENET_22K if tag == "in22k" else IMAGENET_1K
-    return {f"{name}.{tag}": cfg | {"url": _ADDRESS.format(share), "num_classes": classes}}
+    cfg["url"] = _ADDRESS.format(share)
+    if tag == "in22k":
+        cfg["num_classes"] = IMAGENET_22K
+    return {f"{name}.{tag}": cfg}
 
 
 default_cfgs = generate_default_cfgs(

@@ -12,6 +12,7 @@ from timm.data import ImageNetInfo
 from torch import nn
 
 from config import AugmentConfig, DataConfig
+from datasets import unnamed
 from models import checkpoint_filter_fn
 from runtime import checkpoint
 from runtime.distributed import DistributedContext
@@ -62,7 +63,7 @@ def load_classifier(
     transform = eval_transform(
         input_size or config.input_size, *mean_std(data), _known(AugmentConfig, flags).crop_pct
     )
-    names = state.get("classes") or [str(label) for label in range(num_classes)]
+    names = state.get("classes") or unnamed(num_classes)
     return Classifier(network.eval(), transform, readable(names))
 
 
@@ -85,7 +86,7 @@ def _known(section: type, flags: dict[str, Any]) -> Any:
 def readable(classes: list[str]) -> list[str]:
     """ImageNet-1K's descriptions where the names are its synsets, or a thousand bare numbers."""
     info = ImageNetInfo()
-    if classes == [str(label) for label in range(info.num_classes())]:
+    if classes == unnamed(info.num_classes()):
         return [info.index_to_description(label) for label in range(len(classes))]
     if set(classes) <= set(info.label_names()):
         return [info.label_name_to_description(name) for name in classes]

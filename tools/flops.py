@@ -40,14 +40,14 @@ def parts(model: nn.Module) -> dict[str, nn.Module]:
 def table(model: nn.Module, input_size: int) -> str:
     """A line a part in the order they run, with its output for one image; the sum below."""
     shapes: dict[str, str] = {}
-    for name, part in parts(model).items():
+    named = parts(model)
+    for name, part in named.items():
         part.register_forward_hook(
             lambda _, __, out, name=name: shapes.update({name: " x ".join(map(str, out.shape[1:]))})
         )
     gmacs = gmacs_by_module(model, input_size)
     columns = "{:22} {:>18} {:>13} {:>9} {:>9}\n"
     text = columns.format("part", "output", "parameters", "GMACs", "of FFTs")
-    named = parts(model)
     for name, shape in shapes.items():
         count = count_parameters(named[name])
         products, transforms = gmacs.get(name, (0.0, 0.0))
