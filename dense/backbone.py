@@ -4,26 +4,22 @@ Parameters are named as in the released detectors and segmentors: those of the c
 its norm and head, and a norm for each map that is given out.
 """
 
-import logging
 import re
 from collections.abc import Sequence
 from typing import Any
 
 import timm
-import torch
+from mmengine.logging import print_log
 from mmengine.model import BaseModule
 from mmengine.registry import MODELS
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
 import models
+from dense.loading import fetched
 from models.block import NORM_EPS
 from runtime import checkpoint
-from runtime.distributed import DistributedContext
 from runtime.errors import UserError
-from weights import local_file
-
-logger = logging.getLogger(__name__)
 
 
 @MODELS.register_module()
@@ -64,7 +60,12 @@ class HorNet(BaseModule):
         **kwargs: Any,
     ) -> None:
         super().__init__()
-        if init_cfg and init_cfg.get("type") == "Pretrained":
+        if init_cfg is not None:
+            if init_cfg.get("type") != "Pretrained":
+                raise UserError(
+                    f"backbone HorNet: init_cfg {init_cfg}: give dict(type='Pretrained', "
+                    "checkpoint=...), or pretrained"
+                )
             pretrained = init_cfg["checkpoint"]
         self.pretrained = pretrained
         self.out_indices = tuple(out_indices)
@@ -75,13 +76,16 @@ class HorNet(BaseModule):
             raise UserError(f"backbone HorNet: there is no arch {arch!r}; choose one of {known}")
         if global_filters is not None:
             kwargs["global_filters"] = global_filters
-        network: models.HorNet = timm.create_model(  # type: ignore[assignment]
-            name,
-            num_classes=0,
-            drop_path_rate=drop_path_rate,
-            layer_scale_init_value=layer_scale_init_value,
-            **kwargs,
-        )
+        try:
+            network: models.HorNet = timm.create_model(  # type: ignore[assignment]
+                name,
+                num_classes=0,
+                drop_path_rate=drop_path_rate,
+                layer_scale_init_value=layer_scale_init_value,
+                **kwargs,
+            )
+        except (TypeError, ValueError) as error:
+            raise UserError(f"backbone HorNet: {error}") from None
         network.set_grad_checkpointing(with_cp)
         self.depths = network.depths
         self.downsample_layers = network.downsample_layers
@@ -89,6 +93,7 @@ class HorNet(BaseModule):
         for index in self.out_indices:
             channels = network.feature_info[index]["num_chs"]
             self.add_module(f"norm{index}", LayerNorm2d(channels, eps=NORM_EPS))
+        self.train()  # freezes, before anyone counts on gradients
 
     # layer decay takes its groups from the classifier
     group_matcher = models.HorNet.group_matcher
@@ -97,7 +102,7 @@ class HorNet(BaseModule):
         """Loads the start weights, if there are any; the rest is initialised already."""
         if not self.pretrained:
             return
-        path = local_file(self.pretrained, DistributedContext(0, 0, 1, torch.device("cpu")))
+        path = fetched(self.pretrained)
         found = checkpoint.find_weights(checkpoint.read(path), path)
         # a classifier's last norm and head have no place here, nor a detector's neck and heads
         backbone = {k: v for k, v in found.items() if k.startswith("backbone.")} or found
@@ -108,7 +113,7 @@ class HorNet(BaseModule):
         }
         norms = frozenset(name for name in self.state_dict() if re.match(r"norm\d\.", name))
         checkpoint.load_weights(self, weights, path, may_lack=norms)
-        logger.info("start weights of the backbone from %s", path)
+        print_log(f"start weights of the backbone from {path}", "current")
 
     def train(self, mode: bool = True) -> "HorNet":
         """As nn.Module.train; frozen stages stay in evaluation mode."""

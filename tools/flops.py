@@ -1,16 +1,21 @@
 """Parameters and multiply-adds of a model, by stage.
 
 python -m tools.flops hornet_tiny_gf --input-size 224
+python -m tools.flops object_detection/configs/hornet/CONFIG.py --input-size 800 1280
 """
 
 import argparse
 import sys
+from collections.abc import Callable
 
 import timm
 import torch
 from torch import nn
 
 from config import ModelConfig
+from dense import flops
+from dense.configs import read_config
+from dense.run import need_stack
 from runtime.errors import UserError
 from trainer import build_model
 from utils import count_parameters, gmacs_by_module
@@ -20,8 +25,14 @@ def parser() -> argparse.ArgumentParser:
     this = argparse.ArgumentParser(
         "python -m tools.flops", description="Parameters and multiply-adds of a model, by stage."
     )
-    this.add_argument("model", help="name of a registered model")
-    this.add_argument("--input-size", type=int, help="pixels; what the model is made for if absent")
+    this.add_argument("model", help="name of a registered model, or a config of mmdet or mmseg")
+    this.add_argument(
+        "--input-size",
+        type=int,
+        nargs="+",
+        metavar="PIXELS",
+        help="side, or of a config height and width; what the model is made for if absent",
+    )
     this.add_argument("--num-classes", type=int, default=1000, help="classes of the head (1000)")
     return this
 
@@ -62,18 +73,38 @@ def table(model: nn.Module, input_size: int) -> str:
 def main(argv: list[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     try:
-        with torch.device("meta"):
-            model = build_model(ModelConfig(model=arguments.model), arguments.num_classes)
-        cfg = timm.get_pretrained_cfg(arguments.model)
-        size = arguments.input_size or (cfg.input_size[-1] if cfg else 224)
-        try:
-            sys.stdout.write(table(model, size))
-        except (ValueError, RuntimeError, AssertionError) as error:
-            raise UserError(f"--input-size {size}: {arguments.model} fails: {error}") from None
+        is_config = arguments.model.endswith(".py")
+        text = (_of_config if is_config else _of_classifier)(arguments)
     except UserError as error:
         sys.stderr.write(f"tools.flops: error: {' '.join(str(error).split())}\n")
         return 1
+    sys.stdout.write(text)
     return 0
+
+
+def _of_classifier(arguments: argparse.Namespace) -> str:
+    with torch.device("meta"):
+        model = build_model(ModelConfig(model=arguments.model), arguments.num_classes)
+    cfg = timm.get_pretrained_cfg(arguments.model)
+    sizes = arguments.input_size or [cfg.input_size[-1] if cfg else 224]
+    if len(sizes) > 1:
+        raise UserError("--input-size: a classifier's images are square, give one number")
+    return _counted(lambda: table(model, sizes[0]), arguments)
+
+
+def _of_config(arguments: argparse.Namespace) -> str:
+    need_stack()
+    config = read_config(arguments.model)
+    size = arguments.input_size and (arguments.input_size[0], arguments.input_size[-1])
+    return _counted(lambda: flops.table(config, size), arguments)
+
+
+def _counted(count: Callable[[], str], arguments: argparse.Namespace) -> str:
+    try:
+        return count()
+    except (ValueError, RuntimeError, AssertionError) as error:
+        size = " ".join(map(str, arguments.input_size or []))
+        raise UserError(f"--input-size {size}: {arguments.model} fails: {error}") from None
 
 
 if __name__ == "__main__":

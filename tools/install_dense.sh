@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Installs what detection and segmentation need into .venv: the maintained forks of the mm stack.
 #
-# mmcv's compiled operators come as source. They are built once for a version of torch and Python (ten
+# mmcv's compiled operators come as source. They are built once for a version of torch and Python (about eight
 # minutes on two cores; needs g++ and Python's headers), and the wheel is kept in HORNET_WHEELS, by default
-# ~/.cache/hornet-pytorch. For CUDA operators: FORCE_CUDA=1 tools/install_dense.sh, with nvcc at hand
+# ~/.cache/hornet-pytorch. CUDA operators are built where a GPU is seen, or with FORCE_CUDA=1, and need nvcc
 # (not tried yet).
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -11,8 +11,18 @@ cd "$(dirname "$0")/.."
 mmengine=0.10.12 mmcv=2.3.6 mmdet=3.5.1 mmseg=1.4.2
 PATH=$PWD/.venv/bin:$PATH
 
-key=$(python -c 'import sys, torch; print(f"torch-{torch.__version__}-python{sys.version_info.major}.{sys.version_info.minor}")')
-wheels=${HORNET_WHEELS:-${XDG_CACHE_HOME:-$HOME/.cache}/hornet-pytorch}/$key${FORCE_CUDA:+-cuda}
+key=$(python - <<'END'
+import os, sys, torch
+
+cuda = torch.cuda.is_available() or os.environ.get("FORCE_CUDA") == "1"
+version = f"{sys.version_info.major}.{sys.version_info.minor}"
+print(f"torch-{torch.__version__}-python{version}" + ("-cuda" if cuda else ""))
+END
+)
+wanted="$key mmengine-$mmengine mmcv-$mmcv mmdet-$mmdet mmseg-$mmseg"
+[[ $(cat .venv/.dense 2>/dev/null) != "$wanted" ]] || exit 0
+
+wheels=${HORNET_WHEELS:-${XDG_CACHE_HOME:-$HOME/.cache}/hornet-pytorch}/$key
 wheel=$(compgen -G "$wheels/onedl_mmcv-$mmcv-*.whl" || true)
 if [[ -z $wheel ]]; then
     echo "building mmcv's operators for $key"
@@ -30,4 +40,9 @@ if [[ -z $wheel ]]; then
     wheel=$(compgen -G "$wheels/onedl_mmcv-$mmcv-*.whl")
 fi
 pip install --quiet "$wheel" "onedl-mmengine==$mmengine" "onedl-mmdetection==$mmdet" "onedl-mmsegmentation==$mmseg"
-python -c 'import mmcv.ops, mmdet.models, mmseg.models' # fails where the operators are missing
+# pip takes operators for another torch for the same
+pip install --quiet --force-reinstall --no-deps "$wheel"
+# fails where the operators or OpenCV's libraries are missing
+python -W ignore -c 'import mmcv.ops, mmdet.models, mmseg.models' ||
+    { echo "if a lib*.so is missing above: apt-get install libgl1 libglib2.0-0" >&2; exit 1; }
+echo "$wanted" > .venv/.dense # last, so that an installation that was cut off starts again

@@ -77,6 +77,26 @@ def test_roi_align_reads_the_maps_rightly():
     torch.testing.assert_close(ours, theirs)
 
 
+def test_frozen_from_the_start():
+    """DistributedDataParallel and the optimizer ask before a training begins."""
+    backbone = build(**SMALL, frozen_stages=0)
+    assert not any(p.requires_grad for p in backbone.stages[0].parameters())
+    assert all(p.requires_grad for p in backbone.stages[1].parameters())
+
+
+def test_arguments_reach_the_network():
+    backbone = build(**SMALL, drop_path_rate=0.4)
+    drops = [block.drop_path for stage in backbone.stages for block in stage]
+    assert [getattr(drop, "drop_prob", 0.0) for drop in drops] == pytest.approx(
+        [0.4 * i / 4 for i in range(5)]
+    )
+    assert all(
+        (block.gamma1 == 1).all() and (block.gamma2 == 1).all()
+        for stage in backbone.stages
+        for block in stage
+    )
+
+
 def test_chosen_maps_have_the_only_norms():
     backbone = build(**SMALL, out_indices=(1, 3))
     assert [level.shape[1] for level in backbone(torch.randn(1, 3, 64, 64))] == [32, 128]
@@ -86,7 +106,7 @@ def test_chosen_maps_have_the_only_norms():
 
 
 def test_frozen_stages_stay_as_they_start():
-    backbone = build(**SMALL, frozen_stages=1, drop_path_rate=0.5).train()
+    backbone = build(**SMALL, frozen_stages=1, drop_path_rate=0.5)
     sum(level.square().sum() for level in backbone(torch.randn(2, 3, 64, 64))).backward()
     moved = {name for name, p in backbone.named_parameters() if p.grad is not None}
     frozen = ("downsample_layers.0", "downsample_layers.1", "stages.0", "stages.1")
@@ -101,8 +121,11 @@ def test_recomputed_gradients_are_the_same():
     gradients = []
     for with_cp in (False, True):
         backbone = build(**SMALL, with_cp=with_cp).train()
+        calls = []
+        backbone.stages[2][1].gnconv.register_forward_hook(lambda *_, calls=calls: calls.append(1))
         backbone(image)[-1].square().sum().backward()
         gradients.append(backbone.downsample_layers[0][0].weight.grad)
+        assert len(calls) == (2 if with_cp else 1)
     torch.testing.assert_close(*gradients, rtol=0, atol=0)
 
 
@@ -126,6 +149,8 @@ def test_start_weights_of_a_classifier(tmp_path, given):
 
 
 def test_mistakes_are_one_line(tmp_path):
+    with pytest.raises(UserError, match=r"init_cfg .*: give dict\(type='Pretrained'"):
+        build(**SMALL, init_cfg={"checkpoint": "x.pth"})
     with pytest.raises(UserError, match="there is no arch 'tinny'; choose one of .*tiny_7x7"):
         build(arch="tinny")
     torch.save({"model": timm.create_model("hornet_atto_7x7").state_dict()}, tmp_path / "w.pth")

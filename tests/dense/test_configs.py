@@ -1,5 +1,7 @@
 """The released configs: every one builds, with the published parameters and hyperparameters."""
 
+import json
+import logging
 import re
 from pathlib import Path
 
@@ -7,11 +9,14 @@ import pytest
 import torch
 from mmdet.registry import MODELS as MMDET
 from mmengine.config import Config
-from mmengine.registry import init_default_scope
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import MODELS, init_default_scope
 from mmseg.registry import MODELS as MMSEG
+from torch import nn
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted(ROOT.glob("*/configs/hor*/*.py"))
+ZOO = json.loads((ROOT / "tests/golden/dense_zoo.json").read_text())
 # published: millions of parameters, rate, layer decay, its layers, drop path, gradient clipping
 PUBLISHED = {
     "cascade_mask_rcnn_hornet_tiny_7x7_3x_coco_in1k": (80, 2e-4, 0.7, 12, 0.4, None),
@@ -62,11 +67,15 @@ def test_config(path):
     wrapper, backbone = config.optim_wrapper, config.model.backbone
     assert (wrapper.optimizer.type, wrapper.optimizer.lr) == ("AdamW", rate)
     assert wrapper.optimizer.weight_decay == 0.05
+    assert wrapper.optimizer.betas == (0.9, 0.999)
     assert (wrapper.paramwise_cfg.decay_rate, wrapper.paramwise_cfg.num_layers) == (decay, layers)
     assert wrapper.get("clip_grad") == (None if clip is None else {"max_norm": clip})
     assert backbone.drop_path_rate == drop_path
     in22k = "large" in path.stem
-    assert backbone.pretrained == f"hornet_{backbone.arch}.{'in22k' if in22k else 'in1k'}"
+    size, kind = backbone.arch.split("_")
+    released = ZOO["segmentation" if config.default_scope == "mmseg" else "detection"]
+    start = released[f"HorNet-{size[0].upper()} ({kind.replace('gf', 'GF')})"]["start"]
+    assert backbone.pretrained == start
     filters = [block.gnconv.dwconv for stage in model.backbone.stages for block in stage]
     sizes = {tuple(f.complex_weight.shape[1:3]) for f in filters if hasattr(f, "complex_weight")}
     large = config.default_scope == "mmseg" or in22k
@@ -85,6 +94,13 @@ def test_schedule_and_data(path):
         assert (rest.type, rest.power, rest.end, rest.eta_min) == ("PolyLR", 1, 160_000, 0)
         assert config.train_cfg.max_iters == 160_000
         assert config.optim_wrapper.paramwise_cfg.decay_type == "stage_wise"
+        assert rest.begin == 1500
+        assert config.model.test_cfg.mode == "slide"
+        steps = {t.type: t for t in config.train_dataloader.dataset.pipeline}
+        assert steps["RandomResize"].scale == (4 * side, side)
+        assert steps["RandomResize"].ratio_range == (0.5, 2.0)
+        assert steps["RandomFlip"].prob == 0.5
+        assert "PhotoMetricDistortion" in steps
         assert config.model.test_cfg.stride == ((341, 341) if side == 512 else (426, 426))
         assert config.model.test_cfg.crop_size == config.model.data_preprocessor.size == (side,) * 2
         crops = [t for t in config.train_dataloader.dataset.pipeline if t.type == "RandomCrop"]
@@ -94,17 +110,54 @@ def test_schedule_and_data(path):
     assert (warm_up.start_factor, warm_up.end) == (0.001, 500)
     assert (config.train_cfg.max_epochs, rest.milestones) == (epochs, steps)
     assert config.optim_wrapper.paramwise_cfg.decay_type == "layer_wise"
+    flips = [t for t in config.train_dataloader.dataset.pipeline if t.type == "RandomFlip"]
+    assert [flip.prob for flip in flips] == [0.5]
     if "3x" in path.stem:
         (choice,) = (
             t for t in config.train_dataloader.dataset.pipeline if t.type == "RandomChoice"
         )
         assert choice.transforms[0][0].scales == [(side, 1333) for side in range(480, 801, 32)]
+        assert choice.transforms[1][0].scales == [(side, 1333) for side in (400, 500, 600)]
         assert choice.transforms[1][1].crop_size == (384, 600)
+        assert choice.transforms[1][2] == choice.transforms[0][0]
+        # those of Cascade R-CNN (Cai and Vasconcelos, 2018)
+        assert [head.bbox_coder.target_stds for head in config.model.roi_head.bbox_head] == [
+            [0.1, 0.1, 0.2, 0.2],
+            [0.05, 0.05, 0.1, 0.1],
+            [0.033, 0.033, 0.067, 0.067],
+        ]
         for head in config.model.roi_head.bbox_head:
             assert (head.loss_bbox.type, head.loss_bbox.loss_weight) == ("GIoULoss", 10)
             assert (head.num_shared_convs, head.norm_cfg.type) == (4, "SyncBN")
             assert not head.reg_class_agnostic
             assert head.reg_decoded_bbox
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_rates_of_the_layers(path):
+    """decay ** (layers + 1 - id), as the optimizer has them: the first and the last of the ids."""
+    _, rate, decay, layers, _, _ = PUBLISHED[path.stem]
+    config = Config.fromfile(path)
+    init_default_scope(config.default_scope)
+    with torch.device("meta"):
+        model = MODELS.build(config.model)
+    groups = build_optim_wrapper(model, config.optim_wrapper).optimizer.param_groups
+    rates = {name: group["lr"] for group in groups for name in group["param_names"]}
+    by_stage = config.default_scope == "mmseg"
+    # the last block of stage 3 of 18 blocks is in the layer before the last (recorded ids)
+    ids = {
+        "backbone.downsample_layers.0.0.weight": 0,
+        "backbone.downsample_layers.3.1.weight": 0 if by_stage else 12,
+        "backbone.stages.0.0.gamma1": 1,
+        "backbone.stages.2.17.gamma1": 3 if by_stage else 11,
+        "backbone.stages.3.1.gamma1": 4 if by_stage else 12,
+        "backbone.norm3.weight": layers + 1,
+    }
+    for name, layer in ids.items():
+        assert rates[name] == pytest.approx(rate * decay ** (layers + 1 - layer)), name
+    decays = {name: group["weight_decay"] for group in groups for name in group["param_names"]}
+    assert decays["backbone.stages.0.0.gamma1"] == 0
+    assert decays["backbone.stages.0.0.pwconv1.weight"] == 0.05
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
@@ -114,4 +167,40 @@ def test_heads_of_the_configs(path):
     relative = path.relative_to(ROOT)
     assert f"bash {relative.parts[0]}/dist_train.sh {relative} 8" in comment
     assert "Hardware: 8 GPUs, 2 images each" in comment
-    assert Config.fromfile(path).model.backbone.pretrained in comment
+    assert f"the ImageNet-{'22K' if 'large' in path.stem else '1K'} ones" in comment
+
+
+@pytest.mark.parametrize(
+    ("path", "lr", "decay", "undecayed"),
+    [
+        ("object_detection/configs/dino/dino_hornet_large_gf_36e_coco_in22k.py", 1e-4, 1e-4, ()),
+        (
+            "semantic_segmentation/configs/mask2former/mask2former_hornet_large_gf_640_160k_ade20k.py",
+            1e-4,
+            0.05,
+            ("norm", "query_embed", "query_feat", "level_embed"),
+        ),
+    ],
+)
+def test_headline_results_have_the_settings_for_swin(path, lr, decay, undecayed):
+    """A tenth of the rate for the backbone; where Swin's norms have no weight decay, nor ours."""
+    config = Config.fromfile(ROOT / path)
+    init_default_scope(config.default_scope)
+    with torch.device("meta"):
+        model = MODELS.build(config.model)
+    assert model.backbone.depths == (2, 3, 18, 2)
+    logging.getLogger("mmengine").setLevel(logging.ERROR)  # a line for every parameter
+    groups = build_optim_wrapper(model, config.optim_wrapper).optimizer.param_groups
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    found = {names[p]: (g["lr"], g["weight_decay"]) for g in groups for p in g["params"]}
+    assert len(found) == len(names)
+    norms = {
+        f"{name}.{kind}"
+        for name, module in model.named_modules()
+        if isinstance(module, nn.LayerNorm | nn.GroupNorm)
+        for kind in ("weight", "bias")
+    }
+    for name, (rate, weight_decay) in found.items():
+        assert rate == pytest.approx(lr / 10 if name.startswith("backbone.") else lr)
+        kind = "norm" if name in norms else name.removesuffix(".weight").rpartition(".")[2]
+        assert weight_decay == (0 if kind in undecayed else decay), name

@@ -1,5 +1,5 @@
 # Mask R-CNN with HorNet-S 7x7 and a HorFPN of 7x7 gnConvs: the paper's ablation of feature pyramids.
-# Hardware: 8 GPUs, 2 images each. Start weights: hornet_small_7x7.in1k, downloaded on first use.
+# Hardware: 8 GPUs, 2 images each. Start weights: the ImageNet-1K ones that the release fine-tuned from, downloaded on first use.
 #
 #   bash object_detection/dist_train.sh object_detection/configs/horfpn/horfpn_7x7_mask_rcnn_hornet_small_7x7_1x_coco_in1k.py 8
 _base_ = ["../_base_/mask_rcnn_1x.py"]

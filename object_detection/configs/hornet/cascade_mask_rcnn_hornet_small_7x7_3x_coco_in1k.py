@@ -1,5 +1,5 @@
 # Cascade Mask R-CNN with HorNet-S 7x7: 52.7 box AP, 45.6 mask AP on COCO val, as published.
-# Hardware: 8 GPUs, 2 images each. Start weights: hornet_small_7x7.in1k, downloaded on first use.
+# Hardware: 8 GPUs, 2 images each. Start weights: the ImageNet-1K ones that the release fine-tuned from, downloaded on first use.
 #
 #   bash object_detection/dist_train.sh object_detection/configs/hornet/cascade_mask_rcnn_hornet_small_7x7_3x_coco_in1k.py 8
 _base_ = ["../_base_/cascade_mask_rcnn_3x.py"]
@@ -8,7 +8,7 @@ model = dict(
     backbone=dict(
         arch="small_7x7",
         drop_path_rate=0.6,
-        pretrained="hornet_small_7x7.in1k",
+        pretrained="https://cloud.tsinghua.edu.cn/f/46422799db2941f7b684/?dl=1",
     ),
     neck=dict(in_channels=[96, 192, 384, 768]),
 )

@@ -1,5 +1,5 @@
 # Cascade Mask R-CNN with HorNet-S GF: 53.3 box AP, 46.3 mask AP on COCO val, as published.
-# Hardware: 8 GPUs, 2 images each. Start weights: hornet_small_gf.in1k, downloaded on first use.
+# Hardware: 8 GPUs, 2 images each. Start weights: the ImageNet-1K ones that the release fine-tuned from, downloaded on first use.
 #
 #   bash object_detection/dist_train.sh object_detection/configs/hornet/cascade_mask_rcnn_hornet_small_gf_3x_coco_in1k.py 8
 _base_ = ["../_base_/cascade_mask_rcnn_3x.py"]
@@ -8,7 +8,7 @@ model = dict(
     backbone=dict(
         arch="small_gf",
         drop_path_rate=0.6,
-        pretrained="hornet_small_gf.in1k",
+        pretrained="https://cloud.tsinghua.edu.cn/f/8405c984bf084d2ba85a/?dl=1",
     ),
     neck=dict(in_channels=[96, 192, 384, 768]),
 )

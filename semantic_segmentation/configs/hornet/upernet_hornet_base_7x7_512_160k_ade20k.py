@@ -1,5 +1,5 @@
 # UPerNet with HorNet-B 7x7: 50.0 mIoU (single scale), 50.5 (multi-scale and flip) on ADE20K val, as published.
-# Hardware: 8 GPUs, 2 images each. Start weights: hornet_base_7x7.in1k, downloaded on first use.
+# Hardware: 8 GPUs, 2 images each. Start weights: the ImageNet-1K ones that the release fine-tuned from, downloaded on first use.
 #
 #   bash semantic_segmentation/dist_train.sh semantic_segmentation/configs/hornet/upernet_hornet_base_7x7_512_160k_ade20k.py 8
 _base_ = ["../_base_/upernet_hornet.py"]
@@ -8,7 +8,7 @@ model = dict(
     backbone=dict(
         arch="base_7x7",
         drop_path_rate=0.4,
-        pretrained="hornet_base_7x7.in1k",
+        pretrained="https://cloud.tsinghua.edu.cn/f/5c86cb3d655d4c17a959/?dl=1",
     ),
     decode_head=dict(in_channels=[128, 256, 512, 1024]),
     auxiliary_head=dict(in_channels=512),

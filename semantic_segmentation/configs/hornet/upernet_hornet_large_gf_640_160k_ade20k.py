@@ -1,5 +1,5 @@
 # UPerNet with HorNet-L GF: 55.0 mIoU (single scale), 55.2 (multi-scale and flip) on ADE20K val, as published.
-# Hardware: 8 GPUs, 2 images each. Start weights: hornet_large_gf.in22k, downloaded on first use.
+# Hardware: 8 GPUs, 2 images each. Start weights: the ImageNet-22K ones that the release fine-tuned from, downloaded on first use.
 #
 #   bash semantic_segmentation/dist_train.sh semantic_segmentation/configs/hornet/upernet_hornet_large_gf_640_160k_ade20k.py 8
 _base_ = ["../_base_/upernet_hornet_640.py"]
@@ -10,7 +10,7 @@ model = dict(
         drop_path_rate=0.4,
         global_filters=(None, None, (24, 13), (12, 7)),
         with_cp=True,
-        pretrained="hornet_large_gf.in22k",
+        pretrained="https://cloud.tsinghua.edu.cn/f/9253bd0d50c84ab1b71e/?dl=1",
     ),
     decode_head=dict(in_channels=[192, 384, 768, 1536]),
     auxiliary_head=dict(in_channels=768),

@@ -1,5 +1,5 @@
 # UPerNet with HorNet-S 7x7: 49.2 mIoU (single scale), 49.8 (multi-scale and flip) on ADE20K val, as published.
-# Hardware: 8 GPUs, 2 images each. Start weights: hornet_small_7x7.in1k, downloaded on first use.
+# Hardware: 8 GPUs, 2 images each. Start weights: the ImageNet-1K ones that the release fine-tuned from, downloaded on first use.
 #
 #   bash semantic_segmentation/dist_train.sh semantic_segmentation/configs/hornet/upernet_hornet_small_7x7_512_160k_ade20k.py 8
 _base_ = ["../_base_/upernet_hornet.py"]
@@ -8,7 +8,7 @@ model = dict(
     backbone=dict(
         arch="small_7x7",
         drop_path_rate=0.3,
-        pretrained="hornet_small_7x7.in1k",
+        pretrained="https://cloud.tsinghua.edu.cn/f/46422799db2941f7b684/?dl=1",
     ),
     decode_head=dict(in_channels=[96, 192, 384, 768]),
     auxiliary_head=dict(in_channels=384),

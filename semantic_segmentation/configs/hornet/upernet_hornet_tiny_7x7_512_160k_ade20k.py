@@ -1,5 +1,5 @@
 # UPerNet with HorNet-T 7x7: 48.1 mIoU (single scale), 48.9 (multi-scale and flip) on ADE20K val, as published.
-# Hardware: 8 GPUs, 2 images each. Start weights: hornet_tiny_7x7.in1k, downloaded on first use.
+# Hardware: 8 GPUs, 2 images each. Start weights: the ImageNet-1K ones that the release fine-tuned from, downloaded on first use.
 #
 #   bash semantic_segmentation/dist_train.sh semantic_segmentation/configs/hornet/upernet_hornet_tiny_7x7_512_160k_ade20k.py 8
 _base_ = ["../_base_/upernet_hornet.py"]
@@ -8,7 +8,7 @@ model = dict(
     backbone=dict(
         arch="tiny_7x7",
         drop_path_rate=0.4,
-        pretrained="hornet_tiny_7x7.in1k",
+        pretrained="https://cloud.tsinghua.edu.cn/f/1ca970586c6043709a3f/?dl=1",
     ),
     decode_head=dict(in_channels=[64, 128, 256, 512]),
     auxiliary_head=dict(in_channels=256),

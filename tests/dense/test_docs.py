@@ -1,0 +1,58 @@
+"""What the READMEs of both trees tell people to type, and their tables."""
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from dense.configs import read_config
+from dense.run import parser
+
+ROOT = Path(__file__).parents[2]
+ZOO = json.loads((ROOT / "tests/golden/dense_zoo.json").read_text())
+TREES = {"object_detection": "detection", "semantic_segmentation": "segmentation"}
+
+
+def commands(tree):
+    text = (ROOT / tree / "README.md").read_text()
+    blocks = re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
+    return [line for block in blocks for line in block.splitlines()]
+
+
+@pytest.mark.parametrize("tree", TREES)
+def test_commands_parse(tree):
+    own = commands(tree)
+    assert len(own) >= 5
+    for command in own:
+        words = shlex.split(command)
+        action = "train" if "train" in words[1] + words[2] else "test"
+        rest = words[2:] if words[0] == "bash" else words[3:]
+        if words[0] == "bash":  # CONFIG [CHECKPOINT] GPUS
+            assert rest.pop(1 if action == "train" else 2) == "8"
+            assert (ROOT / words[1]).is_file()
+        arguments = parser(f"{tree}.{action}", action).parse_args(rest)
+        assert read_config(arguments.config).model
+        folder, _, name = getattr(arguments, "checkpoint", "").rpartition("/")
+        if folder.startswith(
+            "work_dirs"
+        ):  # where the training before it leaves its last checkpoint
+            train = read_config(arguments.config).train_cfg
+            last = {f"epoch_{train.get('max_epochs')}.pth", f"iter_{train.get('max_iters')}.pth"}
+            assert name in last
+            assert folder == f"work_dirs/{Path(arguments.config).stem}"
+
+
+@pytest.mark.parametrize("tree", TREES)
+def test_tables(tree):
+    text = (ROOT / tree / "README.md").read_text()
+    rows = re.findall(
+        r"^\| (\w \(\w+\)) \|.*\[config\]\((.*?)\).*start\]\((.*?)\).*model\]\((.*?)\)", text, re.M
+    )
+    found = {f"HorNet-{name}": {"start": start, "model": model} for name, _, start, model in rows}
+    assert found == ZOO[TREES[tree]]
+    for _, config, start, _ in rows:
+        assert read_config(str(ROOT / tree / config)).model.backbone.pretrained == start
+    for link in re.findall(r"\]\(([^)]*)\)", text):
+        assert link.startswith("http") or (ROOT / tree / link).exists()

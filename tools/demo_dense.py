@@ -1,0 +1,96 @@
+"""Trains a small detector or segmentor on drawn shapes, and shows what it has learnt.
+
+python -m tools.demo_dense detection
+python -m tools.demo_dense segmentation
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from PIL import Image, ImageOps
+
+from dense.shapes import write_coco, write_masks
+from tools.demo import say
+
+ROOT = Path(__file__).resolve().parents[1]
+TASKS = {
+    "detection": (
+        "object_detection",
+        "mask_rcnn_shapes.py",
+        write_coco,
+        {"box AP50": "coco/bbox_mAP_50", "mask AP50": "coco/segm_mAP_50"},
+    ),
+    "segmentation": (
+        "semantic_segmentation",
+        "upernet_shapes.py",
+        write_masks,
+        {"mIoU, per cent": "mIoU"},
+    ),
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser("python -m tools.demo_dense", description=__doc__)
+    parser.add_argument("task", choices=TASKS)
+    arguments, more = parser.parse_known_args()  # such as --cfg-options randomness.seed=1
+    package, config, write, metrics = TASKS[arguments.task]
+    config = f"{package}/configs/demo/{config}"
+
+    data = ROOT / f"data/shapes-{arguments.task}"
+    shutil.rmtree(data, ignore_errors=True)  # a drawing that was cut off starts again
+    write(data / "train", 400, seed=0, size=128)
+    write(data / "val", 80, seed=1, size=128)
+
+    folder = Path("runs") / time.strftime(f"{arguments.task}-%Y%m%d-%H%M%S")
+    train = ["-m", f"{package}.train", config, "--work-dir", str(folder), *more]
+    say(f"training: python {' '.join(train)}")
+    if run(train):
+        return 1
+    weights = folder / (ROOT / folder / "last_checkpoint").read_text().rpartition("/")[2]
+    test = ["-m", f"{package}.test", config, str(weights), "--work-dir", str(folder / "test")]
+    shown = folder / "shown"
+    if run([*test, "--show-dir", str(shown)]):
+        return 1
+
+    (results,) = (ROOT / folder / "test").glob("*/*.json")
+    found = json.loads(results.read_text())
+    values = ", ".join(f"{name} {found[key]:g}" for name, key in metrics.items())
+    picture = gather(sorted((ROOT / shown).iterdir()), ROOT / folder)
+    say(f"""
+on {len(list((data / "val/images").iterdir()))} held-out images: {values}
+  pictures      {picture.relative_to(ROOT)} (truth on the left, predictions on the right)
+  log, config   {folder}
+  weights       {weights}
+
+test them again:
+  .venv/bin/python {" ".join(test)}
+train on your own data: copy {package}/configs/finetune""")
+    return 0
+
+
+def run(command: list[str]) -> int:
+    # so small a network gains little from a second thread, and waits for it on a busy machine
+    environment = {"OMP_NUM_THREADS": "1"} | os.environ
+    return subprocess.run([sys.executable, *command], cwd=ROOT, env=environment).returncode
+
+
+def gather(pictures: list[Path], folder: Path, columns: int = 3, rows: int = 4) -> Path:
+    """predictions.png: the first pictures, all of one size, beside each other."""
+    images = [ImageOps.expand(Image.open(p), 4, "white") for p in pictures[: columns * rows]]
+    width, height = images[0].size
+    sheet = Image.new("RGB", (columns * width, rows * height))
+    for index, image in enumerate(images):
+        row, column = divmod(index, columns)
+        sheet.paste(image, (column * width, row * height))
+    sheet.save(folder / "predictions.png")
+    return folder / "predictions.png"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
