@@ -3,10 +3,13 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-slow dense test-dense lint format setup clean
+.PHONY: demo demo-detection demo-segmentation test test-slow test-faults dense test-dense lint format setup clean
 
 demo: setup
 	$(BIN)/python -m tools.demo
+
+demo-detection demo-segmentation: demo-%: dense
+	$(BIN)/python -m tools.demo_dense $*
 
 test: setup
 	$(BIN)/python -m pytest
@@ -15,14 +18,15 @@ test-slow: setup
 	$(BIN)/python -m pytest -m slow
 
 # what detection and segmentation need beside the rest
-dense: .venv/.dense
-
-.venv/.dense: .venv/.installed tools/install_dense.sh
+dense: setup
 	tools/install_dense.sh
-	touch $@
 
 test-dense: dense
-	$(BIN)/python -m pytest tests/dense
+	$(BIN)/python -m pytest -m dense tests/dense
+
+# kills runs at random moments and compares what comes of them (about ten minutes)
+test-faults: setup
+	$(BIN)/python -m tests.faults --kills 50
 
 lint: setup
 	$(BIN)/ruff check .

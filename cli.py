@@ -129,7 +129,10 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "recount": (1, 100),
     "val_fraction": (0, 0.9),
     **dict.fromkeys(("max_images", "lr_base_batch"), (1, math.inf)),
-    "mixup_min_images": (0, math.inf),
+    **dict.fromkeys(("mixup_min_images", "save_ckpt_steps", "save_ckpt_minutes"), (0, math.inf)),
+    "max_bad_steps": (1, math.inf),
+    "max_bad_images": (0, math.inf),
+    "dist_timeout": (0.01, math.inf),
     "layer_decay": (1e-3, 1),
     "crop_pct": (0.01, 1),
 }

@@ -231,15 +231,31 @@ class CheckpointConfig:
     """Folder of checkpoints, log.txt, config.yaml and curves.png; nothing is saved without it."""
     resume: str = ""
     """Checkpoint to continue from, or to evaluate with `--eval true`: a path or an address; to
-    evaluate, also the name of published weights."""
+    evaluate, also the name of published weights. A run that was restarted by torchrun or Slurm
+    continues from the newest one of output_dir instead."""
     auto_resume: bool = True
-    """Continue from the newest checkpoint of output_dir, if there is one."""
+    """Continue from the newest checkpoint of output_dir that is not damaged, if there is one."""
     save_ckpt: bool = True
     """Save checkpoints."""
     save_ckpt_freq: int = 1
     """Epochs from one checkpoint to the next."""
     save_ckpt_num: int = 3
     """Numbered checkpoints kept, beside those of epochs 50, 100, 150, ..."""
+    save_ckpt_steps: int = 0
+    """Optimizer steps from one checkpoint inside an epoch to the next; 0 for none."""
+    save_ckpt_minutes: float = 0.0
+    """Minutes from one checkpoint inside an epoch to the next; 0 for none."""
+
+
+@dataclass(frozen=True)
+class FaultConfig:
+    """Faults"""
+
+    max_bad_steps: int = 20
+    """Steps in a row without a finite gradient, each of which is skipped, that end the run."""
+    max_bad_images: int = 100
+    """Images that cannot be read, each of which is replaced by another of its class to train on
+    and left out to evaluate on, and listed in bad_images.txt; with more of them the run ends."""
 
 
 @dataclass(frozen=True)
@@ -273,16 +289,9 @@ class LoggingConfig:
 
 
 @dataclass(frozen=True)
-class RuntimeConfig:
-    """Machine"""
+class ComputeConfig:
+    """Computation"""
 
-    device: str = "auto"
-    """auto (a GPU if there is one), cuda or cpu."""
-    seed: int = 0
-    """Seed of every random number."""
-    smoke: bool = False
-    """Shrink the run to seconds, to see that it works: two epochs of 256 images, a tiny HorNet, no
-    start weights; on digits where data_path is not given, and into OUTPUT_DIR-smoke."""
     use_amp: bool = False
     """Mixed precision: convolutions and matrix products in amp_dtype."""
     amp_dtype: Literal["bfloat16", "float16"] = "bfloat16"
@@ -293,12 +302,27 @@ class RuntimeConfig:
     """Compile the network by torch.compile; the first step of each shape takes long."""
     grad_checkpointing: bool = False
     """Recompute activations in the backward pass instead of storing them: slower, less memory."""
+
+
+@dataclass(frozen=True)
+class RuntimeConfig:
+    """Machine"""
+
+    device: str = "auto"
+    """auto (a GPU if there is one), cuda or cpu."""
+    seed: int = 0
+    """Seed of every random number."""
+    smoke: bool = False
+    """Shrink the run to seconds, to see that it works: two epochs of 256 images, a tiny HorNet, no
+    start weights; on digits where data_path is not given, and into OUTPUT_DIR-smoke."""
     local_rank: int = -1
     """Set by torch.distributed.launch; the environment's LOCAL_RANK goes before it."""
     world_size: int = 1
     """Processes of a run that srun starts, with ranks from SLURM_PROCID; torchrun tells its own."""
     dist_url: str = "env://"
     """Where processes meet: env:// (MASTER_ADDR and MASTER_PORT), tcp://HOST:PORT or file://PATH."""
+    dist_timeout: float = 30.0
+    """Minutes that a process waits for the others before it ends the run."""
     dist_on_itp: bool = False
     """Ranks from Open MPI (OMPI_COMM_WORLD_RANK, _SIZE and _LOCAL_RANK)."""
 
@@ -316,8 +340,10 @@ class Config:
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     ema: EmaConfig = field(default_factory=EmaConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    faults: FaultConfig = field(default_factory=FaultConfig)
     evaluation: EvalConfig = field(default_factory=EvalConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
 
     def total_batch(self, processes: int) -> int:

@@ -5,7 +5,11 @@ import logging
 import os
 import shutil
 import sys
+import tarfile
 import tempfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -103,8 +107,7 @@ def fetch_data(config: DataConfig) -> None:
 
 
 def _class_names(dataset: Dataset, config: DataConfig) -> list[str]:
-    while isinstance(dataset, Subset):
-        dataset = dataset.dataset
+    dataset = _whole(dataset)
     source = getattr(dataset, "reader", dataset)
     # tar files have it under another name
     index = getattr(source, "class_to_idx", getattr(source, "class_name_to_idx", None))
@@ -227,7 +230,7 @@ def _from_timm(config: DataConfig, part: str, transform: Any) -> Dataset:
     root = config.data_path if config.has_path else None
     try:
         if prefix == "tar":
-            return ImageDataset("", _tar_reader(Path(config.data_path), part), transform=transform)
+            return TarImages("", _tar_reader(Path(config.data_path), part), transform=transform)
         if prefix in ("hfds", "hfids"):
             _import_hugging_face_datasets()
         dataset = create_dataset(
@@ -289,12 +292,83 @@ def _import_hugging_face_datasets() -> None:
 
 
 def load_image(path: str) -> Image.Image:
-    """An image file in RGB; raises UserError for one that cannot be decoded."""
+    """An image file in RGB, of an animation the first frame; raises UserError for one that cannot
+    be decoded."""
+    with _readable(path):
+        return _decoded(path)
+
+
+@contextmanager
+def _readable(name: str) -> Iterator[None]:
     try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(f"image {path} cannot be read: {error}") from None
+        yield
+    except (OSError, ValueError, SyntaxError, tarfile.TarError, zlib.error) as error:
+        raise UserError(f"image {name} cannot be read: {error}") from None
+    except Image.DecompressionBombError as error:
+        raise UserError(f"image {name} is too large: {error}") from None
+
+
+def _decoded(file: Any) -> Image.Image:
+    with Image.open(file) as image:
+        if image.mode.startswith("I"):  # 16 bits, which Pillow would cut off at 255
+            levels = np.asarray(image).astype(np.float32) / 257
+            return Image.fromarray(levels.clip(0, 255).round().astype(np.uint8)).convert("RGB")
+        return image.convert("RGB")
+
+
+class TarImages(ImageDataset):
+    """Images inside tar files; raises UserError for one that cannot be read."""
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        with _readable(self.filename(index)):
+            file, label = self.reader[index]
+            image = _decoded(file)
+        return self.transform(image), label
+
+
+class BadImages:
+    """The list of images that cannot be read, in a file that all processes share.
+
+    Args:
+        path: The file, bad_images.txt of a run: a line an image, with the reason.
+        most: How many there may be.
+    """
+
+    def __init__(self, path: Path, most: int) -> None:
+        self.path, self.most = path, most
+
+    def add(self, name: str, reason: str) -> None:
+        """Notes an image, once; raises UserError with the list where there are too many."""
+        known = self.path.read_text().splitlines() if self.path.exists() else []
+        if any(line.startswith(f"{name}\t") for line in known):
+            return
+        line = f"{name}\t{' '.join(reason.split())}"
+        with self.path.open("a") as file:  # a short line is written whole
+            file.write(line + "\n")
+        if len(known) + 1 > self.most:
+            names = ", ".join(known_line.split("\t")[0] for known_line in [*known[-2:], line])
+            raise UserError(
+                f"{len(known) + 1} images cannot be read, more than --max_bad_images {self.most}: "
+                f"{names}, and all others in {self.path}"
+            )
+
+
+def labels_of(dataset: Dataset) -> list[int] | None:
+    """The label of each image, where they are known without reading the images."""
+    if isinstance(dataset, Subset):
+        labels = labels_of(dataset.dataset)
+        return labels and [labels[index] for index in dataset.indices]
+    return getattr(dataset, "targets", None)
+
+
+def transform_of(dataset: Dataset) -> Any:
+    """The transform of a data set, or of the one that it is a part of."""
+    return _whole(dataset).transform  # type: ignore[attr-defined]
+
+
+def _whole(dataset: Dataset) -> Dataset:
+    """The data set itself, or the one that it is a part of."""
+    return _whole(dataset.dataset) if isinstance(dataset, Subset) else dataset
 
 
 def write_digits(folder: Path, size: int = 32) -> None:

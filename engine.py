@@ -1,25 +1,25 @@
 """One epoch of training, and evaluation."""
 
 import logging
-import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.nn.utils import clip_grad_norm_, get_total_norm
+from torch.nn.utils import clip_grads_with_norm_
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from config import LoggingConfig
-from runtime.distributed import DistributedContext, all_reduce_sum
+from runtime.distributed import DistributedContext, all_gather_shards
 from runtime.errors import UserError
 from runtime.logging import Throughput
 from runtime.trackers import Trackers
-from trainer import Progress, Trainer
-from utils import topk_correct
+from trainer import Trainer
+from utils import seed_everything, stream_seed, topk_correct
 
 logger = logging.getLogger(__name__)
 
@@ -31,35 +31,36 @@ def train_one_epoch(
     batches: Batches,
     logging_config: LoggingConfig = LoggingConfig(),  # noqa: B008  (frozen)
     trackers: Trackers | None = None,
+    after_step: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
-    """Takes schedule.steps_per_epoch optimizer steps; returns the epoch's mean metrics.
+    """Takes what is left of schedule.steps_per_epoch steps; returns the epoch's mean metrics.
 
-    `batches` yields images (N, 3, H, W) and labels (N), update_freq of them a step. Metrics stay
-    on the device from one log line to the next. Raises UserError when loss or gradient are not
-    finite at such a line.
+    `batches` yields images (N, 3, H, W) and labels (N), update_freq of them a step, from
+    progress.position on. Metrics stay on the device from one log line to the next. `after_step` is
+    called when the trainer's state is whole. Raises BadRun where max_bad_steps steps in a
+    row had no finite gradient.
     """
     progress, steps = trainer.progress, trainer.schedule.steps_per_epoch
     trainer.model.train()
-    epoch_totals = _Totals(trainer.context.device)
-    since_log = _Totals(trainer.context.device)
     speed = Throughput()
     iterator = iter(batches)
+    first = -(-progress.position // trainer.total_batch)
     with logging_redirect_tqdm():
-        for index in _bar(range(steps), f"epoch {progress.epoch + 1}", trainer.context):
+        for index in _bar(range(first, steps), f"epoch {progress.epoch + 1}", trainer.context):
             trainer.schedule.apply(trainer.optimizer, progress.step)
-            train_step(trainer, iterator, since_log, speed)
+            train_step(trainer, iterator, speed)
             progress.step += 1
+            progress.position += trainer.total_batch
             if (index + 1) % logging_config.log_interval == 0 or index + 1 == steps:
-                metrics = since_log.means()
-                _check_finite(metrics, progress)
+                metrics = trainer.meters.end_line()
                 _log_line(trainer, index + 1, metrics, speed)
                 if trackers:
                     trackers.write({f"train/{k}": v for k, v in metrics.items()}, progress.step)
-                epoch_totals.add(since_log)
-                since_log = _Totals(trainer.context.device)
                 speed.reset()
-    all_reduce_sum(epoch_totals.values)
-    metrics = epoch_totals.means()
+                _check_bad_steps(trainer)
+            after_step()
+    metrics = trainer.meters.end_epoch()
+    progress.position = 0
     if trainer.mixup:
         del metrics["class_acc"]  # mixed images have no single right class
     return metrics | _rates(trainer.optimizer)
@@ -82,23 +83,31 @@ def _log_line(trainer: Trainer, index: int, metrics: dict[str, float], speed: Th
 
 
 def train_step(
-    trainer: Trainer,
-    batches: Iterator[tuple[torch.Tensor, torch.Tensor]],
-    totals: "_Totals",
-    speed: Throughput,
+    trainer: Trainer, batches: Iterator[tuple[torch.Tensor, torch.Tensor]], speed: Throughput
 ) -> None:
-    """One optimizer step on the mean gradient of update_freq micro-batches."""
-    optim, device = trainer.optim, trainer.context.device
+    """One optimizer step on the mean gradient of update_freq micro-batches.
+
+    It is left out in all processes where the gradient, which is that of all of them, is not
+    finite. Adam and AdamW, when fused, see to that on the device; others wait for the answer.
+    """
+    optim, device, progress = trainer.optim, trainer.context.device, trainer.progress
     parameters = [p for group in trainer.optimizer.param_groups for p in group["params"]]
-    norm = torch.zeros((), device=device)
+    sums = torch.zeros(5, dtype=torch.float64, device=device)
     for micro in range(optim.update_freq):
         waiting_since = time.perf_counter()
-        images, labels = next(batches)
-        images = images.to(device, non_blocking=True)
-        labels = labels.to(device, non_blocking=True)
+        batch = next(batches, None)
+        if batch is None:
+            raise UserError(
+                f"the images ended before step {progress.step} was whole: the shards of the data "
+                "set are damaged, or hold fewer images than it says"
+            )
+        images, labels = (part.to(device, non_blocking=True) for part in batch)
         speed.waited += time.perf_counter() - waiting_since
         speed.images += len(images)
 
+        # whatever is drawn at random follows from the step's number, so that a run can go on here
+        numbers = (trainer.seed, progress.step, micro, trainer.context.rank)
+        seed_everything(stream_seed("step", *numbers))
         targets = labels
         if trainer.mixup:
             images, targets = trainer.mixup(images, labels)
@@ -113,19 +122,37 @@ def train_step(
         if ends_step and trainer.scaler:
             trainer.scaler.unscale_(trainer.optimizer)
         if ends_step or optim.clip_mode == "micro":
-            norm = _clip(parameters, optim.clip_grad)
-        totals.add_batch(loss.detach(), logits.detach(), labels)
-    if trainer.scaler:
-        norm = norm.nan_to_num(0, 0, 0)  # an overflow skips the step and lowers the scale
-        trainer.scaler.step(trainer.optimizer)
-        trainer.scaler.update()
-    else:
-        trainer.optimizer.step()
-    totals.add_step(norm)
+            trained = [p for p in parameters if p.grad is not None]
+            norms = _clip(trained, optim.clip_grad)
+        sums[0] += loss.detach() * len(labels)
+        sums[1] += topk_correct(logits.detach(), labels, 1)
+        sums[2] += len(labels)
+    norm = torch.linalg.vector_norm(norms)
+    finite = norm.isfinite()
+    sums[3] += norm
+    sums[4] += 1
+    trainer.meters.line += torch.where(finite, sums, 0)
+    trainer.bad_steps.note(finite, trained, norms, progress.step)
+    _update(trainer, finite)
     trainer.optimizer.zero_grad(set_to_none=True)
+    speed.steps += 1
+
+
+def _update(trainer: Trainer, finite: torch.Tensor) -> None:
+    """The step of the optimizer and of the moving average, where the gradient is finite."""
+    optimizer: Any = trainer.optimizer
+    if trainer.scaler:
+        trainer.scaler.step(optimizer)  # skips the step itself, and lowers the scale
+        trainer.scaler.update()
+    elif optimizer.defaults.get("fused"):
+        optimizer.grad_scale, optimizer.found_inf = None, (~finite).float()
+        optimizer.step()
+    elif finite:
+        optimizer.step()
+    else:
+        return
     if trainer.ema:
         trainer.ema.update(trainer.bare_model)
-    speed.steps += 1
 
 
 def _autocast(device: torch.device, precision: torch.dtype | None) -> torch.autocast:
@@ -143,46 +170,41 @@ def _gradient_sync(model: nn.Module, synchronise: bool) -> AbstractContextManage
 
 
 def _clip(parameters: list[nn.Parameter], largest: float | None) -> torch.Tensor:
-    """Clips the gradient to the 2-norm `largest`, if given; returns its norm before that."""
+    """Clips the gradient to the 2-norm `largest`, if given; the norms of its parts before that."""
+    norms = torch.stack(torch._foreach_norm([p.grad for p in parameters if p.grad is not None]))
     if largest is not None:
-        return clip_grad_norm_(parameters, largest)
-    return get_total_norm([p.grad for p in parameters if p.grad is not None])
+        clip_grads_with_norm_(parameters, largest, torch.linalg.vector_norm(norms))
+    return norms
 
 
-class _Totals:
-    """Sums that stay on the device: loss x images, right answers, images, gradient norms, steps."""
+class BadRun(UserError):  # noqa: N818
+    """Too many steps in a row had no finite gradient; `report` tells of the last one."""
 
-    def __init__(self, device: torch.device) -> None:
-        self.values = torch.zeros(5, dtype=torch.float64, device=device)
-
-    def add_batch(self, loss: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor) -> None:
-        self.values[0] += loss * len(labels)
-        self.values[1] += topk_correct(logits, labels, 1)
-        self.values[2] += len(labels)
-
-    def add_step(self, norm: torch.Tensor) -> None:
-        self.values[3] += norm
-        self.values[4] += 1
-
-    def add(self, other: "_Totals") -> None:
-        self.values += other.values
-
-    def means(self) -> dict[str, float]:
-        loss, correct, images, norms, steps = self.values.tolist()
-        return {
-            "loss": loss / images,
-            "class_acc": 100 * correct / images,
-            "grad_norm": norms / steps,
-        }
+    def __init__(self, message: str, report: dict[str, Any]) -> None:
+        super().__init__(message)
+        self.report = report
 
 
-def _check_finite(metrics: dict[str, float], progress: Progress) -> None:
-    if not math.isfinite(metrics["loss"] + metrics["grad_norm"]):
-        raise UserError(
-            f"the loss is {metrics['loss']} and the norm of the gradient {metrics['grad_norm']} "
-            f"at step {progress.step} (epoch {progress.epoch + 1}): "
-            "lower --lr or clip the gradient by --clip_grad; checkpoints saved so far are intact"
-        )
+def _check_bad_steps(trainer: Trainer) -> None:
+    """Raises BadRun where there are too many; tells of new ones."""
+    _, most, total, last = trainer.bad_steps.counts.tolist()
+    if total > trainer.bad_steps.told:
+        trainer.bad_steps.told = total
+        logger.warning("%d steps without a finite gradient were left out so far, the last: step %d",
+                       total, last)  # fmt: skip
+    if most < trainer.max_bad_steps:
+        return
+    named = {id(p): name for name, p in trainer.bare_model.named_parameters()}
+    names = [named[id(p)] for p in trainer.bad_steps.parameters]
+    raise BadRun(
+        f"the gradient was not finite in {most} steps in a row, the last of them step {last}: "
+        "lower --lr or clip the gradient by --clip_grad; checkpoints saved so far are intact",
+        {
+            "step": last,
+            "learning_rate": trainer.schedule.learning_rate(last),
+            "gradient_norms": dict(zip(names, trainer.bad_steps.norms.tolist(), strict=True)),
+        },
+    )
 
 
 def _rates(optimizer: torch.optim.Optimizer) -> dict[str, float]:
@@ -202,32 +224,39 @@ def evaluate(
 ) -> dict[str, float]:
     """Mean cross-entropy, top-1 and top-5 (per cent) of `model` over all images, and their number.
 
-    `shared`: each process sees its own share of the images, and the sums are joined; otherwise
-    each sees them all. `model` is the bare one, since shares may differ in their batches.
-    `predictions` gets a tensor (N, 3) a batch: label, predicted class, and its probability.
+    `shared`: each process sees its own share of the images, and all get all results, in the order
+    of the images, so that sums do not depend on the number of processes; otherwise each sees all
+    images. Labels below 0 are those of unreadable images, which do not count. `model` is the bare
+    one, since shares may differ in their batches. `predictions` gets one tensor (N, 3): label,
+    predicted class, and its probability.
     """
     model.eval()
     device = next(model.parameters()).device
-    totals = torch.zeros(4, dtype=torch.float64, device=context.device)
+    rows = [torch.empty(0, 5, dtype=torch.float64, device=device)]
     for images, labels in _bar(batches, "evaluation", context):
         images = images.to(device, non_blocking=True)
         labels = labels.to(device, non_blocking=True)
         with _autocast(device, precision):
             logits = model(images)
         logits = logits.float()
-        loss_sum = nn.functional.cross_entropy(logits, labels, reduction="sum")
-        batch = (loss_sum, topk_correct(logits, labels, 1), topk_correct(logits, labels, 5))
-        totals[:3] += torch.stack([value.double() for value in batch]).to(totals.device)
-        totals[3] += len(labels)
-        if predictions is not None:
-            probability, predicted = logits.softmax(dim=1).max(dim=1)
-            predictions.append(torch.stack((labels, predicted, probability.double()), dim=1).cpu())
+        losses = nn.functional.cross_entropy(logits, labels.clamp(min=0), reduction="none")
+        top5 = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
+        probability, predicted = logits.softmax(dim=1).max(dim=1)
+        facts = (labels, predicted, probability, losses, top5.any(dim=1))
+        rows.append(torch.stack([fact.double() for fact in facts], dim=1))
+    whole = torch.cat(rows).cpu()
     if shared:
-        all_reduce_sum(totals)
-    loss, top1, top5, images_seen = totals.tolist()
+        whole = all_gather_shards(whole, context)
+    if predictions is not None:
+        predictions.append(whole[:, :3])
+    readable = whole[whole[:, 0] >= 0]
+    if not len(readable):
+        raise UserError("there is no image to evaluate on that can be read")
+    labels, predicted, _, losses, top5 = readable.T
     return {
-        "loss": loss / images_seen,
-        "acc1": 100 * top1 / images_seen,
-        "acc5": 100 * top5 / images_seen,
-        "images": int(images_seen),
+        "loss": losses.mean().item(),
+        "acc1": 100 * (labels == predicted).sum().item() / len(readable),
+        "acc5": 100 * top5.sum().item() / len(readable),
+        "images": len(readable),
+        "unreadable": len(whole) - len(readable),
     }

@@ -2,6 +2,8 @@
 
 import csv
 import logging
+import os
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -10,12 +12,12 @@ from torch import nn
 from torch.utils.data import IterableDataset
 
 from config import Config
-from datasets import Data, file_name
+from datasets import BadImages, Data, file_name, image_count
 from engine import evaluate
-from loaders import eval_loader
+from loaders import UNREADABLE, eval_loader
 from models import checkpoint_filter_fn
 from runtime import checkpoint
-from runtime.distributed import DistributedContext, all_gather_shards
+from runtime.distributed import DistributedContext
 from runtime.errors import UserError
 from trainer import Trainer, amp_dtype
 from weights import check_head, local_file
@@ -68,8 +70,8 @@ def evaluate_checkpoint(
         predictions: list[torch.Tensor] = []
         _evaluate(config, title, model, data, context, predictions)
         if config.checkpoint.output_dir:
-            folder, shared = Path(config.checkpoint.output_dir), _shares(config, data)
-            _write_predictions(folder, data, predictions, context, shared, suffix)
+            folder = Path(config.checkpoint.output_dir)
+            _write_predictions(folder, data, predictions[0], context, suffix)
 
 
 def _evaluate(
@@ -82,9 +84,12 @@ def _evaluate(
 ) -> dict[str, float]:
     assert data.val is not None
     shared = _shares(config, data)
-    loader = eval_loader(data.val, config.data, context, shared)
-    metrics = evaluate(model, loader, context, shared, amp_dtype(config.runtime), predictions)
+    bad_images = bad_images_of(config)
+    loader = eval_loader(data.val, config.data, context, bad_images, shared)
+    metrics = evaluate(model, loader, context, shared, amp_dtype(config.compute), predictions)
     images = metrics.pop("images")
+    if metrics.pop("unreadable"):
+        logger.warning("images that cannot be read were left out: see %s", bad_images.path)
     logger.info(
         "%s on %d images: top-1 %.2f%%  top-5 %.2f%%  loss %.4f",
         title, images, metrics["acc1"], metrics["acc5"], metrics["loss"],
@@ -92,31 +97,40 @@ def _evaluate(
     return metrics
 
 
+def bad_images_of(config: Config) -> BadImages:
+    """The list of a run, in its output_dir; without one in a file of this process."""
+    folder = config.checkpoint.output_dir
+    own = Path(tempfile.gettempdir()) / f"hornet-{os.getpid()}-bad_images.txt"
+    return BadImages(
+        Path(folder) / "bad_images.txt" if folder else own, config.faults.max_bad_images
+    )
+
+
 def _shares(config: Config, data: Data) -> bool:
     """Whether each process evaluates its share; of a stream of images each sees all."""
     return config.evaluation.dist_eval and not isinstance(data.val, IterableDataset)
 
 
+def _names(data: Data) -> list[str]:
+    """What the images to evaluate on are called; those of a stream have no names."""
+    if isinstance(data.val, IterableDataset) or data.val is None:
+        return []
+    return [file_name(data.val, index) for index in range(image_count(data.val))]
+
+
 def _write_predictions(
-    folder: Path,
-    data: Data,
-    predictions: list[torch.Tensor],
-    context: DistributedContext,
-    shared: bool,
-    suffix: str = "",
+    folder: Path, data: Data, rows: torch.Tensor, context: DistributedContext, suffix: str = ""
 ) -> None:
     """Writes both files, with `suffix` in their names, and logs the classes known worst.
 
-    `predictions` are those of `engine.evaluate` in this process, on its share of the images or on
-    all of them. Raises UserError where the folder refuses the files.
+    `rows` are the predictions of `engine.evaluate`. Raises UserError where the folder refuses the
+    files.
     """
-    # a process may have had no image at all
-    rows = torch.cat([torch.empty(0, 3, dtype=torch.float64), *predictions])
-    if shared:
-        rows = all_gather_shards(rows, context)
     if not context.is_main:
         return
     assert data.val is not None
+    names = [name for name, row in zip(_names(data), rows, strict=False) if row[0] != UNREADABLE]
+    rows = rows[rows[:, 0] != UNREADABLE]
     labels, guesses = rows[:, 0].long(), rows[:, 1].long()
     images = torch.bincount(labels, minlength=len(data.classes)).tolist()
     correct = torch.bincount(labels[labels == guesses], minlength=len(data.classes)).tolist()
@@ -126,9 +140,9 @@ def _write_predictions(
         if count
     ]
     per_image = (
-        (file_name(data.val, index), data.classes[label], data.classes[guess], f"{share:.4f}")
-        for index, (label, guess, share) in enumerate(
-            zip(labels.tolist(), guesses.tolist(), rows[:, 2].tolist(), strict=True)
+        (name, data.classes[label], data.classes[guess], f"{share:.4f}")
+        for name, label, guess, share in zip(
+            names, labels.tolist(), guesses.tolist(), rows[:, 2].tolist(), strict=False
         )
     )
     tables: dict[str, tuple[tuple[str, ...], Iterable[tuple]]] = {

@@ -1,14 +1,100 @@
 """Batches: who sees which images of a data set, in which order; and mixup."""
 
+import atexit
+import multiprocessing
+import random
+import signal
 from collections.abc import Iterator
+from functools import cache
+from itertools import islice
+from typing import Any
 
+import torch
+from PIL import Image
 from timm.data import Mixup
-from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset, Sampler
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
 from config import DataConfig, MixupConfig
-from datasets import image_count
+from datasets import BadImages, file_name, image_count, labels_of, transform_of
 from runtime.distributed import DistributedContext
 from runtime.errors import UserError
+from utils import seed_everything, stream_seed
+
+UNREADABLE = -1
+
+
+class EpochSampler(Sampler[int]):
+    """A process's share of an epoch: every world_size-th image of a random order.
+
+    The order follows from seed and epoch alone, so that any number of processes can go on at
+    `position`, the number of images that have been used.
+    """
+
+    def __init__(self, length: int, seed: int, rank: int, world_size: int) -> None:
+        self.length, self.seed, self.rank, self.world_size = length, seed, rank, world_size
+        self.epoch = self.position = 0
+
+    def order(self) -> list[int]:
+        """The indices of all images, in the order of the epoch."""
+        # spaced out, no two seeds share an epoch's order
+        generator = torch.Generator().manual_seed(100_000 * self.seed + self.epoch)
+        return torch.randperm(self.length, generator=generator).tolist()
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.order()[self.position + self.rank :: self.world_size])
+
+    def __len__(self) -> int:
+        return len(range(self.position + self.rank, self.length, self.world_size))
+
+
+class TrainImages(Dataset):
+    """Images whose random augmentation follows from seed, epoch and index.
+
+    So it does not depend on which process loads an image, nor on what that loaded before. An image
+    that cannot be read is replaced by another of its class, chosen by the same random numbers.
+    """
+
+    def __init__(self, dataset: Dataset, seed: int, bad_images: BadImages) -> None:
+        self.dataset, self.seed, self.bad_images = dataset, seed, bad_images
+        self.labels = labels_of(dataset)
+        self.epoch = 0
+
+    def __getitem__(self, index: int) -> Any:
+        seed_everything(stream_seed("image", self.seed, self.epoch, index))
+        try:
+            return self.dataset[index]
+        except UserError as error:
+            self.bad_images.add(file_name(self.dataset, index), str(error))
+        if self.labels is None:
+            return self[(index + 1) % len(self)]
+        label = self.labels[index]
+        others = [other for other, its in enumerate(self.labels) if its == label]
+        for other in random.sample(others, len(others)):
+            try:
+                return self.dataset[other]
+            except UserError as error:
+                self.bad_images.add(file_name(self.dataset, other), str(error))
+        raise UserError(f"no image of class {label} can be read; see {self.bad_images.path}")
+
+    def __len__(self) -> int:
+        return image_count(self.dataset)
+
+
+class EvalImages(Dataset):
+    """Images to evaluate on; one that cannot be read has the label UNREADABLE and is blank."""
+
+    def __init__(self, dataset: Dataset, bad_images: BadImages) -> None:
+        self.dataset, self.bad_images = dataset, bad_images
+
+    def __getitem__(self, index: int) -> Any:
+        try:
+            return self.dataset[index]
+        except UserError as error:
+            self.bad_images.add(file_name(self.dataset, index), str(error))
+            return transform_of(self.dataset)(Image.new("RGB", (256, 256))), UNREADABLE
+
+    def __len__(self) -> int:
+        return image_count(self.dataset)
 
 
 class ShardSampler(Sampler[int]):
@@ -25,23 +111,69 @@ class ShardSampler(Sampler[int]):
 
 
 def train_loader(
-    dataset: Dataset, config: DataConfig, context: DistributedContext, seed: int = 0
+    dataset: Dataset,
+    config: DataConfig,
+    context: DistributedContext,
+    bad_images: BadImages,
+    seed: int = 0,
 ) -> DataLoader:
-    """Shuffled whole batches of this process's share; `set_epoch` reshuffles."""
+    """Shuffled whole batches of this process's share, an epoch at a time by `epoch_batches`."""
     if isinstance(dataset, IterableDataset):
         _check_shards(dataset, config, context)
         return _loader(dataset, None, config.batch_size, config, context, drop_last=True)
-    # the sampler adds the epoch to its seed: spaced out, no two seeds share an epoch's order
-    sampler: DistributedSampler = DistributedSampler(
-        dataset, context.world_size, context.rank, shuffle=True, seed=100_000 * seed
-    )
-    return _loader(dataset, sampler, config.batch_size, config, context, drop_last=True)
+    sampler = EpochSampler(image_count(dataset), seed, context.rank, context.world_size)
+    images = TrainImages(dataset, seed, bad_images)
+    return _loader(images, sampler, config.batch_size, config, context, drop_last=True)
 
 
-def set_epoch(loader: DataLoader, epoch: int) -> None:
-    """Shuffles a `train_loader` anew, alike in all processes."""
-    shuffler = loader.dataset if isinstance(loader.dataset, IterableDataset) else loader.sampler
-    shuffler.set_epoch(epoch)  # type: ignore[attr-defined]
+def epoch_batches(
+    loader: DataLoader, epoch: int, position: int, world_size: int
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """The batches of a `train_loader` in that epoch, after `position` images of all processes.
+
+    A stream of images cannot begin in its middle: what comes before is read and left out, which
+    repeats an undisturbed run if that had as many processes and workers.
+    """
+    if isinstance(loader.dataset, IterableDataset):
+        loader.dataset.set_epoch(epoch)  # type: ignore[attr-defined]
+        batch_size: int = loader.batch_size  # type: ignore[assignment]
+        return islice(loader, position // (batch_size * world_size), None)
+    assert isinstance(loader.sampler, EpochSampler)
+    assert isinstance(loader.dataset, TrainImages)
+    loader.sampler.epoch = loader.dataset.epoch = epoch
+    loader.sampler.position = position
+    return iter(loader)
+
+
+def images_of_step(
+    loader: DataLoader, total_batch: int, position: int, steps_since: int
+) -> list[int]:
+    """The indices that the step so many steps before `position` has used, in all processes.
+
+    None for a step of an earlier epoch, or of a stream of images.
+    """
+    start = position - steps_since * total_batch
+    if start < 0 or not isinstance(loader.sampler, EpochSampler):
+        return []
+    return loader.sampler.order()[start : start + total_batch]
+
+
+def _ignore_signals(_: int) -> None:
+    """A worker goes on where its whole group is told to stop: the last step wants its batch."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _end_workers() -> None:
+    for process in multiprocessing.active_children():
+        if process.daemon:
+            process.kill()
+
+
+@cache
+def _end_workers_at_exit() -> None:
+    """Python ends its workers at exit by SIGTERM, which they ignore, and would wait for them."""
+    atexit.register(_end_workers)
 
 
 def _check_shards(dataset: Dataset, config: DataConfig, context: DistributedContext) -> None:
@@ -57,7 +189,11 @@ def _check_shards(dataset: Dataset, config: DataConfig, context: DistributedCont
 
 
 def eval_loader(
-    dataset: Dataset, config: DataConfig, context: DistributedContext, dist_eval: bool = True
+    dataset: Dataset,
+    config: DataConfig,
+    context: DistributedContext,
+    bad_images: BadImages,
+    dist_eval: bool = True,
 ) -> DataLoader:
     """All images once: shared among the processes, or all of them for each process."""
     batch_size = int(1.5 * config.batch_size)
@@ -68,7 +204,8 @@ def eval_loader(
         return _loader(dataset, None, batch_size, config, context, drop_last=False)
     rank, world_size = (context.rank, context.world_size) if dist_eval else (0, 1)
     sampler = ShardSampler(image_count(dataset), rank, world_size)
-    return _loader(dataset, sampler, batch_size, config, context, drop_last=False)
+    images = EvalImages(dataset, bad_images)
+    return _loader(images, sampler, batch_size, config, context, drop_last=False)
 
 
 def _loader(
@@ -81,10 +218,12 @@ def _loader(
 ) -> DataLoader:
     # a process started otherwise would take our datasets.py for Hugging Face's package
     forks = config.num_workers > 0 and config.data_set.startswith(("hfds/", "hfids/"))
-    if hasattr(dataset, "set_loader_cfg"):
-        dataset.set_loader_cfg(num_workers=config.num_workers)
-    # workers are started anew each epoch, so that their random streams follow from the epoch's
-    # seed alone and a resumed run sees what an undisturbed one would have seen
+    source: Any = getattr(dataset, "dataset", dataset)
+    if hasattr(source, "set_loader_cfg"):
+        source.set_loader_cfg(num_workers=config.num_workers)
+    if config.num_workers:
+        _end_workers_at_exit()
+    # workers are started anew each epoch: a stream's augmentation follows from the epoch's seed
     return DataLoader(
         dataset,
         batch_size,
@@ -93,6 +232,7 @@ def _loader(
         pin_memory=config.pin_mem and context.device.type == "cuda",
         drop_last=drop_last,
         multiprocessing_context="fork" if forks else None,
+        worker_init_fn=_ignore_signals,
     )
 
 

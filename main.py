@@ -12,23 +12,26 @@ from torch import nn
 
 from cli import parse_args
 from config import Config
-from datasets import Data, build_data, fetch_data, image_count
-from engine import train_one_epoch
-from evaluation import evaluate_checkpoint, evaluate_epoch
-from loaders import set_epoch, train_loader
+from datasets import Data, build_data, fetch_data, file_name, image_count
+from engine import BadRun, train_one_epoch
+from evaluation import bad_images_of, evaluate_checkpoint, evaluate_epoch
+from loaders import epoch_batches, images_of_step, train_loader
 from runtime import checkpoint
 from runtime.distributed import (
     DistributedContext,
+    absent_ranks,
+    broadcast,
     close_distributed,
     first_on_each_machine,
     init_distributed,
 )
 from runtime.errors import UserError
+from runtime.interrupts import Stopped, Watch
 from runtime.logging import plot_curves, setup_logging
 from runtime.trackers import Trackers
 from smoke import shrunk
 from trainer import build_model, build_trainer, prepare_model, size_facts
-from utils import epoch_seed, seed_everything, versions
+from utils import seed_everything, stream_seed, versions
 from weights import load_start_weights, local_file, with_model_of_weights
 
 logger = logging.getLogger("main")
@@ -54,12 +57,21 @@ def run(config: Config) -> None:
     )
     seed_everything(config.runtime.seed)  # the same first weights in every process
     model = build_model(config.model, len(data.classes))
-    model = prepare_model(model, config.runtime, context.device)
+    model = prepare_model(model, config.compute, context.device)
     logger.info("%s, %d process(es), %s", context.device, context.world_size, versions())
-    if only_eval:
-        evaluate_checkpoint(config, model, data, context)
-    else:
-        train(config, model, data, context)
+    try:
+        if only_eval:
+            evaluate_checkpoint(config, model, data, context)
+        else:
+            train(config, model, data, context)
+    except RuntimeError as error:
+        absent = ", ".join(map(str, absent_ranks(context)))
+        if not absent:
+            raise
+        raise UserError(
+            f"rank {absent} of {context.world_size} does not answer (ended, or for longer than "
+            f"--dist_timeout {config.runtime.dist_timeout:g}): see its output; {error}"
+        ) from None
 
 
 def train(config: Config, model: nn.Module, data: Data, context: DistributedContext) -> None:
@@ -67,7 +79,7 @@ def train(config: Config, model: nn.Module, data: Data, context: DistributedCont
     assert data.train is not None
     num_classes = len(data.classes)
     folder = checkpoint.RunFolder(config.checkpoint, context.is_main)
-    resume_from = folder.to_resume()
+    resume_from = broadcast(folder.to_resume() if context.is_main else "", context)
     if config.finetune.finetune and not resume_from:
         load_start_weights(model, config.finetune, data.classes, context)
     trainer = build_trainer(config, model, image_count(data.train), num_classes, context)
@@ -77,7 +89,9 @@ def train(config: Config, model: nn.Module, data: Data, context: DistributedCont
         for change in checkpoint.changed_flags(state, config):
             logger.info("flag changed since %s: %s", resume_from, change)
         trainer.load_state_dict(state, resume_from)
-        logger.info("resumed %s at epoch %d", resume_from, trainer.progress.epoch + 1)
+        folder.forget_after(trainer.progress.epoch)
+        logger.info("resumed %s at epoch %d, after %d of its images", resume_from,
+                    trainer.progress.epoch + 1, trainer.progress.position)  # fmt: skip
     if trainer.progress.epoch + 1 >= config.schedule.epochs:
         logger.info("nothing to train: epoch %d of --epochs %d is done",
                     trainer.progress.epoch, config.schedule.epochs)  # fmt: skip
@@ -86,26 +100,50 @@ def train(config: Config, model: nn.Module, data: Data, context: DistributedCont
     logger.info("%s: %s", config.model.model, facts)
     extras = {"args": config.flat(), "classes": data.classes}
     folder.create(config)
-    if trainer.progress.epoch < 0:
+    if trainer.progress.step == 0:
         folder.save(trainer.state_dict() | extras, "start")
 
     trackers = Trackers(config, context.is_main)
-    loader = train_loader(data.train, config.data, context, config.runtime.seed)
+    loader = train_loader(
+        data.train, config.data, context, bad_images_of(config), config.runtime.seed
+    )
     started = time.perf_counter()
-    for epoch in range(trainer.progress.epoch + 1, config.schedule.epochs):
-        seed_everything(epoch_seed(config.runtime.seed, epoch, context.rank))
-        set_epoch(loader, epoch)
-        metrics = train_one_epoch(trainer, loader, config.logging, trackers)
-        trainer.progress.epoch = epoch
-        record = {f"train_{name}": value for name, value in metrics.items()}
-        test_record, improved = evaluate_epoch(config, trainer, data)
-        record |= test_record
-        trackers.write(record, trainer.progress.step)
-        folder.log(record | {"epoch": epoch} | facts)
-        state = trainer.state_dict() | extras
-        for name in improved:
-            folder.save(state, name)
-        folder.save_epoch(state, epoch, is_last=epoch + 1 == config.schedule.epochs)
+    progress = trainer.progress
+    watch = Watch(context, config.checkpoint.save_ckpt_minutes)
+
+    def after_step() -> None:
+        """Saves inside the epoch where that is due, and stops the run where it was told to."""
+        save, number = watch.ask()
+        every = config.checkpoint.save_ckpt_steps
+        if save or number or (every and progress.step % every == 0):
+            folder.save_step(trainer.state_dict() | extras, progress.epoch + 1, progress.step)
+            watch.saved()
+        if number:
+            raise Stopped(number, bool(folder.config.output_dir) and folder.config.save_ckpt)
+
+    with watch.listening():
+        for epoch in range(progress.epoch + 1, config.schedule.epochs):
+            # what a stream of images draws at random; all else has seeds of its own
+            seed_everything(stream_seed("epoch", config.runtime.seed, epoch, context.rank))
+            batches = epoch_batches(loader, epoch, progress.position, context.world_size)
+            try:
+                metrics = train_one_epoch(trainer, batches, config.logging, trackers, after_step)
+            except BadRun as bad:
+                since = progress.step - bad.report["step"]
+                images = images_of_step(loader, trainer.total_batch, progress.position, since)
+                names = [file_name(data.train, index) for index in images]
+                path = folder.report(bad.report | {"images": names})
+                raise UserError(f"{bad}; more of it is in {path}" if path else str(bad)) from None
+            progress.epoch = epoch
+            record = {f"train_{name}": value for name, value in metrics.items()}
+            test_record, improved = evaluate_epoch(config, trainer, data)
+            record |= test_record
+            trackers.write(record, trainer.progress.step)
+            folder.log(record | {"epoch": epoch} | facts)
+            state = trainer.state_dict() | extras
+            for name in improved:
+                folder.save(state, name)
+            folder.save_epoch(state, epoch, is_last=epoch + 1 == config.schedule.epochs)
     if config.logging.wandb_ckpt and folder.saves:
         trackers.save(sorted(folder.path.glob("checkpoint-*.pth")))
     trackers.close()
@@ -121,6 +159,10 @@ def main() -> None:
         # an error in a loader process arrives with that process's traceback before it
         message = str(error).rpartition("runtime.errors.UserError: ")[2]
         sys.exit(f"main.py: error: {' '.join(message.split())}")
+    except Stopped as stopped:
+        logger.info("%s", stopped)
+        close_distributed()
+        sys.exit(stopped.status)
     except KeyboardInterrupt:
         sys.exit("main.py: interrupted; the same command continues after the last saved epoch")
     close_distributed()

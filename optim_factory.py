@@ -80,6 +80,8 @@ def create_optimizer(config: OptimConfig, model: nn.Module, lr: float) -> torch.
         hint = near_names(config.opt, names)
         raise UserError(f"--opt {config.opt}: timm has no such optimizer{hint}")
     options: dict[str, Any] = {"eps": config.opt_eps, "betas": config.opt_betas}
+    if config.opt.lower() in ("adam", "adamw"):
+        options["fused"] = True  # one kernel, which can leave a step out without being waited for
     try:
         optimizer = create_optimizer_v2(
             parameter_groups(model, config.weight_decay, config.layer_decay),

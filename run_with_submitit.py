@@ -4,7 +4,9 @@ python run_with_submitit.py --nodes 4 --ngpus 8 --config recipes/imagenet1k/horn
     --data_path /path/to/imagenet-1k --job_dir ./logs/hornet_tiny_7x7
 """
 
+import signal
 import sys
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -51,13 +53,21 @@ class Job:
     def __call__(self) -> None:
         # imported in the job: submitting needs neither torch nor a GPU
         from main import run
+        from runtime.interrupts import Stopped
 
         # each process picks its own GPU by LOCAL_RANK, so all stay visible
         environment = submitit.helpers.TorchDistributedEnvironment()
         environment.export(set_cuda_visible_devices=False, overwrite=True)
         job_id = submitit.JobEnvironment().job_id
         folder = self.config.checkpoint.output_dir.replace("%j", job_id)
-        run(replace(self.config, checkpoint=replace(self.config.checkpoint, output_dir=folder)))
+        requeue: Any = signal.getsignal(signal.SIGUSR2)  # submitit's; the run listens itself
+        try:
+            run(replace(self.config, checkpoint=replace(self.config.checkpoint, output_dir=folder)))
+        except Stopped as stopped:
+            if stopped.number == signal.SIGUSR2:
+                requeue(stopped.number, None)  # rank 0 does, and leaves; Slurm ends the others
+                time.sleep(60)
+            sys.exit(stopped.status)
 
     def checkpoint(self) -> submitit.helpers.DelayedSubmission:
         """Called before the time limit: the requeued job resumes the newest checkpoint."""

@@ -15,11 +15,11 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import models  # noqa: F401 - registers the HorNets with timm
-from config import Config, ModelConfig, OptimConfig, RuntimeConfig
+from config import ComputeConfig, Config, ModelConfig, OptimConfig
 from loaders import build_mixup
 from optim_factory import Schedule, create_optimizer, freeze
 from runtime import checkpoint
-from runtime.distributed import DistributedContext
+from runtime.distributed import DistributedContext, all_gather, all_reduce_sum
 from runtime.errors import UserError, near_names
 from runtime.logging import read_log
 from utils import count_gmacs, count_parameters, versions
@@ -35,10 +35,76 @@ class Progress:
     """The last finished epoch, counted from 0."""
     step: int = 0
     """Optimizer steps taken; also the number of updates of the moving average."""
+    position: int = 0
+    """Images of the next epoch that have been used, by all processes together."""
     max_accuracy: float = 0.0
     """Best top-1 of the model, in per cent."""
     max_ema_accuracy: float = 0.0
     """Best top-1 of its moving average, in per cent."""
+
+
+class Meters:
+    """Sums of this process that stay on the device: since the epoch began, and since a log line.
+
+    Each is loss x images, right answers, images, gradient norms, and steps.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.epoch = torch.zeros(5, dtype=torch.float64, device=device)
+        self.line = torch.zeros_like(self.epoch)
+
+    def end_line(self) -> dict[str, float]:
+        """The means since the last line; the next line begins."""
+        means = self.means(self.line)
+        self.epoch += self.line
+        self.line.zero_()
+        return means
+
+    def end_epoch(self) -> dict[str, float]:
+        """The means of all processes; the next epoch begins."""
+        means = self.means(all_reduce_sum(self.epoch))
+        self.epoch.zero_()
+        return means
+
+    @staticmethod
+    def means(sums: torch.Tensor) -> dict[str, float]:
+        loss, correct, images, norms, steps = sums.tolist()
+        return {
+            "loss": loss / max(1, images),
+            "class_acc": 100 * correct / max(1, images),
+            "grad_norm": norms / max(1, steps),
+        }
+
+
+class BadSteps:
+    """Steps without a finite gradient, noted on the device: nothing waits for it."""
+
+    def __init__(self, device: torch.device) -> None:
+        # in a row now, the most in a row, in all, the number of the last one
+        self.counts = torch.zeros(4, dtype=torch.int64, device=device)
+        self.norms = torch.zeros(0, device=device)
+        """The norm of each parameter's gradient in the last one."""
+        self.parameters: list[nn.Parameter] = []
+        self.told = 0
+        """How many of them the log has told of."""
+
+    def note(
+        self,
+        finite: torch.Tensor,
+        parameters: list[nn.Parameter],
+        norms: torch.Tensor,
+        step: int,
+    ) -> None:
+        """Takes a step into account: whether it was finite, and the norms of its gradient."""
+        bad = (~finite).long()
+        in_a_row = (self.counts[0] + 1) * bad
+        last = torch.where(finite, self.counts[3], step)
+        self.counts = torch.stack(
+            (in_a_row, self.counts[1].maximum(in_a_row), self.counts[2] + bad, last)
+        )
+        if not self.parameters:
+            self.parameters, self.norms = parameters, torch.zeros_like(norms)
+        self.norms = torch.where(finite, self.norms, norms)
 
 
 @dataclass(frozen=True)
@@ -54,6 +120,14 @@ class Trainer:
     ema: ModelEmaV3 | None
     mixup: Mixup | None
     progress: Progress
+    meters: Meters
+    bad_steps: BadSteps
+    max_bad_steps: int
+    """Bad steps in a row that end the run."""
+    total_batch: int
+    """Images a step, in all processes."""
+    seed: int
+    """What the random numbers of each step follow from, with its number."""
     precision: torch.dtype | None = None
     """What autocast computes in; None leaves it off."""
     scaler: torch.amp.GradScaler | None = None
@@ -66,12 +140,17 @@ class Trainer:
         return self.model.module if wrapped else self.model  # type: ignore[return-value]
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors and plain values, under the names of the published checkpoints."""
+        """Tensors and plain values, under the names of the published checkpoints.
+
+        Every process has to call it: their meters are gathered.
+        """
+        meters = torch.stack((self.meters.epoch, self.meters.line)).cpu()
         return {
             "model": self.bare_model.state_dict(),
             "model_ema": self.ema.module.state_dict() if self.ema else None,
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict() if self.scaler else None,
+            "meters": all_gather(meters, self.context),
             "versions": versions(),
             **asdict(self.progress),
         }
@@ -87,6 +166,8 @@ class Trainer:
             checkpoint.load_weights(self.ema.module, weights, path)
         needed = set(self.optimizer.param_groups[0])
         try:
+            for group in state["optimizer"]["param_groups"]:
+                group["fused"] = self.optimizer.defaults.get("fused")  # older runs had it not
             self.optimizer.load_state_dict(state["optimizer"])
             # torch itself has added settings that its older versions did not have
             if any(needed - group.keys() for group in self.optimizer.param_groups):
@@ -100,6 +181,7 @@ class Trainer:
             ) from None
         # the schedules follow the epochs, whatever the total batch of the run so far was
         step = (progress.epoch + 1) * self.schedule.steps_per_epoch
+        step += -(-progress.position // self.total_batch)
         if step != progress.step and "step" in state:
             logger.warning(
                 "%s was trained with another total batch: the schedules go on at step %d, not %d",
@@ -107,6 +189,18 @@ class Trainer:
             )  # fmt: skip
         for name, value in asdict(replace(progress, step=step)).items():
             setattr(self.progress, name, value)
+        self._load_meters(state.get("meters"))
+
+    def _load_meters(self, saved: torch.Tensor | None) -> None:
+        """Of as many processes as before each has its own; of others the first has them all."""
+        if saved is None:
+            return
+        if len(saved) != self.context.world_size:
+            whole = saved.sum(0)
+            saved = torch.zeros(self.context.world_size, *whole.shape, dtype=whole.dtype)
+            saved[0] = whole
+        self.meters.epoch.copy_(saved[self.context.rank, 0])
+        self.meters.line.copy_(saved[self.context.rank, 1])
 
 
 def _saved_progress(state: dict[str, Any], path: Path, start_epoch: int) -> Progress:
@@ -128,7 +222,8 @@ def _saved_progress(state: dict[str, Any], path: Path, start_epoch: int) -> Prog
             f"checkpoint {path} cannot be resumed: {missing}; --finetune starts anew from its "
             "weights"
         )
-    numbers = {name: state.get(name, 0) for name in ("step", "max_accuracy", "max_ema_accuracy")}
+    names = ("step", "position", "max_accuracy", "max_ema_accuracy")
+    numbers = {name: state.get(name, 0) for name in names}
     if not all(isinstance(number, int | float) for number in numbers.values()):
         raise UserError(f"checkpoint {path} cannot be resumed: {', '.join(numbers)} are no numbers")
     if "max_accuracy" not in state and (path.parent / "log.txt").is_file():
@@ -157,7 +252,7 @@ def build_model(config: ModelConfig, num_classes: int) -> nn.Module:
         raise UserError(f"--model {config.model} cannot be built: {error}") from None
 
 
-def prepare_model(model: nn.Module, config: RuntimeConfig, device: torch.device) -> nn.Module:
+def prepare_model(model: nn.Module, config: ComputeConfig, device: torch.device) -> nn.Module:
     """The model on its device, laid out, checkpointed and compiled as the flags say."""
     if config.grad_checkpointing:
         if not hasattr(model, "set_grad_checkpointing"):
@@ -211,7 +306,7 @@ def build_trainer(
     if config.ema.model_ema:
         device = torch.device("cpu") if config.ema.model_ema_force_cpu else context.device
         average = ModelEmaV3(model, decay=config.ema.model_ema_decay, device=device)
-        if config.runtime.compile:  # a copy is not compiled
+        if config.compute.compile:  # a copy is not compiled
             average.module.compile()
     smoothing = config.augment.smoothing
     mixup = build_mixup(config.mixup, smoothing, num_classes)
@@ -226,7 +321,7 @@ def build_trainer(
         model = DistributedDataParallel(model, device_ids=[context.device] if on_gpu else None)
     start = config.schedule.start_epoch
     progress = Progress(epoch=start - 1, step=start * schedule.steps_per_epoch)
-    precision = amp_dtype(config.runtime)
+    precision = amp_dtype(config.compute)
     scales = precision == torch.float16
     return Trainer(
         model=model,
@@ -238,11 +333,16 @@ def build_trainer(
         ema=average,
         mixup=mixup,
         progress=progress,
+        meters=Meters(context.device),
+        bad_steps=BadSteps(context.device),
+        max_bad_steps=config.faults.max_bad_steps,
+        total_batch=total_batch,
+        seed=config.runtime.seed,
         precision=precision,
         scaler=torch.amp.GradScaler(context.device.type) if scales else None,
     )
 
 
-def amp_dtype(config: RuntimeConfig) -> torch.dtype | None:
+def amp_dtype(config: ComputeConfig) -> torch.dtype | None:
     """What autocast computes in, or None without mixed precision."""
     return getattr(torch, config.amp_dtype) if config.use_amp else None

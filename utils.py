@@ -3,6 +3,7 @@
 import math
 import platform
 import random
+from typing import Any
 
 import numpy as np
 import timm
@@ -19,9 +20,10 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def epoch_seed(seed: int, epoch: int, rank: int) -> int:
-    """A seed of its own for every run, epoch and process; reproducible after a resume."""
-    return int(np.random.SeedSequence((seed, epoch, rank)).generate_state(1)[0])
+def stream_seed(kind: str, *numbers: int) -> int:
+    """A seed for one of a kind, such as the image of a run, an epoch and an index."""
+    named = int.from_bytes(kind.encode(), "big")
+    return int(np.random.SeedSequence((named, *numbers)).generate_state(1)[0])
 
 
 def topk_correct(logits: torch.Tensor, target: torch.Tensor, k: int) -> torch.Tensor:
@@ -40,16 +42,21 @@ def count_gmacs(model: nn.Module, input_size: int) -> float:
 
 
 def gmacs_by_module(model: nn.Module, input_size: int) -> dict[str, tuple[float, float]]:
-    """Of each module (in the order they run; '' is the model): giga multiply-adds for one image.
+    """`gmacs_of` a classifier for one image of input_size x input_size pixels."""
+    device = next(model.parameters()).device
+    return gmacs_of(model, torch.empty(1, 3, input_size, input_size, device=device))
+
+
+def gmacs_of(model: nn.Module, *inputs: Any) -> dict[str, tuple[float, float]]:
+    """Of each module (in the order they run; '' is the model): giga multiply-adds for `inputs`.
 
     First those of convolutions and matrix products, then those of FFTs, a real transform of N
     values counted as N ceil(log2 N). On the meta device it takes neither memory nor time.
     """
-    image = torch.empty(1, 3, input_size, input_size, device=next(model.parameters()).device)
     transforms = {torch.ops.aten._fft_r2c: _flops_r2c, torch.ops.aten._fft_c2r: _flops_c2r}
     counter = FlopCounterMode(display=False, custom_mapping=transforms)
     with counter, torch.no_grad():
-        model.eval()(image)
+        model.eval()(*inputs)
     counts = {}
     for name, operations in counter.get_flop_counts().items():
         spectral = sum(n for operation, n in operations.items() if "_fft" in str(operation))

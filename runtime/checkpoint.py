@@ -5,21 +5,28 @@
         log.txt                  one JSON object an epoch
         checkpoint-start.pth     before the first step
         checkpoint-<epoch>.pth   the newest save_ckpt_num, and epochs 50, 100, 150, ...
+    checkpoint-<epoch>-<step>.pth  inside that epoch, after so many steps of the run; the newest two
         checkpoint-best.pth      best accuracy of the model
         checkpoint-best-ema.pth  best accuracy of its moving average
         curves.png               at the end
+    bad_step.json            where too many gradients were not finite: the last such step
+    *.pth.sha256             the checksum of each checkpoint, as `sha256sum --check` reads it
 
 A checkpoint holds tensors and plain values only (`torch.load(..., weights_only=True)` reads it):
 model, model_ema, optimizer, scaler, epoch (the last one finished, -1 for the start), step,
 max_accuracy, max_ema_accuracy, args (the flags), classes and versions. It is written under a
-temporary name, flushed to the disk, and renamed, so that a kill never damages a finished file.
+temporary name, flushed to the disk, and renamed, so that a kill never damages a finished file. A
+file without a checksum is taken as it is.
 """
 
 import argparse
+import hashlib
 import json
+import logging
 import os
 import pickle
 import re
+import shutil
 from dataclasses import dataclass
 from pathlib import Path, PosixPath
 from typing import Any
@@ -36,7 +43,11 @@ RELEASED_FLAGS: list[Any] = [
     (PosixPath, "pathlib.PosixPath"),
     (PosixPath, "pathlib._local.PosixPath"),
 ]
+# above 0 in a process that torchrun or Slurm has started again
+RESTARTS = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
 MODEL_KEY = FinetuneConfig.model_key
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -66,10 +77,21 @@ class RunFolder:
             raise UserError(f"--output_dir {self.path} cannot be written: {error}") from None
 
     def to_resume(self) -> str:
-        """What a run goes on from: --resume if given, else the folder's newest file, else ''."""
-        if self.config.resume or not (self.config.output_dir and self.config.auto_resume):
+        """What a run goes on from: --resume if given, else the folder's newest file, else ''.
+
+        A run that was restarted goes on from the newest file even so. Damaged ones are passed over.
+        """
+        restarts = max(int(os.environ.get(name) or 0) for name in RESTARTS)
+        if not (self.config.output_dir and self.config.auto_resume):
             return self.config.resume
-        return str(next(reversed(numbered(self.path).values()), ""))
+        if self.config.resume and not restarts:
+            return self.config.resume
+        for path in resumable(self.path):
+            damage = damage_of(path)
+            if not damage:
+                return str(path)
+            logger.warning("%s is passed over: %s", path, damage)
+        return self.config.resume
 
     def log(self, record: dict[str, Any]) -> None:
         """Adds an epoch's record to log.txt."""
@@ -79,6 +101,37 @@ class RunFolder:
                     file.write(json.dumps(record) + "\n")
             except OSError as error:
                 raise UserError(f"{self.path}/log.txt cannot be written: {error}") from None
+
+    def forget_after(self, epoch: int) -> None:
+        """Removes the records of log.txt beyond that epoch, which the run will repeat."""
+        path = self.path / "log.txt"
+        if not self.saves or not path.exists():
+            return
+        kept = [line for line in path.read_text().splitlines() if _epoch_of(line) <= epoch]
+        temporary = path.with_name(f".log.txt.{os.getpid()}.tmp")
+        try:
+            temporary.write_text("".join(f"{line}\n" for line in kept))
+            temporary.replace(path)
+        except OSError as error:
+            raise UserError(f"{path} cannot be written: {error}") from None
+
+    def report(self, facts: dict[str, Any]) -> str:
+        """Writes bad_step.json; its path, or '' where nothing is saved."""
+        if not self.saves:
+            return ""
+        path = self.path / "bad_step.json"
+        try:
+            path.write_text(json.dumps(facts, indent=1))
+        except OSError as error:
+            raise UserError(f"{path} cannot be written: {error}") from None
+        return str(path)
+
+    def save_step(self, state: dict[str, Any], epoch: int, step: int) -> None:
+        """Saves inside an epoch, and keeps the newest two such files."""
+        self.save(state, f"{epoch}-{step}")
+        if self.saves:
+            for path in _inside_epochs(self.path)[:-2]:
+                _remove(path)
 
     def save(self, state: dict[str, Any], name: str) -> None:
         if self.saves and self.config.save_ckpt:
@@ -90,21 +143,78 @@ class RunFolder:
             self.save(state, str(epoch))
             if self.saves:
                 remove_old(self.path, self.config.save_ckpt_num)
+                for path in _inside_epochs(self.path):
+                    _remove(path)
 
 
 def save(state: dict[str, Any], path: Path) -> None:
     """Writes a checkpoint whole or not at all; raises UserError where the folder refuses it."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    checksum = checksum_file(path)
     try:
+        needed, free = _size_of(state), shutil.disk_usage(path.parent).free
+        if needed > free:
+            raise OSError(f"it takes {needed:,} bytes, the disk has {free:,} left")
         with temporary.open("wb") as file:
             torch.save(state, file)
             file.flush()
             os.fsync(file.fileno())
+        # a kill in between leaves a whole file, with its own checksum or with none
+        line = f"{_sha256(temporary)}  {path.name}\n"
+        checksum.unlink(missing_ok=True)
         temporary.replace(path)
+        temporary.write_text(line)
+        temporary.replace(checksum)
+        _flush_folder(path.parent)
     except (OSError, RuntimeError) as error:
         raise UserError(f"checkpoint {path} could not be written: {error}") from None
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _flush_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _size_of(value: Any) -> int:
+    """Bytes of the tensors in a state."""
+    if torch.is_tensor(value):
+        return value.nbytes
+    inner = value.values() if isinstance(value, dict) else value
+    return sum(map(_size_of, inner)) if isinstance(value, dict | list | tuple) else 0
+
+
+def checksum_file(path: Path) -> Path:
+    return path.with_name(f"{path.name}.sha256")
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def damage_of(path: Path) -> str:
+    """What is wrong with a checkpoint, '' if nothing is known to be."""
+    try:
+        if path.stat().st_size == 0:
+            return "it is empty"
+        checksum = checksum_file(path)
+        if checksum.exists():
+            same = checksum.read_text().split()[:1] == [_sha256(path)]
+            return "" if same else "its checksum differs"
+        read(path)  # nothing but trying tells
+    except OSError as error:
+        return str(error)
+    except UserError as error:
+        return str(error).partition("cannot be read: ")[2] or str(error)
+    return ""
 
 
 def load(path: str | Path) -> dict[str, Any]:
@@ -184,7 +294,17 @@ def load_weights(
 
     Names in `may_lack` keep the model's own values where the weights have none.
     """
-    expected = model.state_dict()
+    check_fit(model.state_dict(), weights, path, may_lack)
+    model.load_state_dict(weights, strict=False)
+
+
+def check_fit(
+    expected: dict[str, torch.Tensor],
+    weights: dict[str, torch.Tensor],
+    path: str | Path,
+    may_lack: frozenset[str] = frozenset(),
+) -> None:
+    """Raises UserError that lists where `weights` differ from `expected` in names and shapes."""
     problems = {
         "lacks": sorted(expected.keys() - weights.keys() - may_lack),
         "has the unknown": sorted(weights.keys() - expected.keys()),
@@ -197,7 +317,6 @@ def load_weights(
     if any(problems.values()):
         shown = "; ".join(f"{what} {_first(names)}" for what, names in problems.items() if names)
         raise UserError(f"checkpoint {path} is of another model: it {shown}")
-    model.load_state_dict(weights, strict=False)
 
 
 def _first(names: list[str], most: int = 3) -> str:
@@ -239,16 +358,44 @@ def changed_flags(state: dict[str, Any], config: Config) -> list[str]:
 
 def numbered(folder: Path) -> dict[int, Path]:
     """Epoch -> file of the numbered checkpoints, oldest first."""
-    found = {}
-    for path in folder.glob("checkpoint-*.pth"):
-        match = re.fullmatch(r"checkpoint-(\d+)\.pth", path.name)
-        if match:
-            found[int(match[1])] = path
-    return dict(sorted(found.items()))
+    places = {_place(path): path for path in reversed(resumable(folder))}
+    return {epoch - 1: path for (epoch, step), path in places.items() if not step}
+
+
+def _inside_epochs(folder: Path) -> list[Path]:
+    """The checkpoints from inside an epoch, oldest first."""
+    return [path for path in reversed(resumable(folder)) if _place(path)[1]]
+
+
+def _place(path: Path) -> tuple[int, int]:
+    """(epoch in progress, step) of a numbered checkpoint; (-1, 0) for another name."""
+    match = re.fullmatch(r"checkpoint-(\d+)(?:-(\d+))?\.pth", path.name)
+    if not match:
+        return -1, 0
+    return (int(match[1]), int(match[2])) if match[2] else (int(match[1]) + 1, 0)
+
+
+def resumable(folder: Path) -> list[Path]:
+    """The numbered checkpoints and those from inside an epoch, newest first."""
+    files = [path for path in folder.glob("checkpoint-*.pth") if _place(path)[0] >= 0]
+    return sorted(files, key=_place, reverse=True)
+
+
+def _epoch_of(line: str) -> float:
+    """The epoch of a line of log.txt; infinity for one that was cut off."""
+    try:
+        return int(json.loads(line)["epoch"])
+    except (ValueError, KeyError, TypeError):
+        return float("inf")
+
+
+def _remove(path: Path) -> None:
+    path.unlink(missing_ok=True)
+    checksum_file(path).unlink(missing_ok=True)
 
 
 def remove_old(folder: Path, keep: int) -> None:
     """Removes all but the newest `keep`, sparing epochs that are multiples of 50, but not 0."""
     for epoch, path in list(numbered(folder).items())[:-keep]:
         if epoch == 0 or epoch % 50:
-            path.unlink(missing_ok=True)
+            _remove(path)

@@ -1,9 +1,12 @@
 """Processes: who we are, and what crosses between us."""
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -20,6 +23,10 @@ class DistributedContext:
     local_rank: int
     world_size: int
     device: torch.device
+    control: Any = None
+    """What crosses between CPUs: a group of gloo; None for the default one, which then is that."""
+    monitor: Any = None
+    """A group of gloo that nothing but `absent_ranks` uses: others are broken after a time-out."""
 
     @property
     def is_main(self) -> bool:
@@ -44,8 +51,14 @@ def init_distributed(config: RuntimeConfig) -> DistributedContext:
         torch.cuda.set_device(context.device)
     if world_size > 1 or {"RANK", "MASTER_ADDR"} <= os.environ.keys():
         backend = "nccl" if context.device.type == "cuda" else "gloo"
+        timeout = timedelta(minutes=config.dist_timeout)
         try:
-            dist.init_process_group(backend, config.dist_url, world_size=world_size, rank=rank)
+            dist.init_process_group(
+                backend, config.dist_url, timeout, world_size=world_size, rank=rank
+            )
+            monitor = dist.new_group(timeout=timeout, backend="gloo")
+            control = dist.new_group(timeout=timeout, backend="gloo") if backend == "nccl" else None
+            context = replace(context, monitor=monitor, control=control)
         except (ValueError, RuntimeError) as error:
             raise UserError(
                 f"process {rank} of {world_size} finds no others by --dist_url {config.dist_url}: "
@@ -101,6 +114,20 @@ def close_distributed() -> None:
         dist.destroy_process_group()
 
 
+def absent_ranks(context: DistributedContext, seconds: float = 10.0) -> list[int]:
+    """The processes that do not answer within so many seconds; asked by those left waiting."""
+    if context.monitor is None:
+        return []
+    wait = timedelta(seconds=seconds)
+    try:
+        dist.monitored_barrier(context.monitor, wait, wait_all_ranks=True)
+    except RuntimeError as error:
+        found = re.search(r"[Rr]anks? ([\d, ]+) failed to pass|from rank (\d+)", str(error))
+        if found:
+            return [int(rank) for rank in (found[1] or found[2]).split(",")]
+    return []
+
+
 @contextmanager
 def first_on_each_machine(context: DistributedContext) -> Iterator[None]:
     """One process of each machine runs the body before the others: it fetches what they share."""
@@ -125,12 +152,28 @@ def all_reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
+def broadcast(value: str, context: DistributedContext) -> str:
+    """The main process's value, in all processes."""
+    values = [value]
+    if dist.is_initialized():
+        dist.broadcast_object_list(values, src=0, group=context.control)
+    return values[0]
+
+
+def all_gather(tensor: torch.Tensor, context: DistributedContext) -> torch.Tensor:
+    """(world_size, ...): the tensors of all processes, which are on the CPU and of one shape."""
+    gathered: list[torch.Tensor] = [tensor] * context.world_size
+    if dist.is_initialized():
+        dist.all_gather_object(gathered, tensor, group=context.control)
+    return torch.stack(gathered)
+
+
 def all_gather_shards(rows: torch.Tensor, context: DistributedContext) -> torch.Tensor:
     """Rows of all processes in the order of their data set: process r has r, r + world_size, ..."""
     if not dist.is_initialized():
         return rows
     shards: list[torch.Tensor] = [rows] * context.world_size
-    dist.all_gather_object(shards, rows)
+    dist.all_gather_object(shards, rows, group=context.control)
     whole = torch.empty(sum(map(len, shards)), rows.shape[1], dtype=rows.dtype)
     for rank, shard in enumerate(shards):
         whole[rank :: context.world_size] = shard

@@ -48,7 +48,10 @@ def test_run_leaves_the_published_files(flags, tmp_path):
         *("test_loss_ema", "test_acc1_ema", "test_acc5_ema", "max_ema_accuracy"),
         *("epoch", "n_parameters", "GFLOPs"),
     }
-    names = {path.name for path in tmp_path.iterdir()} - {"checkpoint-best-ema.pth"}
+    files = {path.name for path in tmp_path.iterdir()}
+    checkpoints = {name for name in files if name.endswith(".pth")}
+    assert {f"{name}.sha256" for name in checkpoints} <= files
+    names = {name for name in files if not name.endswith(".sha256")} - {"checkpoint-best-ema.pth"}
     assert names == {
         *("config.yaml", "log.txt", "curves.png", "events", "checkpoint-best.pth"),
         *("checkpoint-start.pth", "checkpoint-0.pth", "checkpoint-1.pth"),
@@ -218,8 +221,9 @@ def test_evaluation_with_fewer_images_than_processes(flags, tmp_path):
 def test_each_epoch_has_its_own_order_and_random_numbers(flags, tmp_path, monkeypatch):
     seen = []
 
-    def epoch(trainer, loader, *_):
-        seen.append((tuple(iter(loader.sampler)), torch.rand(()).item()))
+    def epoch(trainer, batches, *_):
+        labels = torch.cat([labels for _, labels in batches])
+        seen.append((tuple(labels.tolist()), torch.rand(()).item()))
         return {}
 
     monkeypatch.setattr(main, "train_one_epoch", epoch)
@@ -369,8 +373,22 @@ def test_broken_image_is_named(flags, digits, tmp_path, monkeypatch, workers):
     broken = next((tmp_path / "data/train/3").iterdir())
     broken.write_bytes(broken.read_bytes()[:60])
     data = ["--data_path", tmp_path / "data", "--num_workers", workers]
-    message = fail(monkeypatch, *flags, *data)
-    assert f"image {broken} cannot be read" in message
+    output = ["--output_dir", tmp_path / "run"]
+    message = fail(monkeypatch, *flags, *data, *output, "--max_bad_images", "0")
+    assert "1 images cannot be read, more than --max_bad_images 0" in message
+    assert str(broken) in message
+
+
+def test_broken_images_are_listed(flags, digits, tmp_path):
+    shutil.copytree(digits, tmp_path / "data")
+    broken = [next((tmp_path / f"data/{part}/3").iterdir()) for part in ("train", "val")]
+    for path in broken:
+        path.write_bytes(path.read_bytes()[:60])
+    log = train([*flags, "--data_path", str(tmp_path / "data")], tmp_path / "run")
+    assert len(log) == 2
+    assert abs(log[-1]["test_acc1"] * 32 / 100 % 1) < 1e-6  # one of the 33 does not count
+    lines = (tmp_path / "run/bad_images.txt").read_text().splitlines()
+    assert sorted(line.split("\t")[0] for line in lines) == sorted(map(str, broken))
 
 
 def test_as_a_user_types_it(flags, tmp_path):

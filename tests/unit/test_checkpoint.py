@@ -3,6 +3,7 @@
 import argparse
 import json
 import pathlib
+import shutil
 import sys
 from pathlib import PosixPath
 
@@ -20,8 +21,8 @@ def state(value=1.0):
     return {"model": {"weight": torch.full((2,), value)}, "epoch": 3}
 
 
-def names(folder):
-    return sorted(path.name for path in folder.iterdir())
+def names(folder, end=""):
+    return sorted(path.name for path in folder.iterdir() if path.name.endswith(end))
 
 
 def test_saved_state_is_read_back_without_pickle(tmp_path):
@@ -29,7 +30,7 @@ def test_saved_state_is_read_back_without_pickle(tmp_path):
     loaded = checkpoint.load(tmp_path / "checkpoint-3.pth")
     assert loaded["epoch"] == 3
     torch.testing.assert_close(loaded["model"]["weight"], torch.ones(2))
-    assert names(tmp_path) == ["checkpoint-3.pth"]
+    assert names(tmp_path) == ["checkpoint-3.pth", "checkpoint-3.pth.sha256"]
 
 
 def test_interrupted_save_keeps_the_old_file(tmp_path, monkeypatch):
@@ -43,7 +44,8 @@ def test_interrupted_save_keeps_the_old_file(tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "save", full_disk)
     with pytest.raises(UserError, match="No space left"):
         checkpoint.save(state(2.0), path)
-    assert names(tmp_path) == ["checkpoint-best.pth"]
+    assert names(tmp_path) == ["checkpoint-best.pth", "checkpoint-best.pth.sha256"]
+    assert checkpoint.damage_of(path) == ""
     torch.testing.assert_close(checkpoint.load(path)["model"]["weight"], torch.ones(2))
 
 
@@ -101,17 +103,76 @@ def test_rotation_keeps_the_newest_and_every_fiftieth(tmp_path):
     assert len(names(tmp_path)) == 7
 
 
-def test_what_a_run_starts_from(tmp_path):
+@pytest.mark.parametrize("restarted", ["TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"])
+def test_what_a_run_starts_from(tmp_path, monkeypatch, restarted):
     def start(**flags):
         config = CheckpointConfig(output_dir=str(tmp_path), **flags)
         return RunFolder(config, is_main=True).to_resume()
 
     assert start() == ""
-    for epoch in (9, 10):
-        (tmp_path / f"checkpoint-{epoch}.pth").touch()
+    for name in ("9", "10", "10-90", "9-85", "11-101", "best", "start"):
+        checkpoint.save(state(), tmp_path / f"checkpoint-{name}.pth")
+    assert start() == str(tmp_path / "checkpoint-11-101.pth")
+    (tmp_path / "checkpoint-11-101.pth").unlink()
     assert start() == str(tmp_path / "checkpoint-10.pth")
     assert start(auto_resume=False) == ""
     assert start(resume="other.pth") == "other.pth"
+    monkeypatch.setenv(restarted, "1")
+    assert start(resume="other.pth") == str(tmp_path / "checkpoint-10.pth")
+    assert start(resume="other.pth", auto_resume=False) == "other.pth"
+
+
+@pytest.mark.parametrize("checked", [True, False])
+def test_damaged_checkpoints_are_passed_over(tmp_path, caplog, checked):
+    """torch.load takes a flipped byte without a word; without a checksum only what fails to load
+    is known."""
+    for epoch in range(4):
+        checkpoint.save(state(), tmp_path / f"checkpoint-{epoch}.pth")
+        if not checked:
+            (tmp_path / f"checkpoint-{epoch}.pth.sha256").unlink()
+    content = (tmp_path / "checkpoint-3.pth").read_bytes()
+    (tmp_path / "checkpoint-3.pth").write_bytes(content[: len(content) // 2])
+    (tmp_path / "checkpoint-2.pth").write_bytes(b"")
+    flipped = bytearray(content)
+    place = flipped.index(torch.ones(2).numpy().tobytes())
+    flipped[place] ^= 1
+    (tmp_path / "checkpoint-1.pth").write_bytes(flipped)
+    folder = RunFolder(CheckpointConfig(output_dir=str(tmp_path)), is_main=True)
+    expected = "checkpoint-0.pth" if checked else "checkpoint-1.pth"
+    assert folder.to_resume() == str(tmp_path / expected)
+    assert caplog.text.count("is passed over") == (3 if checked else 2)
+
+
+def test_a_full_disk_is_known_before_a_byte_is_written(tmp_path, monkeypatch):
+    checkpoint.save(state(1.0), tmp_path / "checkpoint-best.pth")
+    usage = shutil.disk_usage(tmp_path)._replace(free=4)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr(torch, "save", None)
+    with pytest.raises(UserError, match="it takes 8 bytes, the disk has 4 left"):
+        checkpoint.save(state(2.0), tmp_path / "checkpoint-best.pth")
+    assert checkpoint.load(tmp_path / "checkpoint-best.pth")["model"]["weight"][0] == 1
+
+
+def test_files_inside_epochs_make_room(tmp_path):
+    folder = RunFolder(CheckpointConfig(output_dir=str(tmp_path)), is_main=True)
+    folder.save(state(), "best-ema")
+    for step in (5, 10, 15):
+        folder.save_step(state(), 0, step)
+    inside = ["checkpoint-0-10.pth", "checkpoint-0-15.pth"]
+    assert names(tmp_path, ".pth") == [*inside, "checkpoint-best-ema.pth"]
+    folder.save_epoch(state(), 0, is_last=False)
+    left = ["checkpoint-0.pth", "checkpoint-best-ema.pth"]
+    assert names(tmp_path) == sorted([*left, *(f"{name}.sha256" for name in left)])
+
+
+def test_epochs_that_are_repeated_leave_the_log(tmp_path):
+    folder = RunFolder(CheckpointConfig(output_dir=str(tmp_path)), is_main=True)
+    for epoch in range(3):
+        folder.log({"epoch": epoch})
+    with (tmp_path / "log.txt").open("a") as file:
+        file.write('{"epoch": 0, "tra')
+    folder.forget_after(1)
+    assert (tmp_path / "log.txt").read_text() == '{"epoch": 0}\n{"epoch": 1}\n'
 
 
 def test_bare_weights_and_an_average_alone(tmp_path):

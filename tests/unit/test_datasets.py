@@ -1,16 +1,21 @@
 """Folders, transforms, shards and loaders."""
 
+import random
+import tarfile
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
 from config import AugmentConfig, DataConfig, MixupConfig
-from datasets import build_data, file_name, load_image, write_digits
-from loaders import ShardSampler, build_mixup, eval_loader, train_loader
+from datasets import BadImages, build_data, file_name, load_image, write_digits
+from engine import evaluate
+from loaders import ShardSampler, build_mixup, epoch_batches, eval_loader, train_loader
 from runtime.distributed import DistributedContext
 from runtime.errors import UserError
 from transforms import eval_transform, train_transform
@@ -291,6 +296,9 @@ def test_shards_hold_each_image_once(length, world_size):
     assert sorted(sum(shards, [])) == list(range(length))
 
 
+NO_BAD = BadImages(Path("there_is_none.txt"), 0)
+
+
 class Numbers(torch.utils.data.Dataset):
     def __len__(self):
         return 22
@@ -301,32 +309,70 @@ class Numbers(torch.utils.data.Dataset):
 
 def test_loaders_batch_sizes_and_shares():
     config = DataConfig(batch_size=4, num_workers=0, pin_mem=False)
-    batches = list(eval_loader(Numbers(), config, context()))
+    batches = list(eval_loader(Numbers(), config, context(), NO_BAD))
     assert [len(batch) for batch in batches] == [6, 6, 6, 4]
-    both = [train_loader(Numbers(), config, context(rank, 2)) for rank in range(2)]
-    for loader in both:
-        loader.sampler.set_epoch(1)
-    whole = train_loader(Numbers(), DataConfig(batch_size=8, num_workers=0), context())
-    whole.sampler.set_epoch(1)
-    for left, right, joined in zip(*both, whole, strict=True):
-        assert len(left) == len(right) == 4
-        assert sorted([*left.tolist(), *right.tolist()]) == sorted(joined.tolist())
+    both = [train_loader(Numbers(), config, context(rank, 2), NO_BAD) for rank in range(2)]
+    whole = train_loader(Numbers(), DataConfig(batch_size=8, num_workers=0), context(), NO_BAD)
+    for position in (0, 8):
+        shares = [epoch_batches(loader, 1, position, 2) for loader in both]
+        joined_batches = list(epoch_batches(whole, 1, position, 1))
+        assert len(joined_batches) == (22 - position) // 8
+        for left, right, joined in zip(*shares, joined_batches, strict=True):
+            assert len(left) == len(right) == 4
+            assert sorted([*left.tolist(), *right.tolist()]) == sorted(joined.tolist())
+
+
+def test_an_epoch_goes_on_with_the_very_next_images():
+    """In any number of processes: position counts the images of all of them."""
+    loader = train_loader(Numbers(), DataConfig(batch_size=2, num_workers=0), context(), NO_BAD, 3)
+    order = [i for batch in epoch_batches(loader, 4, 0, 1) for i in batch.tolist()]
+    assert sorted(order) == list(range(22))
+    for world_size in (1, 2, 3):
+        config = DataConfig(batch_size=2, num_workers=0)
+        both = [
+            train_loader(Numbers(), config, context(r, world_size), NO_BAD, 3)
+            for r in range(world_size)
+        ]
+        rest = [list(epoch_batches(loader, 4, 6, world_size)) for loader in both]
+        used = [i for step in zip(*rest, strict=False) for batch in step for i in batch.tolist()]
+        whole_steps = 16 // (2 * world_size) * 2 * world_size
+        assert sorted(used) == sorted(order[6 : 6 + whole_steps])
+
+
+class Random(Numbers):
+    def __getitem__(self, index):
+        return torch.tensor([random.random(), np.random.rand(), torch.rand(()).item()])
+
+
+@pytest.mark.parametrize("workers", [0, 1, 3])
+def test_augmentation_follows_from_seed_epoch_and_image(workers):
+    def values(seed, epoch, position=0):
+        config = DataConfig(batch_size=2, num_workers=workers, pin_mem=False)
+        loader = train_loader(Random(), config, context(), NO_BAD, seed)
+        return torch.cat(list(epoch_batches(loader, epoch, position, 1)))
+
+    first = values(0, 0)
+    assert torch.equal(first[8:], values(0, 0, 8))
+    by_hand = train_loader(Random(), DataConfig(batch_size=2, num_workers=0), context(), NO_BAD, 0)
+    assert torch.equal(first, torch.cat(list(epoch_batches(by_hand, 0, 0, 1))))
+    for other in (values(1, 0), values(0, 1)):
+        assert not set(first.flatten().tolist()) & set(other.flatten().tolist())
+    assert len(set(first.flatten().tolist())) == 66
 
 
 def test_order_follows_epoch_and_seed():
     config = DataConfig(batch_size=22, num_workers=0, pin_mem=False)
     orders = []
     for seed, epoch in ((0, 0), (0, 1), (1, 0), (0, 0)):
-        loader = train_loader(Numbers(), config, context(), seed)
-        loader.sampler.set_epoch(epoch)
-        orders.append(next(iter(loader)).tolist())
+        loader = train_loader(Numbers(), config, context(), NO_BAD, seed)
+        orders.append(next(epoch_batches(loader, epoch, 0, 1)).tolist())
     assert orders[0] == orders[3]
     assert len({tuple(order) for order in orders}) == 3
 
 
 def test_evaluation_not_shared_shows_all_images_to_each_process():
     config = DataConfig(batch_size=4, num_workers=0, pin_mem=False)
-    loader = eval_loader(Numbers(), config, context(1, 2), dist_eval=False)
+    loader = eval_loader(Numbers(), config, context(1, 2), NO_BAD, dist_eval=False)
     assert sum(len(batch) for batch in loader) == 22
 
 
@@ -354,3 +400,123 @@ def test_digits_are_written_once_and_whole(tmp_path):
     write_digits(folder)
     assert (folder / "mark").exists()
     assert [path.name for path in folder.parent.iterdir()] == ["digits"]
+
+
+def image_files(folder, count=6):
+    """Two classes of `count` images each, the second one's brighter."""
+    for label, value in (("dark", 40), ("light", 200)):
+        (folder / label).mkdir(parents=True)
+        for index in range(count):
+            Image.new("RGB", (40, 40), (value + index,) * 3).save(folder / label / f"{index}.png")
+    return folder
+
+
+def whole_image(path):
+    return ImageFolder(str(path), transforms.ToTensor(), loader=load_image)
+
+
+SPOIL = {
+    "empty": lambda path: path.write_bytes(b""),
+    "text": lambda path: path.write_text("no image"),
+    "cut": lambda path: path.write_bytes(path.read_bytes()[:60]),
+    "gone": lambda path: path.unlink(),
+    "folder": lambda path: (path.unlink(), path.mkdir()),
+}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("how", SPOIL)
+def test_an_unreadable_image_is_replaced_by_one_of_its_class(tmp_path, how, workers):
+    dataset = whole_image(image_files(tmp_path / "images"))
+    for name in ("dark/0.png", "dark/3.png", "light/5.png"):
+        SPOIL[how](tmp_path / "images" / name)
+    bad = BadImages(tmp_path / "bad_images.txt", 3)
+    config = DataConfig(batch_size=12, num_workers=workers, pin_mem=False)
+    loader = train_loader(dataset, config, context(), bad)
+    for epoch in (0, 1):
+        images, labels = next(epoch_batches(loader, epoch, 0, 1))
+        assert sorted(labels.tolist()) == [0] * 6 + [1] * 6
+        bright = images.mean((1, 2, 3)) > 0.5
+        assert torch.equal(bright.long(), labels)
+    lines = (tmp_path / "bad_images.txt").read_text().splitlines()
+    names = sorted(line.split("\t")[0] for line in lines)
+    folder = tmp_path / "images"
+    assert names == [str(folder / n) for n in ("dark/0.png", "dark/3.png", "light/5.png")]
+    assert all("cannot be read" in line for line in lines)
+
+
+def test_unreadable_images_do_not_count_in_an_evaluation(tmp_path):
+    dataset = whole_image(image_files(tmp_path / "images"))
+    (tmp_path / "images/dark/0.png").write_bytes(b"")
+    bad = BadImages(tmp_path / "bad_images.txt", 1)
+    config = DataConfig(batch_size=4, num_workers=0, pin_mem=False)
+
+    class Says(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(()))
+
+        def forward(self, images):  # everything is dark
+            return torch.stack((images.mean((1, 2, 3)) * 0 + 1, images.mean((1, 2, 3)) * 0), 1)
+
+    # a blank one takes the place of the other, whose size the batch would not fit otherwise
+    dataset.transform = transforms.Compose([transforms.Resize((40, 40)), transforms.ToTensor()])
+    metrics = evaluate(Says(), eval_loader(dataset, config, context(), bad), context())
+    assert (metrics["images"], metrics["unreadable"]) == (11, 1)
+    assert metrics["acc1"] == pytest.approx(100 * 5 / 11)
+
+
+def test_too_many_unreadable_images_end_the_run(tmp_path):
+    dataset = whole_image(image_files(tmp_path / "images"))
+    for index in range(3):
+        (tmp_path / f"images/dark/{index}.png").write_bytes(b"")
+    config = DataConfig(batch_size=12, num_workers=0)
+    loader = train_loader(dataset, config, context(), BadImages(tmp_path / "bad.txt", 2))
+    with pytest.raises(UserError, match=r"3 images cannot be read, more than --max_bad_images 2"):
+        next(epoch_batches(loader, 0, 0, 1))
+    for path in (tmp_path / "images/light").iterdir():
+        path.write_bytes(b"")
+    loader = train_loader(dataset, config, context(), BadImages(tmp_path / "all.txt", 100))
+    with pytest.raises(UserError, match="no image of class 1 can be read"):
+        next(epoch_batches(loader, 0, 0, 1))
+
+
+def test_images_of_all_kinds(tmp_path):
+    """What a value is stored as does not change what it shows."""
+    level = 180
+    plain = Image.new("RGB", (8, 6), (level,) * 3)
+    plain.save(tmp_path / "a.png")
+    plain.convert("CMYK").save(tmp_path / "cmyk.jpg", quality=100)
+    Image.fromarray(np.full((6, 8), level * 257, np.uint16)).save(tmp_path / "sixteen.png")
+    plain.convert("L").save(tmp_path / "grey.png")
+    plain.convert("RGBA").save(tmp_path / "alpha.png")
+    plain.quantize(4).save(tmp_path / "palette.png")
+    plain.save(tmp_path / "moving.gif", save_all=True, append_images=[Image.new("RGB", (8, 6))])
+    Image.new("RGB", (20_000, 10), (level,) * 3).save(tmp_path / "wide.png")
+    for path in tmp_path.iterdir():
+        image = load_image(str(path))
+        assert image.mode == "RGB"
+        np.testing.assert_allclose(np.asarray(image), level, atol=2)
+
+
+def test_an_image_of_too_many_pixels_is_unreadable(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    Image.new("RGB", (30, 30)).save(tmp_path / "a.png")
+    with pytest.raises(UserError, match=r"a\.png is too large"):
+        load_image(str(tmp_path / "a.png"))
+
+
+def test_damaged_tar(tmp_path):
+    folder = image_files(tmp_path / "images")
+    (folder / "dark/2.png").write_bytes(b"no image")
+    (tmp_path / "tars/train").mkdir(parents=True)
+    with tarfile.open(tmp_path / "tars/train/all.tar", "w") as tar:
+        tar.add(folder, ".")
+    config = DataConfig(
+        data_set="tar", data_path=str(tmp_path / "tars"), batch_size=12, num_workers=0
+    )
+    dataset = build_data(config, AugmentConfig(), 32, with_val=False).train
+    bad = BadImages(tmp_path / "bad.txt", 1)
+    _, labels = next(epoch_batches(train_loader(dataset, config, context(), bad), 0, 0, 1))
+    assert len(labels) == 12
+    assert "dark/2.png" in (tmp_path / "bad.txt").read_text()

@@ -1,8 +1,6 @@
 """Weights behind an address: fetched once, under a name of ours; what fails is one line."""
 
 import re
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import timm
@@ -17,41 +15,6 @@ from weights import local_file
 
 SMALL = {"base_dim": 16, "depths": (1, 1, 1, 1)}
 CPU = DistributedContext(0, 0, 1, torch.device("cpu"))
-
-
-@pytest.fixture
-def hub(tmp_path, monkeypatch):
-    """An empty cache of torch.hub."""
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
-    return tmp_path / "home" / "hub" / "checkpoints"
-
-
-@pytest.fixture
-def server(hub):
-    """A server of `pages`, path -> bytes; `requests` are the paths asked for."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self):  # noqa: N802
-            page = server.pages.get(self.path)
-            server.requests.append(self.path)
-            self.send_response(200 if page is not None else 404)
-            self.send_header("Content-Length", str(len(page or b"") + server.missing_bytes))
-            self.send_header("Content-Disposition", "attachment; filename=theirs.pth")
-            self.end_headers()
-            self.wfile.write(page or b"")
-
-        def log_message(self, *_):
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.pages, server.requests, server.missing_bytes = {}, [], 0
-    server.address = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
 
 
 def weights(tmp_path, num_classes=1000, wrap=lambda w: {"model": w}, name="hornet_atto_gf"):

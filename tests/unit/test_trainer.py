@@ -14,7 +14,7 @@ from cli import parse_args
 from runtime.distributed import DistributedContext
 from runtime.errors import UserError
 from trainer import build_model, build_trainer, prepare_model
-from utils import count_gmacs, epoch_seed, gmacs_by_module, topk_correct
+from utils import count_gmacs, gmacs_by_module, stream_seed, topk_correct
 
 CPU = DistributedContext(0, 0, 1, torch.device("cpu"))
 ZOO = json.loads((Path(__file__).parents[1] / "golden/model_zoo.json").read_text())["models"]
@@ -69,7 +69,7 @@ def test_average_can_be_kept_in_host_memory():
 def test_layout_of_the_weights():
     def stem(*flags):
         config = parse_args([*SMALL, *flags])
-        model = prepare_model(build_model(config.model, 4), config.runtime, CPU.device)
+        model = prepare_model(build_model(config.model, 4), config.compute, CPU.device)
         return model.downsample_layers[0][0].weight
 
     assert stem().is_contiguous(memory_format=torch.channels_last)
@@ -79,13 +79,13 @@ def test_layout_of_the_weights():
 
 def test_gradient_checkpointing_reaches_the_stages():
     config = parse_args([*SMALL, "--grad_checkpointing=true"])
-    model = prepare_model(build_model(config.model, 4), config.runtime, CPU.device)
+    model = prepare_model(build_model(config.model, 4), config.compute, CPU.device)
     assert all(stage.grad_checkpointing for stage in model.stages)
     config = parse_args(["--model=vgg11", "--grad_checkpointing=true"])
     with torch.device("meta"):
         vgg = build_model(config.model, 4)
     with pytest.raises(UserError, match="--grad_checkpointing true: the model cannot"):
-        prepare_model(vgg, config.runtime, CPU.device)
+        prepare_model(vgg, config.compute, CPU.device)
 
 
 @pytest.mark.parametrize(
@@ -189,11 +189,10 @@ def test_multiply_adds_are_the_recorded_ones(name):
 
 
 def test_every_process_and_epoch_has_its_own_seed():
-    seeds = {
-        epoch_seed(seed, epoch, rank) for seed in (0, 1) for epoch in (0, 1) for rank in (0, 1)
-    }
-    assert len(seeds) == 8
-    assert epoch_seed(3, 2, 1) == epoch_seed(3, 2, 1)
+    numbers = [(s, e, r) for s in (0, 1) for e in (0, 1) for r in (0, 1)]
+    seeds = {stream_seed(kind, *n) for n in numbers for kind in ("epoch", "step")}
+    assert len(seeds) == 16
+    assert stream_seed("step", 3, 2, 1) == stream_seed("step", 3, 2, 1)
 
 
 def test_topk_counts_at_most_all_classes():
