@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 from config import RuntimeConfig
 from runtime.errors import UserError
@@ -53,8 +54,9 @@ def init_distributed(config: RuntimeConfig) -> DistributedContext:
         backend = "nccl" if context.device.type == "cuda" else "gloo"
         timeout = timedelta(minutes=config.dist_timeout)
         try:
+            store = meeting_place(config.dist_url, rank, world_size, timeout)
             dist.init_process_group(
-                backend, config.dist_url, timeout, world_size=world_size, rank=rank
+                backend, store=store, timeout=timeout, world_size=world_size, rank=rank
             )
             monitor = dist.new_group(timeout=timeout, backend="gloo")
             control = dist.new_group(timeout=timeout, backend="gloo") if backend == "nccl" else None
@@ -65,6 +67,19 @@ def init_distributed(config: RuntimeConfig) -> DistributedContext:
                 f"{error}"
             ) from None
     return context
+
+
+def meeting_place(url: str, rank: int, world_size: int, timeout: timedelta) -> dist.Store:
+    """Where the processes leave their addresses for each other.
+
+    torchrun keeps its store when it starts the processes again (torch 2.15), so that without a
+    prefix they would find the addresses of dead ones. The restart's number is known to be the same
+    everywhere only where one agent starts all.
+    """
+    store, _, _ = next(rendezvous(url, rank, world_size, timeout=timeout))
+    if os.environ.get("GROUP_WORLD_SIZE") == "1":
+        store = dist.PrefixStore(f"restart {os.environ.get('TORCHELASTIC_RESTART_COUNT')}", store)
+    return store
 
 
 def _ranks(config: RuntimeConfig, environment: Mapping[str, str]) -> tuple[int, int, int]:

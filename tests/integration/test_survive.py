@@ -11,13 +11,13 @@ import psutil
 import pytest
 import torch
 
-from tests.integration.conftest import ROOT, free_port
+from tests.integration.conftest import ROOT, free_port, launch
 
 # every source of random numbers; 6 steps an epoch of 72 images, in batches of 12
 RANDOM = [
     *("--drop_path", "0.3", "--mixup", "0.8", "--cutmix", "1", "--aa", "rand-m9-mstd0.5-inc1"),
     *("--reprob", "0.5", "--model_ema", "true", "--model_ema_eval", "true"),
-    *("--model_ema_decay", "0.9", "--log_interval", "4", "--dist_timeout", "0.2"),
+    *("--model_ema_decay", "0.9", "--log_interval", "4"),
     *("--num_workers", "1"),
 ]
 
@@ -141,12 +141,30 @@ def test_a_killed_rank_is_started_again(undisturbed, tmp_path):
     assert_same(folder, tmp_path)
 
 
+def test_processes_that_start_again_do_not_call_dead_ones(tmp_path):
+    script = tmp_path / "worker.py"
+    script.write_text(
+        "import os, sys\n"
+        "from datetime import timedelta\n"
+        "from runtime.distributed import meeting_place\n"
+        "store = meeting_place('env://', 0, 1, timedelta(seconds=30))\n"
+        "if os.environ['TORCHELASTIC_RESTART_COUNT'] == '0':\n"
+        "    store.set('address of rank 1', 'old')\n"
+        "    sys.exit(1)\n"
+        "sys.exit(store.check(['address of rank 1']))\n"
+    )
+    launcher = ["-m", "torch.distributed.run", "--max-restarts=1", f"--master_port={free_port()}"]
+    result = launch(*launcher, script, PYTHONPATH=str(ROOT))
+    assert result.returncode == 0, result.stderr[-2000:]
+
+
 @pytest.mark.slow
 def test_a_rank_that_hangs_is_named(undisturbed, tmp_path):
     processes, flags, _ = undisturbed
     if processes == 1:
         pytest.skip("there is nobody to wait")
-    process = start(command(flags, processes, "--output_dir", tmp_path, "--save_ckpt_steps", 1))
+    more = ["--output_dir", tmp_path, "--save_ckpt_steps", 1, "--dist_timeout", 0.2]
+    process = start(command(flags, processes, *more))
     wait_for(tmp_path, "checkpoint-0-2.pth.sha256")
     stopped = workers(process)[1]
     stopped.suspend()
