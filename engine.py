@@ -37,7 +37,8 @@ def train_one_epoch(
 
     `batches` yields images (N, 3, H, W) and labels (N), update_freq of them a step, from
     progress.position on. Metrics stay on the device from one log line to the next. `after_step` is
-    called when the trainer's state is whole. Raises BadRun where max_bad_steps steps in a
+    called when the trainer's state is whole; `Trainer.end_epoch` ends the epoch, after its
+    evaluation. Raises BadRun where max_bad_steps steps in a
     row had no finite gradient.
     """
     progress, steps = trainer.progress, trainer.schedule.steps_per_epoch
@@ -59,8 +60,7 @@ def train_one_epoch(
                 speed.reset()
                 _check_bad_steps(trainer)
             after_step()
-    metrics = trainer.meters.end_epoch()
-    progress.position = 0
+    metrics = trainer.meters.of_epoch()
     if trainer.mixup:
         del metrics["class_acc"]  # mixed images have no single right class
     return metrics | _rates(trainer.optimizer)
@@ -221,6 +221,7 @@ def evaluate(
     shared: bool = True,
     precision: torch.dtype | None = None,
     predictions: list[torch.Tensor] | None = None,
+    before_batch: Callable[[int], None] = lambda _: None,
 ) -> dict[str, float]:
     """Mean cross-entropy, top-1 and top-5 (per cent) of `model` over all images, and their number.
 
@@ -228,12 +229,13 @@ def evaluate(
     of the images, so that sums do not depend on the number of processes; otherwise each sees all
     images. Labels below 0 are those of unreadable images, which do not count. `model` is the bare
     one, since shares may differ in their batches. `predictions` gets one tensor (N, 3): label,
-    predicted class, and its probability.
+    predicted class, and its probability. `before_batch` is called with the number of each batch.
     """
     model.eval()
     device = next(model.parameters()).device
     rows = [torch.empty(0, 5, dtype=torch.float64, device=device)]
-    for images, labels in _bar(batches, "evaluation", context):
+    for index, (images, labels) in enumerate(_bar(batches, "evaluation", context)):
+        before_batch(index)
         images = images.to(device, non_blocking=True)
         labels = labels.to(device, non_blocking=True)
         with _autocast(device, precision):

@@ -3,13 +3,14 @@
 import csv
 import logging
 import os
+import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
 from torch import nn
-from torch.utils.data import IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from config import Config
 from datasets import BadImages, Data, file_name, image_count
@@ -26,9 +27,12 @@ logger = logging.getLogger(__name__)
 
 
 def evaluate_epoch(
-    config: Config, trainer: Trainer, data: Data
+    config: Config, trainer: Trainer, data: Data, before_batch: Callable[[], None]
 ) -> tuple[dict[str, float], list[str]]:
-    """The test_* entries of log.txt, and the names of the best checkpoints that are due."""
+    """The test_* entries of log.txt, and the names of the best checkpoints that are due.
+
+    `before_batch` is called in all processes alike.
+    """
     if data.val is None:
         return {}, []
     evaluated = [("test", "", "max_accuracy", "best", trainer.bare_model)]
@@ -38,7 +42,7 @@ def evaluate_epoch(
     record: dict[str, float] = {}
     improved = []
     for title, suffix, best, checkpoint_name, model in evaluated:
-        metrics = _evaluate(config, title, model, data, trainer.context)
+        metrics = _evaluate(config, title, model, data, trainer.context, before_batch=before_batch)
         record |= {f"test_{name}{suffix}": value for name, value in metrics.items()}
         # of equals the last: on few images accuracies repeat while the loss still falls
         if metrics["acc1"] >= getattr(trainer.progress, best):
@@ -81,12 +85,19 @@ def _evaluate(
     data: Data,
     context: DistributedContext,
     predictions: list[torch.Tensor] | None = None,
+    before_batch: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
     assert data.val is not None
     shared = _shares(config, data)
     bad_images = bad_images_of(config)
     loader = eval_loader(data.val, config.data, context, bad_images, shared)
-    metrics = evaluate(model, loader, context, shared, amp_dtype(config.compute), predictions)
+    common = _common_batches(loader, data.val, context)
+
+    def ask(index: int) -> None:
+        if index < common:
+            before_batch()
+
+    metrics = evaluate(model, loader, context, shared, amp_dtype(config.compute), predictions, ask)
     images = metrics.pop("images")
     if metrics.pop("unreadable"):
         logger.warning("images that cannot be read were left out: see %s", bad_images.path)
@@ -95,6 +106,14 @@ def _evaluate(
         title, images, metrics["acc1"], metrics["acc5"], metrics["loss"],
     )  # fmt: skip
     return metrics
+
+
+def _common_batches(loader: DataLoader, dataset: Dataset, context: DistributedContext) -> int:
+    """The number of batches that every process has, whose shares differ by up to one image."""
+    if isinstance(dataset, IterableDataset):
+        return sys.maxsize
+    least = image_count(dataset) // context.world_size
+    return -(-least // loader.batch_size)  # type: ignore[operator]
 
 
 def bad_images_of(config: Config) -> BadImages:

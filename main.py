@@ -20,6 +20,7 @@ from runtime import checkpoint
 from runtime.distributed import (
     DistributedContext,
     absent_ranks,
+    barrier,
     broadcast,
     close_distributed,
     first_on_each_machine,
@@ -111,7 +112,7 @@ def train(config: Config, model: nn.Module, data: Data, context: DistributedCont
     progress = trainer.progress
     watch = Watch(context, config.checkpoint.save_ckpt_minutes)
 
-    def after_step() -> None:
+    def save_or_stop() -> None:
         """Saves inside the epoch where that is due, and stops the run where it was told to."""
         save, number = watch.ask()
         every = config.checkpoint.save_ckpt_steps
@@ -119,6 +120,7 @@ def train(config: Config, model: nn.Module, data: Data, context: DistributedCont
             folder.save_step(trainer.state_dict() | extras, progress.epoch + 1, progress.step)
             watch.saved()
         if number:
+            barrier()  # with the first that leaves a launcher ends the one that saves too
             raise Stopped(number, bool(folder.config.output_dir) and folder.config.save_ckpt)
 
     with watch.listening():
@@ -127,17 +129,17 @@ def train(config: Config, model: nn.Module, data: Data, context: DistributedCont
             seed_everything(stream_seed("epoch", config.runtime.seed, epoch, context.rank))
             batches = epoch_batches(loader, epoch, progress.position, context.world_size)
             try:
-                metrics = train_one_epoch(trainer, batches, config.logging, trackers, after_step)
+                metrics = train_one_epoch(trainer, batches, config.logging, trackers, save_or_stop)
             except BadRun as bad:
                 since = progress.step - bad.report["step"]
                 images = images_of_step(loader, trainer.total_batch, progress.position, since)
                 names = [file_name(data.train, index) for index in images]
                 path = folder.report(bad.report | {"images": names})
                 raise UserError(f"{bad}; more of it is in {path}" if path else str(bad)) from None
-            progress.epoch = epoch
             record = {f"train_{name}": value for name, value in metrics.items()}
-            test_record, improved = evaluate_epoch(config, trainer, data)
+            test_record, improved = evaluate_epoch(config, trainer, data, save_or_stop)
             record |= test_record
+            trainer.end_epoch()
             trackers.write(record, trainer.progress.step)
             folder.log(record | {"epoch": epoch} | facts)
             state = trainer.state_dict() | extras

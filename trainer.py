@@ -60,11 +60,9 @@ class Meters:
         self.line.zero_()
         return means
 
-    def end_epoch(self) -> dict[str, float]:
-        """The means of all processes; the next epoch begins."""
-        means = self.means(all_reduce_sum(self.epoch))
-        self.epoch.zero_()
-        return means
+    def of_epoch(self) -> dict[str, float]:
+        """The means of all processes since the epoch began."""
+        return self.means(all_reduce_sum(self.epoch.clone()))
 
     @staticmethod
     def means(sums: torch.Tensor) -> dict[str, float]:
@@ -138,6 +136,12 @@ class Trainer:
         """The model without its DistributedDataParallel wrapper."""
         wrapped = isinstance(self.model, DistributedDataParallel)
         return self.model.module if wrapped else self.model  # type: ignore[return-value]
+
+    def end_epoch(self) -> None:
+        """The next epoch begins."""
+        self.progress.epoch += 1
+        self.progress.position = 0
+        self.meters.epoch.zero_()
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain values, under the names of the published checkpoints.

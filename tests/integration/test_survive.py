@@ -11,6 +11,9 @@ import psutil
 import pytest
 import torch
 
+import main
+from cli import parse_args
+from runtime.interrupts import Stopped, Watch
 from tests.integration.conftest import ROOT, free_port, launch
 
 # every source of random numbers; 6 steps an epoch of 72 images, in batches of 12
@@ -138,6 +141,25 @@ def test_a_killed_rank_is_started_again(undisturbed, tmp_path):
     output = process.communicate(timeout=200)[0]
     assert process.returncode == 0, output[-3000:]
     assert "resumed" in output
+    assert_same(folder, tmp_path)
+
+
+@pytest.mark.parametrize("asked", [8, 10])
+def test_a_signal_in_an_evaluation(undisturbed, tmp_path, monkeypatch, asked):
+    """Of 10 moments an epoch 6 come after steps, 2 with batches of the model, 2 of its average."""
+    processes, flags, folder = undisturbed
+    if processes == 2:
+        pytest.skip("in this process")
+    arguments = command(flags, 1, "--output_dir", tmp_path, "--num_workers", 0)[2:]
+    moments = iter(range(1, 1000))
+    with monkeypatch.context() as patch:
+        patch.chdir(ROOT)
+        patch.setattr(Watch, "ask", lambda _: (False, signal.SIGTERM * (next(moments) == asked)))
+        with pytest.raises(Stopped):
+            main.run(parse_args(arguments))
+    assert list(tmp_path.glob("checkpoint-0-6.pth"))
+    assert not (tmp_path / "log.txt").exists()
+    assert "resumed" in finish([sys.executable, "main.py", *arguments])
     assert_same(folder, tmp_path)
 
 
