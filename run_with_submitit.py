@@ -4,12 +4,15 @@ python run_with_submitit.py --nodes 4 --ngpus 8 --config recipes/imagenet1k/horn
     --data_path /path/to/imagenet-1k --job_dir ./logs/hornet_tiny_7x7
 """
 
+import math
+import shlex
+import shutil
 import signal
 import sys
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import submitit
 import yaml
@@ -18,16 +21,20 @@ from cli import parse_args_with
 from config import Config
 from runtime.errors import UserError
 
+ROOT = Path(__file__).resolve().parent
+
 
 @dataclass(frozen=True)
 class SlurmConfig:
     """Slurm"""
 
+    cluster: Literal["slurm", "local"] = "slurm"
+    """slurm, or local for this machine alone, without Slurm."""
     ngpus: int = 8
-    """GPUs a node; one process each."""
-    nodes: int = 2
-    """Nodes."""
-    timeout: int = 72
+    """GPUs a node, one process each; 0 for one process without a GPU."""
+    nodes: int | None = None
+    """Nodes; 2 if not given, with --cluster local 1."""
+    timeout: float = 72
     """Time limit in hours; a job that reaches it is requeued and continues."""
     job_name: str = "hornet"
     """Name of the job."""
@@ -36,12 +43,26 @@ class SlurmConfig:
     number. logs/%j if not given."""
     partition: str = ""
     """Partition; the cluster's default if not given."""
+    account: str = ""
+    """Account to charge."""
+    qos: str = ""
+    """Quality of service."""
+    constraint: str = ""
+    """Features that the nodes need to have."""
     use_volta32: bool = False
-    """Ask for GPUs of the constraint volta32gb."""
+    """The same as --constraint volta32gb."""
     comment: str = ""
     """Comment of the job."""
+    mem_gb: float | None = None
+    """Memory a node in GB; 40 for each of its processes if not given."""
+    cpus_per_task: int = 10
+    """CPUs of each process."""
+    signal_delay_s: int = 120
+    """Seconds before the time limit at which the job is told to save and to be requeued."""
+    sbatch: dict[str, str] = field(default_factory=dict)
+    """Other options of sbatch: '{"reservation": "night", "exclude": "node7"}'."""
     dry_run: bool = False
-    """Print the job instead of submitting it."""
+    """Print the script for sbatch (with --cluster local: the parameters) instead of submitting."""
 
 
 class Job:
@@ -74,57 +95,100 @@ class Job:
         return submitit.helpers.DelayedSubmission(self)
 
 
-def job_parameters(slurm: SlurmConfig) -> dict[str, Any]:
-    """What the job asks for, in submitit's names. Sizes a GPU: 40 GB of memory, 10 CPUs."""
-    parameters: dict[str, Any] = {
-        "name": slurm.job_name,
-        "nodes": slurm.nodes,
-        "gpus_per_node": slurm.ngpus,
-        "tasks_per_node": slurm.ngpus,
-        "cpus_per_task": 10,
-        "mem_gb": 40 * slurm.ngpus,
-        "timeout_min": 60 * slurm.timeout,
-        "slurm_signal_delay_s": 120,
-    }
-    if slurm.partition:
-        parameters["slurm_partition"] = slurm.partition
-    if slurm.use_volta32:
-        parameters["slurm_constraint"] = "volta32gb"
-    if slurm.comment:
-        parameters["slurm_comment"] = slurm.comment
-    return parameters
+class SlurmScript(submitit.SlurmExecutor):
+    """submitit's executor, which also shows its script where there is no Slurm."""
+
+    @classmethod
+    def affinity(cls) -> int:
+        return 2
+
+    def text(self) -> str:
+        """What it gives to sbatch."""
+        return self._make_submission_file_text(self._submitit_command_str, "")
+
+
+def build_executor(slurm: SlurmConfig, folder: Path) -> SlurmScript | submitit.LocalExecutor:
+    """What submits the job, with all that it asks for."""
+    processes = max(1, slurm.ngpus)
+    minutes = math.ceil(60 * slurm.timeout)
+    # the job finds these modules wherever it was submitted from
+    setup = [f"export PYTHONPATH={shlex.quote(str(ROOT))}:$PYTHONPATH"]
+    if slurm.cluster == "local":
+        local = submitit.LocalExecutor(folder)
+        local.update_parameters(
+            tasks_per_node=processes, gpus_per_node=slurm.ngpus, timeout_min=minutes, setup=setup
+        )
+        return local
+    memory = 40 * processes if slurm.mem_gb is None else slurm.mem_gb
+    # submitit leaves out what is None
+    executor = SlurmScript(folder, max_num_timeout=30)
+    executor.update_parameters(
+        job_name=slurm.job_name,
+        partition=slurm.partition or None,
+        account=slurm.account or None,
+        qos=slurm.qos or None,
+        constraint=slurm.constraint or ("volta32gb" if slurm.use_volta32 else None),
+        comment=slurm.comment or None,
+        nodes=slurm.nodes or 2,
+        gpus_per_node=slurm.ngpus,
+        ntasks_per_node=processes,
+        cpus_per_task=slurm.cpus_per_task,
+        mem=f"{round(1024 * memory)}MB",
+        time=minutes,
+        signal_delay_s=slurm.signal_delay_s,
+        # srun no longer has it from sbatch (Slurm 22.05); and nobody waits for a dead process
+        srun_args=[f"--cpus-per-task={slurm.cpus_per_task}", "--kill-on-bad-exit=1"],
+        additional_parameters=slurm.sbatch,
+        setup=setup,
+    )
+    return executor
 
 
 def plan(argv: list[str] | None = None) -> tuple[Config, SlurmConfig, Path]:
     """The training's flags with output_dir filled in, the job's, and the folder of its logs."""
     config, (slurm,) = parse_args_with(argv, SlurmConfig)
-    for name in ("ngpus", "nodes", "timeout"):
-        if getattr(slurm, name) < 1:
-            raise UserError(f"--{name} {getattr(slurm, name)}: has to be at least 1")
+    least = {"ngpus": 0, "nodes": 1, "mem_gb": 0, "cpus_per_task": 1, "signal_delay_s": 0}
+    for name, bound in least.items():
+        value = getattr(slurm, name)
+        if value is not None and value < bound:
+            raise UserError(f"--{name} {value}: has to be at least {bound}")
+    if not slurm.timeout > 0:
+        raise UserError(f"--timeout {slurm.timeout}: has to be above 0")
+    if slurm.cluster == "local" and (slurm.nodes or 1) > 1:
+        raise UserError(f"--nodes {slurm.nodes}: --cluster local is this machine alone")
     folder = slurm.job_dir or "logs/%j"
     if not config.checkpoint.output_dir:
         config = replace(config, checkpoint=replace(config.checkpoint, output_dir=folder))
     return config, slurm, Path(folder)
 
 
+def shown(config: Config, executor: SlurmScript | submitit.LocalExecutor) -> str:
+    """The script, or the parameters of a local job, and the flags of main.py as a comment."""
+    default = Config().flat()
+    flags = {name: value for name, value in config.flat().items() if value != default[name]}
+    if isinstance(executor, SlurmScript):
+        job = executor.text()
+    else:
+        job = yaml.safe_dump(executor.parameters)
+    comment = "".join(f"# {line}\n" for line in yaml.safe_dump({"main.py": flags}).splitlines())
+    return f"{job}\n{comment}"
+
+
 def main() -> None:
     try:
         config, slurm, folder = plan()
-    except UserError as error:
-        sys.exit(f"run_with_submitit.py: error: {error}")
-    parameters = job_parameters(slurm)
-    if slurm.dry_run:
-        default = Config().flat()
-        flags = {k: v for k, v in config.flat().items() if v != default[k]}
-        shown = {"job": parameters, "folder": str(folder), "main.py": flags}
-        sys.stdout.write(yaml.safe_dump(shown, sort_keys=False))
-        return
-    try:
-        executor = submitit.AutoExecutor(folder, cluster="slurm", slurm_max_num_timeout=30)
-    except RuntimeError as error:  # there is no Slurm on this machine
-        sys.exit(f"run_with_submitit.py: error: {error}; --dry_run true only prints the job")
-    executor.update_parameters(**parameters)
-    job = executor.submit(Job(config))
+        executor = build_executor(slurm, folder)
+        if slurm.dry_run:
+            sys.stdout.write(shown(config, executor))
+            return
+        if slurm.cluster == "slurm" and not shutil.which("sbatch"):
+            raise UserError(
+                "there is no sbatch on this machine: --dry_run true only prints the job, --cluster "
+                "local runs it here"
+            )
+        job = executor.submit(Job(config))
+    except (UserError, OSError, submitit.core.utils.FailedJobError) as error:
+        sys.exit(f"run_with_submitit.py: error: {' '.join(str(error).split())}")
     sys.stdout.write(f"submitted job {job.job_id}; logs in {job.paths.folder}\n")
 
 

@@ -1,7 +1,10 @@
 """The job itself, on submitit's local executor: two processes, ranks from submitit."""
 
 import json
+import re
 import signal
+import subprocess
+import sys
 import time
 
 import psutil
@@ -10,7 +13,7 @@ import submitit
 
 from cli import parse_args
 from run_with_submitit import Job
-from tests.integration.conftest import ROOT
+from tests.integration.conftest import ROOT, launch
 
 
 def test_job_trains_with_two_processes(flags, tmp_path, monkeypatch):
@@ -27,6 +30,70 @@ def test_job_trains_with_two_processes(flags, tmp_path, monkeypatch):
     assert json.loads((folder / "log.txt").read_text())["epoch"] == 0
     assert "2 process(es)" in job.stdout()
     assert (folder / "checkpoint-0.pth").is_file()
+
+
+def test_a_job_of_this_machine_submitted_from_elsewhere(flags, tmp_path):
+    job = ["--cluster", "local", "--ngpus", "0", "--job_dir", "jobs/%j", "--epochs", "1"]
+    result = subprocess.run(
+        [sys.executable, ROOT / "run_with_submitit.py", *flags, *job],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert re.fullmatch(r"submitted job (\d+); logs in .*/jobs/\1\n", result.stdout), result.stderr
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("jobs/*/checkpoint-0.pth")):
+        assert time.monotonic() < deadline, list(tmp_path.glob("jobs/*/*"))
+        time.sleep(0.1)
+
+
+def test_the_script_of_a_job():
+    who = ["--account", "vision", "--qos", "high", "--constraint", "h200", "--mem_gb", "100.5"]
+    more = ["--nodes", "4", "--ngpus", "2", "--cpus_per_task", "6", "--timeout", "1.5"]
+    other = ["--sbatch", '{"reservation": "night"}', "--partition", "a100", "--comment", "it's us"]
+    command = ["run_with_submitit.py", *who, *more, *other, "--lr", "0.1", "--dry_run", "true"]
+    # no sbatch is needed
+    result = launch(*command, PATH="/nowhere")
+    assert result.returncode == 0, result.stderr
+    lines = result.stdout.splitlines()
+    wanted = {
+        *("account=vision", "qos=high", "constraint=h200", "mem=102912MB", "nodes=4"),
+        *("gpus-per-node=2", "ntasks-per-node=2", "cpus-per-task=6", "time=90"),
+        *("reservation=night", "partition=a100", "signal=USR2@120", "job-name=hornet"),
+    }
+    assert wanted <= {line.removeprefix("#SBATCH --") for line in lines}
+    assert "#   lr: 0.1" in lines
+
+
+def test_a_job_asks_for_no_more_than_it_was_told():
+    text = launch("run_with_submitit.py", "--dry_run", "true").stdout
+    options = {line[10:].partition("=")[0] for line in text.splitlines() if "#SBATCH" in line}
+    asked = {"partition", "account", "qos", "constraint", "comment", "exclude", "nodelist"}
+    assert not options & asked
+    # as the release asked
+    assert {"#SBATCH --mem=327680MB", "#SBATCH --cpus-per-task=10"} <= set(text.splitlines())
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--ngpus", "-1"], "--ngpus -1: has to be at least 0"),
+        (["--timeout", "0"], "--timeout 0.0: has to be above 0"),
+        (["--cluster", "local", "--nodes", "2"], "--nodes 2: --cluster local is this machine"),
+        (["--cluster", "pbs"], "--cluster pbs: expected"),
+        (["--job_dir", "/proc/none"], "/proc/none"),
+        ([], "there is no sbatch on this machine"),
+    ],
+)
+def test_jobs_that_cannot_be(flags, message):
+    if "--job_dir" in flags:
+        flags = [*flags, "--cluster", "local"]
+    result = launch("run_with_submitit.py", *flags, PATH="/nowhere")
+    assert result.returncode == 1
+    assert result.stderr.startswith("run_with_submitit.py: error: ")
+    assert message in result.stderr
+    assert result.stderr.count("\n") == 1
 
 
 @pytest.mark.slow

@@ -71,10 +71,10 @@ def workers(process):
     return [child for _, child in sorted(found, key=lambda pair: pair[0])]
 
 
-def assert_same(left, right):
+def assert_same(left, right, last_epoch=3):
     """Weights, averages, optimizers and logs of two runs, bit for bit."""
     assert (left / "log.txt").read_text() == (right / "log.txt").read_text()
-    for name in ("checkpoint-3.pth", "checkpoint-best.pth", "checkpoint-best-ema.pth"):
+    for name in (f"checkpoint-{last_epoch}.pth", "checkpoint-best.pth", "checkpoint-best-ema.pth"):
         one, two = (torch.load(folder / name, weights_only=True) for folder in (left, right))
         for part in ("model", "model_ema", "optimizer", "meters"):
             torch.testing.assert_close(one[part], two[part], rtol=0, atol=0, equal_nan=True)
