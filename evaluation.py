@@ -60,11 +60,11 @@ def evaluate_checkpoint(
     With an output_dir each image's prediction and each class's accuracy are written there.
     """
     path = config.checkpoint.resume
-    state = checkpoint.load(local_file(path, context))
+    state = checkpoint.load(local_file(path, context), model)
     checkpoint.check_classes(state, data.classes, path)
     evaluated = [("test", "", "model")]
     if config.ema.model_ema_eval:
-        if not state.get("model_ema"):
+        if checkpoint.average_in(state, path) is None:
             raise UserError(f"--model_ema_eval true: checkpoint {path} holds no moving average")
         evaluated.append(("test EMA", "_ema", "model_ema"))
     for title, suffix, name in evaluated:

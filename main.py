@@ -85,7 +85,7 @@ def train(config: Config, model: nn.Module, data: Data, context: DistributedCont
         load_start_weights(model, config.finetune, data.classes, context)
     trainer = build_trainer(config, model, image_count(data.train), num_classes, context)
     if resume_from:
-        state = checkpoint.load(local_file(resume_from, context))
+        state = checkpoint.load(local_file(resume_from, context), model)
         checkpoint.check_classes(state, data.classes, resume_from)
         for change in checkpoint.changed_flags(state, config):
             logger.info("flag changed since %s: %s", resume_from, change)

@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 import models  # noqa: F401 - registers the HorNets with timm
 from config import ComputeConfig, Config, ModelConfig, OptimConfig
 from loaders import build_mixup
-from optim_factory import Schedule, create_optimizer, freeze
+from optim_factory import Schedule, create_optimizer, freeze, restore_optimizer
 from runtime import checkpoint
 from runtime.distributed import DistributedContext, all_gather, all_reduce_sum
 from runtime.errors import UserError, near_names
@@ -164,21 +164,16 @@ class Trainer:
         progress = _saved_progress(state, Path(path), self.schedule.config.start_epoch)
         checkpoint.load_weights(self.bare_model, state["model"], path)
         if self.ema:
-            if not state.get("model_ema"):
+            average = checkpoint.average_in(state, path)
+            if average is None:
                 logger.warning("%s holds no moving average: it starts from the weights", path)
-            weights = state.get("model_ema") or state["model"]
-            checkpoint.load_weights(self.ema.module, weights, path)
-        needed = set(self.optimizer.param_groups[0])
+                average = state["model"]
+            checkpoint.load_weights(self.ema.module, average, f"{path} (model_ema)")
         try:
-            for group in state["optimizer"]["param_groups"]:
-                group["fused"] = self.optimizer.defaults.get("fused")  # older runs had it not
-            self.optimizer.load_state_dict(state["optimizer"])
-            # torch itself has added settings that its older versions did not have
-            if any(needed - group.keys() for group in self.optimizer.param_groups):
-                raise ValueError("its settings have other names")
+            restore_optimizer(self.optimizer, state["optimizer"])
             if self.scaler and state.get("scaler"):
                 self.scaler.load_state_dict(state["scaler"])
-        except (ValueError, KeyError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
             raise UserError(
                 f"checkpoint {path} has another optimizer ({error}): give the --opt, --freeze and "
                 "--layer_decay of its run, or start anew in another --output_dir"
@@ -193,12 +188,14 @@ class Trainer:
             )  # fmt: skip
         for name, value in asdict(replace(progress, step=step)).items():
             setattr(self.progress, name, value)
-        self._load_meters(state.get("meters"))
+        meters = state.get("meters")
+        if torch.is_tensor(meters) and meters.shape[1:] == (2, *self.meters.epoch.shape):
+            self._load_meters(meters)
+        elif meters is not None:
+            raise UserError(f"checkpoint {path} cannot be resumed: its meters are damaged")
 
-    def _load_meters(self, saved: torch.Tensor | None) -> None:
+    def _load_meters(self, saved: torch.Tensor) -> None:
         """Of as many processes as before each has its own; of others the first has them all."""
-        if saved is None:
-            return
         if len(saved) != self.context.world_size:
             whole = saved.sum(0)
             saved = torch.zeros(self.context.world_size, *whole.shape, dtype=whole.dtype)
@@ -228,8 +225,11 @@ def _saved_progress(state: dict[str, Any], path: Path, start_epoch: int) -> Prog
         )
     names = ("step", "position", "max_accuracy", "max_ema_accuracy")
     numbers = {name: state.get(name, 0) for name in names}
-    if not all(isinstance(number, int | float) for number in numbers.values()):
-        raise UserError(f"checkpoint {path} cannot be resumed: {', '.join(numbers)} are no numbers")
+    counts = [epoch + 1, numbers["step"], numbers["position"]]
+    if not all(isinstance(count, int) and 0 <= count < 2**60 for count in counts) or not all(
+        isinstance(number, int | float) and 0 <= number <= 2**60 for number in numbers.values()
+    ):
+        raise UserError(f"checkpoint {path} cannot be resumed: epoch {epoch}, {numbers}?")
     if "max_accuracy" not in state and (path.parent / "log.txt").is_file():
         for record in read_log(path.parent):
             if record["epoch"] <= epoch:

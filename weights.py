@@ -71,6 +71,11 @@ def saved_model(source: str, flags: dict[str, Any]) -> ModelConfig:
         known["model"] = source.split(".")[0]
     if not isinstance(known.get("model"), str):
         raise UserError(f"checkpoint {source} does not name its model: give --model")
+    for name, value in known.items():
+        default = getattr(ModelConfig, name, {})
+        numbers = isinstance(default, int | float) and isinstance(value, int | float)
+        if not numbers and not isinstance(value, type(default)):
+            raise UserError(f"checkpoint {source}: its flag {name} is {value!r}")
     return ModelConfig(**known)
 
 
@@ -79,7 +84,7 @@ def load_start_weights(
 ) -> None:
     """Loads --finetune into `model`; raises UserError where more than the head does not fit."""
     path = local_file(config.finetune, context)
-    state = checkpoint.read(path)
+    state = checkpoint.read(path, model)
     found = checkpoint.find_weights(state, path, config.model_key, config.model_prefix)
     weights = checkpoint_filter_fn(_of_backbone(found), model)
     heads = heads_of(model)

@@ -23,10 +23,12 @@ import argparse
 import hashlib
 import json
 import logging
+import math
 import os
 import pickle
 import re
 import shutil
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path, PosixPath
 from typing import Any
@@ -46,6 +48,10 @@ RELEASED_FLAGS: list[Any] = [
 # above 0 in a process that torchrun or Slurm has started again
 RESTARTS = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
 MODEL_KEY = FinetuneConfig.model_key
+# weights, their average and two moments of an optimizer are four times the model
+MOST_TIMES = 10
+SMALL = 2**24
+"""Bytes that the file of the smallest model may have."""
 
 logger = logging.getLogger(__name__)
 
@@ -200,15 +206,19 @@ def _sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
+def _has_its_checksum(path: Path) -> bool:
+    """Whether a file is as its checksum says; one without any is."""
+    checksum = checksum_file(path)
+    return not checksum.is_file() or checksum.read_text().split()[:1] == [_sha256(path)]
+
+
 def damage_of(path: Path) -> str:
     """What is wrong with a checkpoint, '' if nothing is known to be."""
     try:
         if path.stat().st_size == 0:
             return "it is empty"
-        checksum = checksum_file(path)
-        if checksum.exists():
-            same = checksum.read_text().split()[:1] == [_sha256(path)]
-            return "" if same else "its checksum differs"
+        if checksum_file(path).is_file():
+            return "" if _has_its_checksum(path) else "it differs from its checksum"
         read(path)  # nothing but trying tells
     except OSError as error:
         return str(error)
@@ -217,12 +227,12 @@ def damage_of(path: Path) -> str:
     return ""
 
 
-def load(path: str | Path) -> dict[str, Any]:
+def load(path: str | Path, model: torch.nn.Module | None = None) -> dict[str, Any]:
     """A checkpoint on the CPU; one of bare weights, or of an average alone, has them as 'model'.
 
-    Raises UserError for a path or file that is none.
+    Raises as `read`.
     """
-    state = read(path)
+    state = read(path, model)
     weights = find_weights(state, path)
     return {"model": weights} if weights is state else state | {"model": weights}
 
@@ -248,16 +258,39 @@ def find_weights(
     return weights
 
 
+def average_in(state: dict[str, Any], path: str | Path) -> dict[str, torch.Tensor] | None:
+    """The moving average in a checkpoint; None if it has none."""
+    average = state.get("model_ema")
+    if not average:
+        return None
+    if not isinstance(average, dict) or not _are_weights(average):
+        raise UserError(f"checkpoint {path}: its model_ema are no weights")
+    return average
+
+
 def _are_weights(value: dict[str, Any]) -> bool:
     return bool(value) and all(map(torch.is_tensor, value.values()))
 
 
-def read(path: str | Path) -> dict[str, Any]:
-    """The dict that a .pth or .safetensors file holds, on the CPU, without running its code."""
+def read(path: str | Path, model: torch.nn.Module | None = None) -> dict[str, Any]:
+    """The dict that a .pth or .safetensors file holds, on the CPU, without running its code.
+
+    Raises UserError for a path or file that is none, one that differs from the checksum beside it,
+    and one of over MOST_TIMES the size of `model`.
+    """
     path = Path(path)
     if not path.is_file():
         is_what = "is a folder; give a file of it" if path.is_dir() else "does not exist"
         raise UserError(f"checkpoint {path} {is_what}")
+    try:
+        _check_size(path, model)
+        if not _has_its_checksum(path):
+            raise UserError(
+                f"checkpoint {path} cannot be read: it differs from its checksum; if you changed "
+                f"it, remove {checksum_file(path)}"
+            )
+    except OSError as error:
+        raise UserError(f"checkpoint {path} cannot be read: {error}") from None
     try:
         with torch.serialization.safe_globals(RELEASED_FLAGS):
             if path.suffix == ".safetensors":
@@ -269,6 +302,24 @@ def read(path: str | Path) -> dict[str, Any]:
     if not isinstance(state, dict):
         raise UserError(f"checkpoint {path} has no weights: it holds a {type(state).__name__}")
     return state
+
+
+def _check_size(path: Path, model: torch.nn.Module | None) -> None:
+    """Refuses a file that would fill the memory before anything else is known of it."""
+    size = unpacked = path.stat().st_size
+    if zipfile.is_zipfile(path):  # safetensors and torch's oldest format are none
+        try:
+            with zipfile.ZipFile(path) as archive:
+                unpacked = sum(entry.file_size for entry in archive.infolist())
+        except Exception as error:  # of half a dozen types for damaged files
+            raise UserError(f"checkpoint {path} cannot be read: {_damage(path, error)}") from None
+    if unpacked > MOST_TIMES * size:
+        raise UserError(f"checkpoint {path} cannot be read: {size:,} bytes unpack to {unpacked:,}")
+    own = _size_of(model.state_dict()) if model else math.inf
+    if unpacked > MOST_TIMES * own + SMALL:
+        raise UserError(
+            f"checkpoint {path} is of another model: it takes {unpacked:,} bytes, the model {own:,}"
+        )
 
 
 def _damage(path: Path, error: Exception) -> str:
@@ -290,11 +341,15 @@ def load_weights(
     path: str | Path,
     may_lack: frozenset[str] = frozenset(),
 ) -> None:
-    """Loads weights that have to fit exactly; raises UserError that lists what does not.
+    """Loads weights that have to fit exactly, and be finite; raises UserError that lists what not.
 
     Names in `may_lack` keep the model's own values where the weights have none.
     """
     check_fit(model.state_dict(), weights, path, may_lack)
+    learnt = [name for name, _ in model.named_parameters() if name in weights]
+    not_finite = [name for name in learnt if not weights[name].isfinite().all()]
+    if not_finite:
+        raise UserError(f"checkpoint {path} is of no use: not finite is {_first(not_finite)}")
     model.load_state_dict(weights, strict=False)
 
 
@@ -326,6 +381,8 @@ def _first(names: list[str], most: int = 3) -> str:
 def check_classes(state: dict[str, Any], classes: list[str], path: str | Path) -> None:
     """Refuses a checkpoint of other classes; one that does not name its classes passes."""
     saved = state.get("classes") or classes
+    if not isinstance(saved, list) or not all(isinstance(name, str) for name in saved):
+        raise UserError(f"checkpoint {path}: its classes are no list of names")
     numbers = [str(label) for label in range(len(classes))]
     if len(saved) == len(classes) and numbers in (saved, classes):
         return  # one of the data sets does not name its classes
@@ -340,9 +397,10 @@ def check_classes(state: dict[str, Any], classes: list[str], path: str | Path) -
 def saved_flags(state: dict[str, Any]) -> dict[str, Any]:
     """The flags of the run that wrote a checkpoint; of a released one those of the release."""
     flags = state.get("args")
-    if isinstance(flags, argparse.Namespace):
-        return vars(flags)
-    return flags if isinstance(flags, dict) else {}
+    flags = vars(flags) if isinstance(flags, argparse.Namespace) else flags
+    if not isinstance(flags, dict):
+        return {}
+    return {name: value for name, value in flags.items() if not torch.is_tensor(value)}
 
 
 def changed_flags(state: dict[str, Any], config: Config) -> list[str]:

@@ -49,19 +49,17 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         data = Path(name) / "digits"
         write_digits(data)
-        whole = {}
         for processes in (1, 2):
-            began = time.monotonic()
             run(processes, data, Path(name) / f"undisturbed-{processes}")
-            whole[processes] = time.monotonic() - began
         while sum(kills.values()) < arguments.kills:
             processes = 1 + sum(runs.values()) % 2
             folder = Path(name) / f"killed-{sum(runs.values())}"
-            for _ in range(4):
-                after = moments.uniform(0.45, 1.0) * whole[processes]
-                where = run(processes, data, folder, after)
-                if where:
-                    kills[processes, where] += 1
+            for _ in range(5):
+                starting = moments.random() < 0.1
+                where = run(processes, data, folder, moments.uniform(0, 4), starting)
+                if not where:
+                    break  # it came to its end before
+                kills[processes, where] += 1
                 damaged = [path.name for path in resumable(folder) if damage_of(path)]
                 if damaged:
                     return say(f"damaged by a kill: {', '.join(damaged)}")
@@ -70,6 +68,7 @@ def main() -> int:
             if difference:
                 return say(f"{folder.name} differs from the undisturbed run: {difference}")
             runs[processes] += 1
+            say(f"{sum(kills.values())} kills in {sum(runs.values())} runs, all equal so far")
     say(f"{sum(kills.values())} kills in {sum(runs.values())} runs, all equal bit for bit:")
     say("| processes | killed in | times |\n| --- | --- | --- |")
     for (processes, where), count in sorted(kills.items()):
@@ -77,8 +76,17 @@ def main() -> int:
     return 0
 
 
-def run(processes: int, data: Path, folder: Path, kill_after: float | None = None) -> str:
-    """One start of the run; where it was when it was killed, '' if it came to its end."""
+def run(
+    processes: int,
+    data: Path,
+    folder: Path,
+    kill_after: float | None = None,
+    starting: bool = False,
+) -> str:
+    """One start of the run; where it was when it was killed, '' if it came to its end.
+
+    It is killed so many seconds after its training begins, or, `starting`, after its start.
+    """
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     command = [sys.executable, *(launcher if processes > 1 else []), "main.py", *FLAGS]
     command += ["--batch_size", str(12 // processes), "--data_path", str(data)]
@@ -92,6 +100,10 @@ def run(processes: int, data: Path, folder: Path, kill_after: float | None = Non
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
         )
+        while kill_after is not None and not starting and process.poll() is None:
+            if "GFLOPs" in log.read_text():
+                break
+            time.sleep(0.02)
         try:
             status = process.wait(kill_after)
         except subprocess.TimeoutExpired:

@@ -51,8 +51,8 @@ def load_classifier(
     config = saved_model(source, flags | ({"model": model} if model else {}))
     weights = state["model"]
     if ema:
-        weights = state.get("model_ema")
-        if not weights:
+        weights = checkpoint.average_in(state, path)
+        if weights is None:
             raise UserError(f"checkpoint {path} holds no moving average")
     num_classes = _rows_of_head(weights, config.model, path)
     network = build_model(replace(config, drop_path=0.0), num_classes)

@@ -49,6 +49,7 @@ def repeat(record: dict[str, Any], dtype: torch.dtype = torch.float64) -> dict[s
     recorder = dataclasses.replace(trainer, criterion=recording)
     for epoch in range(config.schedule.epochs):
         train_one_epoch(recorder, _batches(config, epoch, steps, classes, dtype))
+        recorder.end_epoch()
     return _differences(record, trainer, losses)
 
 

@@ -201,7 +201,7 @@ def test_checkpoint_of_other_classes_is_not_evaluated(flags, tmp_path, monkeypat
     state = checkpoint.load(path)
     del state["classes"]
     shutil.copytree(tmp_path / "val/val/3", tmp_path / "val/val/4")
-    torch.save(state, path)
+    checkpoint.save(state, path)
     message = fail(monkeypatch, *flags, *evaluation, "--resume", path)
     assert "has 3 classes, the data 4" in message
 
@@ -363,7 +363,7 @@ def test_damaged_and_foreign_checkpoints(flags, tmp_path, monkeypatch):
     assert "knows 2 classes (a, b, ...), the data has 3 (0, 3, 7, ...)" in message
     path.write_bytes(whole[: len(whole) // 2])
     assert "cannot be read" in fail(monkeypatch, *flags, "--resume", path)
-    torch.save({"model": state["model"]}, path)
+    checkpoint.save({"model": state["model"]}, path)
     assert "cannot be resumed" in fail(monkeypatch, *flags, "--resume", path)
 
 

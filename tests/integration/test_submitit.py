@@ -66,15 +66,6 @@ def test_the_script_of_a_job():
     assert "#   lr: 0.1" in lines
 
 
-def test_a_job_asks_for_no_more_than_it_was_told():
-    text = launch("run_with_submitit.py", "--dry_run", "true").stdout
-    options = {line[10:].partition("=")[0] for line in text.splitlines() if "#SBATCH" in line}
-    asked = {"partition", "account", "qos", "constraint", "comment", "exclude", "nodelist"}
-    assert not options & asked
-    # as the release asked
-    assert {"#SBATCH --mem=327680MB", "#SBATCH --cpus-per-task=10"} <= set(text.splitlines())
-
-
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

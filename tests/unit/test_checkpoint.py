@@ -5,6 +5,7 @@ import json
 import pathlib
 import shutil
 import sys
+import zipfile
 from pathlib import PosixPath
 
 import pytest
@@ -75,6 +76,52 @@ def test_other_files_are_refused(tmp_path):
     (tmp_path / "text.pth").write_text("no checkpoint")
     with pytest.raises(UserError, match="cannot be read"):
         checkpoint.load(tmp_path / "text.pth")
+
+
+def test_a_flipped_byte_is_noticed(tmp_path):
+    path = tmp_path / "checkpoint-3.pth"
+    checkpoint.save(state(), path)
+    data = bytearray(path.read_bytes())
+    place = data.find(torch.ones(2).numpy().tobytes())
+    data[place] ^= 1
+    path.write_bytes(data)
+    assert torch.load(path, weights_only=True)["epoch"] == 3  # torch does not notice
+    with pytest.raises(UserError, match="differs from its checksum.*remove .*pth.sha256"):
+        checkpoint.load(path)
+    checkpoint.checksum_file(path).unlink()
+    checkpoint.load(path)
+
+
+def test_small_files_that_would_fill_the_memory_are_not_read(tmp_path, monkeypatch):
+    path = tmp_path / "large.pth"
+    torch.save({"model": {"weight": torch.zeros(2**20)}}, tmp_path / "stored.pth")
+    stored = zipfile.ZipFile(tmp_path / "stored.pth")
+    with stored, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as packed:
+        for name in stored.namelist():
+            packed.writestr(name, stored.read(name))
+    assert path.stat().st_size < 20_000
+    monkeypatch.setattr(torch, "load", pytest.fail)
+    with pytest.raises(UserError, match=r"bytes unpack to 4,19\d,\d+"):
+        checkpoint.load(path)
+
+
+def test_a_file_far_larger_than_the_model_is_not_read(tmp_path, monkeypatch):
+    path = tmp_path / "large.pth"
+    torch.save({"model": {"weight": torch.zeros(2**23)}}, path)  # 32 MiB
+    assert len(checkpoint.load(path, nn.Linear(1000, 1000))["model"]) == 1
+    monkeypatch.setattr(torch, "load", pytest.fail)
+    with pytest.raises(UserError, match=r"another model: it takes 33,55\d,\d+ bytes, the model 8"):
+        checkpoint.load(path, nn.Linear(1, 1))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(value):
+    model = nn.Linear(2, 1)
+    before = model.weight.clone()
+    weights = {"weight": torch.tensor([[1.0, value]]), "bias": torch.ones(1)}
+    with pytest.raises(UserError, match="w.pth is of no use: not finite is weight"):
+        checkpoint.load_weights(model, weights, "w.pth")
+    torch.testing.assert_close(model.weight, before)
 
 
 def test_flags_of_released_checkpoints_are_read(tmp_path):

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from cli import parse_args
-from run_with_submitit import job_parameters, main, plan
+from run_with_submitit import build_executor, main, plan
 from tests.unit.test_config import OF_SLURM
 
 ROOT = Path(__file__).parents[2]
@@ -54,25 +54,25 @@ def test_submitit_dry_run(command, monkeypatch, capsys):
     argv = ["run_with_submitit.py", *shlex.split(command.partition(".py ")[2]), "--dry_run", "true"]
     monkeypatch.setattr("sys.argv", argv)
     main()
-    shown = yaml.safe_load(capsys.readouterr().out)
+    lines = capsys.readouterr().out.splitlines()
+    options = dict(re.findall(r"#SBATCH --([\w-]+)=(.*)", "\n".join(lines)))
     written = flags_of(command)
-    assert shown["job"]["nodes"] == int(written["nodes"])
-    assert shown["job"]["gpus_per_node"] == shown["job"]["tasks_per_node"] == int(written["ngpus"])
-    assert shown["job"]["mem_gb"] == 40 * int(written["ngpus"])
-    assert (shown["job"]["timeout_min"], shown["job"]["slurm_signal_delay_s"]) == (72 * 60, 120)
-    assert not {"slurm_partition", "slurm_constraint"} & shown["job"].keys()
+    assert options["nodes"] == written["nodes"]
+    assert options["gpus-per-node"] == options["ntasks-per-node"] == written["ngpus"]
+    assert options["mem"] == f"{40 * 1024 * int(written['ngpus'])}MB"
+    assert (options["time"], options["signal"]) == (str(72 * 60), "USR2@120")
+    assert not {"partition", "constraint", "account", "qos", "comment"} & options.keys()
+    comment = lines[lines.index("# main.py:") :]
+    shown = yaml.safe_load("\n".join(line.removeprefix("# ") for line in comment))
     assert shown["main.py"]["output_dir"] == written["job_dir"]
     rest = {name: value for name, value in written.items() if name not in OF_SLURM}
     flat = parse_args([]).flat() | shown["main.py"]
     assert_understood(flat, rest)
 
 
-def test_partition_and_constraint_only_where_given():
-    _, slurm, folder = plan(["--partition", "fast", "--use_volta32", "--comment", "hi"])
-    parameters = job_parameters(slurm)
-    assert parameters["slurm_partition"] == "fast"
-    assert parameters["slurm_constraint"] == "volta32gb"
-    assert parameters["slurm_comment"] == "hi"
+def test_a_folder_and_a_constraint_of_the_release():
+    _, slurm, folder = plan(["--use_volta32"])
+    assert "#SBATCH --constraint=volta32gb" in build_executor(slurm, folder).text()
     assert str(folder) == "logs/%j"
 
 

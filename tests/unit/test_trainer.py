@@ -1,5 +1,6 @@
 """Flags that reach the model and the trainer, and what a checkpoint restores."""
 
+import copy
 import json
 import logging
 from pathlib import Path
@@ -100,6 +101,66 @@ def test_other_optimizers_train_and_resume(name):
     left, right = first.optimizer.state_dict(), second.optimizer.state_dict()
     torch.testing.assert_close(left["state"], right["state"])
     assert any(left["state"].values())
+
+
+def stepped(*flags):
+    trainer = trainer_of(*flags)
+    trainer.schedule.apply(trainer.optimizer, 1)
+    trainer.model(torch.randn(2, 3, 32, 32)).square().sum().backward()
+    trainer.optimizer.step()
+    return trainer
+
+
+def average_of(what):
+    average = stepped("--model_ema=true").state_dict()["model_ema"]
+    if what == "shape":
+        return average | {"head.weight": torch.ones(7, 7)}
+    if what == "nan":
+        return average | {"head.bias": torch.full_like(average["head.bias"], torch.nan)}
+    return {"lacks": {"head.weight": average["head.weight"]}, "no weights": {"a": 1}}[what]
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("shape", r"file \(model_ema\) is of another model: it has another shape of head.weight"),
+        ("lacks", r"file \(model_ema\) is of another model: it lacks"),
+        ("nan", r"file \(model_ema\) is of no use: not finite is head.bias"),
+        ("no weights", "file: its model_ema are no weights"),
+    ],
+)
+def test_an_average_of_another_model_is_refused(what, message):
+    trainer = stepped("--model_ema=true")
+    state = trainer.state_dict() | {"epoch": 0, "model_ema": average_of(what)}
+    with pytest.raises(UserError, match=message):
+        trainer.load_state_dict(state, "file")
+
+
+@pytest.mark.parametrize(
+    ("entry", "value"),
+    [
+        ("exp_avg", torch.ones(3)),
+        ("exp_avg_sq", None),
+        ("exp_avg", torch.nan),
+        ("step", torch.tensor(torch.inf)),
+    ],
+)
+def test_a_damaged_optimizer_is_refused(entry, value):
+    trainer = stepped()
+    state = copy.deepcopy(trainer.state_dict()) | {"epoch": 0}
+    whole = state["optimizer"]["state"][0][entry]
+    changed = value if not isinstance(value, float) else torch.full_like(whole, value)
+    state["optimizer"]["state"][0][entry] = changed
+    with pytest.raises(UserError, match="file has another optimizer"):
+        trainer.load_state_dict(state, "file")
+
+
+def test_settings_of_the_optimizer_follow_the_flags():
+    state = stepped("--opt_betas", "0.9", "0.95").state_dict() | {"epoch": 0}
+    trainer = trainer_of("--opt_betas", "0.8", "0.99")
+    trainer.load_state_dict(state, "file")
+    assert {tuple(group["betas"]) for group in trainer.optimizer.param_groups} == {(0.8, 0.99)}
+    assert trainer.optimizer.state_dict()["state"]
 
 
 def test_start_epoch_moves_the_schedules():
