@@ -218,17 +218,17 @@ def evaluate(
     model: nn.Module,
     batches: Batches,
     context: DistributedContext,
-    shared: bool = True,
+    batch_size: int | None = None,
     precision: torch.dtype | None = None,
     predictions: list[torch.Tensor] | None = None,
     before_batch: Callable[[int], None] = lambda _: None,
 ) -> dict[str, float]:
     """Mean cross-entropy, top-1 and top-5 (per cent) of `model` over all images, and their number.
 
-    `shared`: each process sees its own share of the images, and all get all results, in the order
-    of the images, so that sums do not depend on the number of processes; otherwise each sees all
-    images. Labels below 0 are those of unreadable images, which do not count. `model` is the bare
-    one, since shares may differ in their batches. `predictions` gets one tensor (N, 3): label,
+    `batch_size`: the processes take turns at batches of that size, and all get all results, in the
+    order of the images, so that nothing depends on the number of processes; None: each process sees
+    all images. Labels below 0 are those of unreadable images, which do not count. `model` is the
+    bare one, since shares may differ in their batches. `predictions` gets one tensor (N, 3): label,
     predicted class, and its probability. `before_batch` is called with the number of each batch.
     """
     model.eval()
@@ -247,8 +247,8 @@ def evaluate(
         facts = (labels, predicted, probability, losses, top5.any(dim=1))
         rows.append(torch.stack([fact.double() for fact in facts], dim=1))
     whole = torch.cat(rows).cpu()
-    if shared:
-        whole = all_gather_shards(whole, context)
+    if batch_size:
+        whole = all_gather_shards(whole, batch_size, context)
     if predictions is not None:
         predictions.append(whole[:, :3])
     readable = whole[whole[:, 0] >= 0]

@@ -97,7 +97,8 @@ def _evaluate(
         if index < common:
             before_batch()
 
-    metrics = evaluate(model, loader, context, shared, amp_dtype(config.compute), predictions, ask)
+    turns = loader.batch_size if shared else None
+    metrics = evaluate(model, loader, context, turns, amp_dtype(config.compute), predictions, ask)
     images = metrics.pop("images")
     if metrics.pop("unreadable"):
         logger.warning("images that cannot be read were left out: see %s", bad_images.path)
@@ -109,11 +110,11 @@ def _evaluate(
 
 
 def _common_batches(loader: DataLoader, dataset: Dataset, context: DistributedContext) -> int:
-    """The number of batches that every process has, whose shares differ by up to one image."""
+    """The number of batches that every process has, whose shares differ by up to one."""
     if isinstance(dataset, IterableDataset):
         return sys.maxsize
-    least = image_count(dataset) // context.world_size
-    return -(-least // loader.batch_size)  # type: ignore[operator]
+    batches = -(-image_count(dataset) // loader.batch_size)  # type: ignore[operator]
+    return batches // context.world_size
 
 
 def bad_images_of(config: Config) -> BadImages:

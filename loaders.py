@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
 from config import DataConfig, MixupConfig
 from datasets import BadImages, file_name, image_count, labels_of, transform_of
-from runtime.distributed import DistributedContext
+from runtime.distributed import DistributedContext, shard
 from runtime.errors import UserError
 from utils import seed_everything, stream_seed
 
@@ -98,10 +98,10 @@ class EvalImages(Dataset):
 
 
 class ShardSampler(Sampler[int]):
-    """Every world_size-th index in order, without padding: each image stands in one shard."""
+    """A process's `shard`: each image stands in one, and the batches are those of one process."""
 
-    def __init__(self, length: int, rank: int, world_size: int) -> None:
-        self.indices = range(rank, length, world_size)
+    def __init__(self, length: int, batch_size: int, rank: int, world_size: int) -> None:
+        self.indices = shard(length, batch_size, rank, world_size)
 
     def __iter__(self) -> Iterator[int]:
         return iter(self.indices)
@@ -203,7 +203,7 @@ def eval_loader(
         reader.dist_rank, reader.dist_num_replicas = 0, 1
         return _loader(dataset, None, batch_size, config, context, drop_last=False)
     rank, world_size = (context.rank, context.world_size) if dist_eval else (0, 1)
-    sampler = ShardSampler(image_count(dataset), rank, world_size)
+    sampler = ShardSampler(image_count(dataset), batch_size, rank, world_size)
     images = EvalImages(dataset, bad_images)
     return _loader(images, sampler, batch_size, config, context, drop_last=False)
 

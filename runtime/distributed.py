@@ -183,13 +183,21 @@ def all_gather(tensor: torch.Tensor, context: DistributedContext) -> torch.Tenso
     return torch.stack(gathered)
 
 
-def all_gather_shards(rows: torch.Tensor, context: DistributedContext) -> torch.Tensor:
-    """Rows of all processes in the order of their data set: process r has r, r + world_size, ..."""
+def shard(length: int, batch_size: int, rank: int, world_size: int) -> list[int]:
+    """The items of a process, where the processes take turns at whole batches, without padding."""
+    starts = range(rank * batch_size, length, world_size * batch_size)
+    return [i for start in starts for i in range(start, min(start + batch_size, length))]
+
+
+def all_gather_shards(
+    rows: torch.Tensor, batch_size: int, context: DistributedContext
+) -> torch.Tensor:
+    """The rows that all processes have of their `shard`, in the order of the whole."""
     if not dist.is_initialized():
         return rows
     shards: list[torch.Tensor] = [rows] * context.world_size
     dist.all_gather_object(shards, rows, group=context.control)
     whole = torch.empty(sum(map(len, shards)), rows.shape[1], dtype=rows.dtype)
-    for rank, shard in enumerate(shards):
-        whole[rank :: context.world_size] = shard
+    for rank, part in enumerate(shards):
+        whole[shard(len(whole), batch_size, rank, context.world_size)] = part
     return whole

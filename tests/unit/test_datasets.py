@@ -292,8 +292,9 @@ def test_mean_and_deviation(tmp_path):
 @pytest.mark.parametrize("length", [0, 1, 2, 7, 8, 9])
 @pytest.mark.parametrize("world_size", [1, 2, 3, 8])
 def test_shards_hold_each_image_once(length, world_size):
-    shards = [list(ShardSampler(length, rank, world_size)) for rank in range(world_size)]
+    shards = [list(ShardSampler(length, 2, rank, world_size)) for rank in range(world_size)]
     assert sorted(sum(shards, [])) == list(range(length))
+    assert max(map(len, shards)) - min(map(len, shards)) <= 2
 
 
 NO_BAD = BadImages(Path("there_is_none.txt"), 0)
