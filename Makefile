@@ -24,9 +24,10 @@ dense: setup
 test-dense: dense
 	$(BIN)/python -m pytest -m dense tests/dense
 
-# kills runs at random moments and compares what comes of them (about ten minutes)
+# kills runs at random moments and compares what comes of them; then every other fault (about half an hour)
 test-faults: setup
 	$(BIN)/python -m tests.faults --kills 50
+	$(BIN)/python -m pytest -v -m "slow or not slow" $(addprefix tests/integration/test_,survive.py slurm.py evaluation.py hostile.py)
 
 lint: setup
 	$(BIN)/ruff check .

@@ -3,6 +3,7 @@
 import importlib
 import logging
 import os
+import re
 import shutil
 import sys
 import tarfile
@@ -18,6 +19,7 @@ import numpy as np
 from PIL import Image
 from timm.data import create_dataset
 from timm.data.dataset import ImageDataset, IterableImageDataset
+from timm.data.readers import reader_wds
 from timm.data.readers.reader_image_in_tar import ReaderImageInTar
 from torch.utils.data import Dataset, IterableDataset, Subset
 from torchvision.datasets import CIFAR100, ImageFolder
@@ -29,6 +31,7 @@ from transforms import eval_transform, mean_std, train_transform
 logger = logging.getLogger(__name__)
 
 FOLDERS = ("IMNET", "image_folder", "digits")
+warn_of_sample = reader_wds.log_and_continue
 TIMM_PREFIXES = ("wds", "hfds", "hfids", "tfds", "torch")
 
 
@@ -351,6 +354,21 @@ class BadImages:
                 f"{len(known) + 1} images cannot be read, more than --max_bad_images {self.most}: "
                 f"{names}, and all others in {self.path}"
             )
+
+
+def note_damaged_shards(bad_images: BadImages) -> None:
+    """Lists what timm's reader of WebDataset cannot read, which it leaves out with a warning."""
+
+    def note(error: Exception) -> bool:
+        warn_of_sample(error)  # raises what only a wrong flag explains
+        *_, name = error.args or ("",)
+        is_shard = isinstance(name, str) and name.endswith(".tar")
+        # images have no names there, and would count anew each epoch by their addresses
+        reason = re.sub(" at 0x[0-9a-f]+", "", repr(error))
+        bad_images.add(name if is_shard else "an image of a shard", reason)
+        return True
+
+    reader_wds.log_and_continue = note
 
 
 def labels_of(dataset: Dataset) -> list[int] | None:

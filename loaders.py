@@ -15,7 +15,14 @@ from timm.data import Mixup
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
 from config import DataConfig, MixupConfig
-from datasets import BadImages, file_name, image_count, labels_of, transform_of
+from datasets import (
+    BadImages,
+    file_name,
+    image_count,
+    labels_of,
+    note_damaged_shards,
+    transform_of,
+)
 from runtime.distributed import DistributedContext, shard
 from runtime.errors import UserError
 from utils import seed_everything, stream_seed
@@ -120,6 +127,7 @@ def train_loader(
     """Shuffled whole batches of this process's share, an epoch at a time by `epoch_batches`."""
     if isinstance(dataset, IterableDataset):
         _check_shards(dataset, config, context)
+        note_damaged_shards(bad_images)
         return _loader(dataset, None, config.batch_size, config, context, drop_last=True)
     sampler = EpochSampler(image_count(dataset), seed, context.rank, context.world_size)
     images = TrainImages(dataset, seed, bad_images)
@@ -201,6 +209,7 @@ def eval_loader(
         # timm's readers would repeat or miss images where shards do not divide evenly
         reader = dataset.reader  # type: ignore[attr-defined]
         reader.dist_rank, reader.dist_num_replicas = 0, 1
+        note_damaged_shards(bad_images)
         return _loader(dataset, None, batch_size, config, context, drop_last=False)
     rank, world_size = (context.rank, context.world_size) if dist_eval else (0, 1)
     sampler = ShardSampler(image_count(dataset), batch_size, rank, world_size)
@@ -217,7 +226,7 @@ def _loader(
     drop_last: bool,
 ) -> DataLoader:
     # a process started otherwise would take our datasets.py for Hugging Face's package
-    forks = config.num_workers > 0 and config.data_set.startswith(("hfds/", "hfids/"))
+    forks = config.num_workers > 0 and config.data_set.startswith(("wds/", "hfds/", "hfids/"))
     source: Any = getattr(dataset, "dataset", dataset)
     if hasattr(source, "set_loader_cfg"):
         source.set_loader_cfg(num_workers=config.num_workers)

@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -109,7 +110,8 @@ def run(
         except subprocess.TimeoutExpired:
             family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(True)]
             for member in family:
-                member.kill()
+                with suppress(psutil.NoSuchProcess):  # a loader process that has just ended
+                    member.kill()
             psutil.wait_procs(family)
             return place(log.read_text(), folder)
     if status:

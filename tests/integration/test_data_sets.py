@@ -127,6 +127,31 @@ def test_webdataset(network, digits, tmp_path, processes):
     assert f"loss {record['test_loss']:.4f}" in done.stdout
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_damaged_shards_are_listed(network, digits, tmp_path, workers):
+    for part in ("train", "val"):
+        as_shards(tmp_path, digits, part, 4)
+    (tmp_path / "train-1.tar").write_bytes(b"no tar file" * 1000)
+    shard = tmp_path / "train-2.tar"
+    content = shard.read_bytes()
+    place = content.find(b"\x89PNG") + 20
+    shard.write_bytes(content[:place] + bytes(20) + content[place + 20 :])
+    splits = ["--train_split", "train-{0..3}.tar|72", "--val_split", "val-{0..3}.tar|33"]
+    data = ["--data_set", "wds/", "--data_path", tmp_path, "--num_workers", workers, *splits]
+    out = tmp_path / "run"
+    flags = [*network, *data, "--nb_classes", "3", "--epochs", "2", "--output_dir", out]
+    train(*flags)
+    lines = (out / "bad_images.txt").read_text().splitlines()
+    assert [line.split("\t")[0] for line in sorted(lines)] == [
+        str(tmp_path / "train-1.tar"),
+        "an image of a shard",
+    ]
+    assert last_record(out)["epoch"] == 1
+    shutil.rmtree(out)
+    with pytest.raises(UserError, match="more than --max_bad_images 1"):
+        train(*flags, "--max_bad_images", "1")
+
+
 def test_more_loader_processes_than_shards(network, digits, tmp_path):
     as_shards(tmp_path, digits, "train", 1)
     flags = ["--data_set", "wds/", "--data_path", tmp_path, "--train_split", "train-0.tar|72"]
