@@ -78,6 +78,29 @@ def test_other_files_are_refused(tmp_path):
         checkpoint.load(tmp_path / "text.pth")
 
 
+class Touches:
+    """Makes a file where it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return pathlib.Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("name", ["w.pth", "w.safetensors"])
+def test_a_pickle_that_would_run_code_does_not(tmp_path, zipped, name):
+    state = {"model": {"weight": torch.ones(1)}, "args": Touches(tmp_path / "ran")}
+    torch.save(state, tmp_path / name, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(UserError, match="cannot be read"):
+        checkpoint.load(tmp_path / name)
+    assert not (tmp_path / "ran").exists()
+    with (tmp_path / name).open("rb") as file:
+        torch.load(file, weights_only=False)
+    assert (tmp_path / "ran").exists()
+
+
 def test_a_flipped_byte_is_noticed(tmp_path):
     path = tmp_path / "checkpoint-3.pth"
     checkpoint.save(state(), path)
