@@ -22,6 +22,8 @@ from config import Config
 from runtime.errors import UserError
 
 ROOT = Path(__file__).resolve().parent
+SECONDS_FOR_SLURM = 600
+"""How long processes that have saved leave it to Slurm to end them."""
 
 
 @dataclass(frozen=True)
@@ -79,15 +81,18 @@ class Job:
         # each process picks its own GPU by LOCAL_RANK, so all stay visible
         environment = submitit.helpers.TorchDistributedEnvironment()
         environment.export(set_cuda_visible_devices=False, overwrite=True)
-        job_id = submitit.JobEnvironment().job_id
-        folder = self.config.checkpoint.output_dir.replace("%j", job_id)
+        job = submitit.JobEnvironment()
+        folder = self.config.checkpoint.output_dir.replace("%j", job.job_id)
         requeue: Any = signal.getsignal(signal.SIGUSR2)  # submitit's; the run listens itself
         try:
             run(replace(self.config, checkpoint=replace(self.config.checkpoint, output_dir=folder)))
         except Stopped as stopped:
             if stopped.number == signal.SIGUSR2:
                 requeue(stopped.number, None)  # rank 0 does, and leaves; Slurm ends the others
-                time.sleep(60)
+            on_slurm = job.cluster == "slurm" and stopped.number == signal.SIGTERM
+            if on_slurm or stopped.number == signal.SIGUSR2:
+                # after SIGTERM too: of a job that has to make room Slurm does it, unless it ends
+                time.sleep(SECONDS_FOR_SLURM)
             sys.exit(stopped.status)
 
     def checkpoint(self) -> submitit.helpers.DelayedSubmission:

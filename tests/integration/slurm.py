@@ -152,6 +152,12 @@ class Cluster:
         )
         return self.job(number)
 
+    def reconfigure(self, old: str, new: str) -> None:
+        """Puts another line of slurm.conf in the place of `old`."""
+        path = self.folder / "slurm.conf"
+        path.write_text(path.read_text().replace(old, new))
+        self.run("scontrol", "reconfigure")
+
     def stop(self) -> None:
         if len(self.processes) == 2 + len(NODES):
             self.run("scancel", "-f", "-u", "root")

@@ -79,15 +79,32 @@ def rank_of(number, rank):
     raise AssertionError(f"job {number} has no rank {rank}")
 
 
-def test_a_job_of_higher_priority(submit, cluster, undisturbed, tmp_path):
-    number = submit(tmp_path, "--save_ckpt_steps", "0")
-    wait_for(tmp_path / "run", "checkpoint-2.pth")
+def make_room(cluster, number, folder):
+    """Waits until the job has made room for one of higher priority, gone on and come to its end."""
+    wait_for(folder / "run", "checkpoint-2.pth")
     urgent = ["--partition=high", "--nodes=2", "--exclusive", "--output=/dev/null"]
     cluster.run("sbatch", *urgent, "--wrap=sleep 2")
     cluster.wait_for(number, "PENDING")
     assert cluster.wait_for(number, "COMPLETED")["Restarts"] == "1"
+    assert re.search(r"resumed \S+checkpoint-\d+-\d+.pth", output(folder, number))
+
+
+def test_a_job_of_higher_priority(submit, cluster, undisturbed, tmp_path):
+    number = submit(tmp_path, "--save_ckpt_steps", "0")
+    make_room(cluster, number, tmp_path)
     assert "this job is preempted" in output(tmp_path, number)
-    assert re.search(r"resumed \S+checkpoint-\d+-\d+.pth", output(tmp_path, number))
+    assert_same(undisturbed, tmp_path / "run", LAST_EPOCH)
+
+
+def test_a_job_of_higher_priority_where_slurm_sends_sigterm(submit, cluster, undisturbed, tmp_path):
+    notice = "SlurmctldParameters=preempt_send_user_signal"
+    cluster.reconfigure(notice, f"#{notice}")
+    try:
+        number = submit(tmp_path, "--save_ckpt_steps", "0")
+        make_room(cluster, number, tmp_path)
+    finally:
+        cluster.reconfigure(f"#{notice}", notice)
+    assert "this job is preempted" not in output(tmp_path, number)
     assert_same(undisturbed, tmp_path / "run", LAST_EPOCH)
 
 
