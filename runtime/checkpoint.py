@@ -72,12 +72,14 @@ class RunFolder:
         return self.is_main and bool(self.config.output_dir)
 
     def create(self, config: Config) -> None:
-        """Makes the folder; on every process, so that all of them see an error."""
+        """Makes the folder, or clears it; on every process, so that all of them see an error."""
         if not self.config.output_dir:
             return
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             if self.saves:
+                for path in self.path.glob(".*.tmp"):  # of a save that was killed
+                    path.unlink()
                 config.save(self.path / "config.yaml")
         except OSError as error:
             raise UserError(f"--output_dir {self.path} cannot be written: {error}") from None

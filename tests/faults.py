@@ -92,6 +92,7 @@ def run(
     command = [sys.executable, *(launcher if processes > 1 else []), "main.py", *FLAGS]
     command += ["--batch_size", str(12 // processes), "--data_path", str(data)]
     log = folder.with_suffix(".txt")
+    unfinished = set(folder.glob(".*.tmp"))
     with log.open("w") as file:
         process = subprocess.Popen(
             [*command, "--output_dir", str(folder)],
@@ -113,16 +114,15 @@ def run(
                 with suppress(psutil.NoSuchProcess):  # a loader process that has just ended
                     member.kill()
             psutil.wait_procs(family)
-            return place(log.read_text(), folder)
+            is_saving = bool(set(folder.glob(".*.tmp")) - unfinished)
+            return "saving" if is_saving else place(log.read_text())
     if status:
         raise RuntimeError(f"the run failed with status {status}:\n{log.read_text()[-3000:]}")
     return ""
 
 
-def place(log: str, folder: Path) -> str:
-    """Where a run was, by its log and the files it was writing."""
-    if list(folder.glob(".*.tmp")):
-        return "saving"
+def place(log: str) -> str:
+    """Where a run was, by its log."""
     lines = re.findall(r"^\d\d:\d\d:\d\d (epoch|test|resumed|trained)", log, re.MULTILINE)
     if not lines or lines[-1] == "resumed":
         return "starting"

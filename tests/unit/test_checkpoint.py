@@ -272,6 +272,13 @@ def test_classes_without_names_need_the_same_count():
             checkpoint.check_classes(named, other, "f")
 
 
+def test_what_a_killed_save_has_left_is_removed(tmp_path):
+    checkpoint.save(state(), tmp_path / "checkpoint-3.pth")
+    (tmp_path / ".checkpoint-4.pth.77.tmp").write_bytes(b"half")
+    RunFolder(CheckpointConfig(output_dir=str(tmp_path)), is_main=True).create(Config())
+    assert names(tmp_path) == ["checkpoint-3.pth", "checkpoint-3.pth.sha256", "config.yaml"]
+
+
 def test_only_the_main_process_writes(tmp_path):
     config = CheckpointConfig(output_dir=str(tmp_path / "run"))
     folder = RunFolder(config, is_main=False)
