@@ -120,12 +120,13 @@ def _one_line(message: str, flags: dict[str, Field]) -> str:
 _BOUNDS: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("batch_size", "input_size", "epochs", "update_freq"), (1, math.inf)),
     **dict.fromkeys(("save_ckpt_freq", "save_ckpt_num", "log_interval"), (1, math.inf)),
-    **dict.fromkeys(("num_workers", "seed", "start_epoch", "warmup_epochs"), (0, math.inf)),
+    **dict.fromkeys(("num_workers", "start_epoch", "warmup_epochs"), (0, math.inf)),
     **dict.fromkeys(("lr", "min_lr", "weight_decay"), (0, math.inf)),
     **dict.fromkeys(("color_jitter", "mixup", "cutmix", "opt_eps"), (0, math.inf)),
     **dict.fromkeys(("reprob", "hflip", "mixup_prob", "mixup_switch_prob"), (0, 1)),
     **dict.fromkeys(("model_ema_decay", "momentum"), (0, 1)),
     **dict.fromkeys(("drop_path", "smoothing"), (0, 0.99)),
+    "seed": (0, 2**32 - 1),
     "recount": (1, 100),
     "val_fraction": (0, 0.9),
     **dict.fromkeys(("max_images", "lr_base_batch"), (1, math.inf)),
@@ -149,6 +150,8 @@ def _check(config: Config) -> None:
     for name in ("scale", "ratio", "cutmix_minmax"):
         if flat[name] and not 0 < flat[name][0] <= flat[name][1]:
             raise UserError(f"--{name} {flat[name]}: give the smaller number first, above 0")
+    if flat["cutmix_minmax"] and flat["cutmix_minmax"][1] > 1:
+        raise UserError(f"--cutmix_minmax {flat['cutmix_minmax']}: shares of the image, up to 1")
     try:
         re.compile(flat["freeze"])
     except re.error as error:

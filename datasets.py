@@ -342,16 +342,23 @@ class BadImages:
 
     def add(self, name: str, reason: str) -> None:
         """Notes an image, once; raises UserError with the list where there are too many."""
-        known = self.path.read_text().splitlines() if self.path.exists() else []
-        if any(line.startswith(f"{name}\t") for line in known):
-            return
-        line = f"{name}\t{' '.join(reason.split())}"
-        with self.path.open("a") as file:  # a short line is written whole
-            file.write(line + "\n")
-        if len(known) + 1 > self.most:
-            names = ", ".join(known_line.split("\t")[0] for known_line in [*known[-2:], line])
+        try:
+            text = ""
+            if self.path.exists():
+                text = self.path.read_text(errors="surrogateescape")  # any name of a file
+            known = text.splitlines()
+            if not any(line.startswith(f"{name}\t") for line in known):
+                known.append(f"{name}\t{' '.join(reason.split())}")
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                # a short line is written whole
+                with self.path.open("a", errors="surrogateescape") as file:
+                    file.write(known[-1] + "\n")
+        except OSError as error:
+            raise UserError(f"{self.path} cannot be written: {error}") from None
+        if len(known) > self.most:
+            names = ", ".join(line.split("\t")[0] for line in known[-3:])
             raise UserError(
-                f"{len(known) + 1} images cannot be read, more than --max_bad_images {self.most}: "
+                f"{len(known)} images cannot be read, more than --max_bad_images {self.most}: "
                 f"{names}, and all others in {self.path}"
             )
 
@@ -376,6 +383,8 @@ def labels_of(dataset: Dataset) -> list[int] | None:
     if isinstance(dataset, Subset):
         labels = labels_of(dataset.dataset)
         return labels and [labels[index] for index in dataset.indices]
+    if isinstance(dataset, TarImages):
+        return [int(label) for label in dataset.reader.targets]
     return getattr(dataset, "targets", None)
 
 

@@ -139,7 +139,7 @@ def train_step(
 
 
 def _update(trainer: Trainer, finite: torch.Tensor) -> None:
-    """The step of the optimizer and of the moving average, where the gradient is finite."""
+    """The step of the optimizer, where the gradient is finite, and that of the moving average."""
     optimizer: Any = trainer.optimizer
     if trainer.scaler:
         trainer.scaler.step(optimizer)  # skips the step itself, and lowers the scale
@@ -149,9 +149,7 @@ def _update(trainer: Trainer, finite: torch.Tensor) -> None:
         optimizer.step()
     elif finite:
         optimizer.step()
-    else:
-        return
-    if trainer.ema:
+    if trainer.ema:  # after a step that was left out it comes nearer to the same weights
         trainer.ema.update(trainer.bare_model)
 
 

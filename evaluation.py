@@ -2,10 +2,10 @@
 
 import csv
 import logging
-import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterable
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -119,11 +119,14 @@ def _common_batches(loader: DataLoader, dataset: Dataset, context: DistributedCo
 
 def bad_images_of(config: Config) -> BadImages:
     """The list of a run, in its output_dir; without one in a file of this process."""
-    folder = config.checkpoint.output_dir
-    own = Path(tempfile.gettempdir()) / f"hornet-{os.getpid()}-bad_images.txt"
-    return BadImages(
-        Path(folder) / "bad_images.txt" if folder else own, config.faults.max_bad_images
-    )
+    output_dir = config.checkpoint.output_dir
+    folder = Path(output_dir) if output_dir else _temporary_folder()
+    return BadImages(folder / "bad_images.txt", config.faults.max_bad_images)
+
+
+@cache
+def _temporary_folder() -> Path:
+    return Path(tempfile.mkdtemp(prefix="hornet-"))
 
 
 def _shares(config: Config, data: Data) -> bool:

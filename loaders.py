@@ -72,16 +72,18 @@ class TrainImages(Dataset):
             return self.dataset[index]
         except UserError as error:
             self.bad_images.add(file_name(self.dataset, index), str(error))
-        if self.labels is None:
-            return self[(index + 1) % len(self)]
-        label = self.labels[index]
-        others = [other for other, its in enumerate(self.labels) if its == label]
+        others = list(range(len(self)))
+        if self.labels is not None:
+            others = [i for i in others if self.labels[i] == self.labels[index]]
         for other in random.sample(others, len(others)):
             try:
                 return self.dataset[other]
             except UserError as error:
                 self.bad_images.add(file_name(self.dataset, other), str(error))
-        raise UserError(f"no image of class {label} can be read; see {self.bad_images.path}")
+        raise UserError(
+            f"neither {file_name(self.dataset, index)} nor another image of its class can be read; "
+            f"see {self.bad_images.path}"
+        )
 
     def __len__(self) -> int:
         return image_count(self.dataset)

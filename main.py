@@ -8,6 +8,7 @@ import logging
 import sys
 import time
 
+import torch.distributed as dist
 from torch import nn
 
 from cli import parse_args
@@ -66,7 +67,8 @@ def run(config: Config) -> None:
         else:
             train(config, model, data, context)
     except RuntimeError as error:
-        absent = ", ".join(map(str, absent_ranks(context)))
+        is_about_others = isinstance(error, dist.DistError) or "gloo" in str(error)
+        absent = ", ".join(map(str, absent_ranks(context))) if is_about_others else ""
         if not absent:
             raise
         raise UserError(
@@ -90,7 +92,6 @@ def train(config: Config, model: nn.Module, data: Data, context: DistributedCont
         for change in checkpoint.changed_flags(state, config):
             logger.info("flag changed since %s: %s", resume_from, change)
         trainer.load_state_dict(state, resume_from)
-        folder.forget_after(trainer.progress.epoch)
         logger.info("resumed %s at epoch %d, after %d of its images", resume_from,
                     trainer.progress.epoch + 1, trainer.progress.position)  # fmt: skip
     if trainer.progress.epoch + 1 >= config.schedule.epochs:
@@ -101,6 +102,7 @@ def train(config: Config, model: nn.Module, data: Data, context: DistributedCont
     logger.info("%s: %s", config.model.model, facts)
     extras = {"args": config.flat(), "classes": data.classes}
     folder.create(config)
+    folder.set_aside(resume_from, trainer.progress.epoch)
     if trainer.progress.step == 0:
         folder.save(trainer.state_dict() | extras, "start")
 
@@ -111,13 +113,17 @@ def train(config: Config, model: nn.Module, data: Data, context: DistributedCont
     started = time.perf_counter()
     progress = trainer.progress
     watch = Watch(context, config.checkpoint.save_ckpt_minutes)
+    saved_step = progress.step
 
     def save_or_stop() -> None:
         """Saves inside the epoch where that is due, and stops the run where it was told to."""
+        nonlocal saved_step
         save, number = watch.ask()
         every = config.checkpoint.save_ckpt_steps
-        if save or number or (every and progress.step % every == 0):
+        is_due = every and progress.step % every == 0 and progress.step != saved_step
+        if save or number or is_due:
             folder.save_step(trainer.state_dict() | extras, progress.epoch + 1, progress.step)
+            saved_step = progress.step
             watch.saved()
         if number:
             barrier()  # with the first that leaves a launcher ends the one that saves too

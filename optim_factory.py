@@ -145,30 +145,40 @@ class Schedule:
                 group["weight_decay"] = decay
 
 
+_OF_FLAGS = {"lr", "lr_scale", "weight_decay", "eps", "momentum"}
+
+
 def restore_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
     """Restores the state of an optimizer, but for what its flags say.
 
     Raises whatever a state raises that does not fit: ValueError, KeyError, TypeError, ...
     """
+    parameters: dict[Any, nn.Parameter] = {}
     for own, group in zip(optimizer.param_groups, saved["param_groups"], strict=True):
-        # what flags or this machine say; others may be estimates of the optimizer's own
-        group |= {k: own[k] for k in ("betas", "eps", "momentum", "fused", "foreach") if k in own}
-        for name in own.keys() & group.keys():
+        parameters |= zip(group["params"], own["params"], strict=True)
+        group |= {"fused": own["fused"]} if "fused" in own else {}  # older runs had it not
+        for name in own.keys() & group.keys() - {"params"}:
             numbers = isinstance(own[name], int | float) and isinstance(group[name], int | float)
             if not numbers and not isinstance(group[name], type(own[name])):
                 raise ValueError(f"its {name} is {group[name]!r}")
-    if not all(isinstance(values, dict) for values in saved["state"].values()):
-        raise ValueError("its state is damaged")
+            # numbers that no flag names may be estimates of the optimizer's own
+            if name in _OF_FLAGS or isinstance(own[name], bool) or not numbers:
+                group[name] = own[name]
+    for index, values in saved["state"].items():
+        if not isinstance(values, dict):
+            raise ValueError("its state is damaged")
+        if isinstance(optimizer, torch.optim.Adam) and not (
+            {"exp_avg", "exp_avg_sq"} <= values.keys()
+        ):
+            raise ValueError("its state is not whole")
+        for name in {"step", "exp_avg", "exp_avg_sq", "momentum_buffer"} & values.keys():
+            value = torch.as_tensor(values[name])
+            shape = () if name == "step" else parameters[index].shape
+            is_other = isinstance(optimizer, torch.optim.Adam) and value.shape != shape
+            if is_other or not value.isfinite().all():
+                raise ValueError(f"its {name} is damaged")
     needed = set(optimizer.param_groups[0])
     optimizer.load_state_dict(saved)
     # torch itself has added settings that its older versions did not have
     if any(needed - group.keys() for group in optimizer.param_groups):
         raise ValueError("its settings have other names")
-    for parameter, values in optimizer.state.items():
-        if isinstance(optimizer, torch.optim.Adam) and not {"exp_avg", "exp_avg_sq"} <= set(values):
-            raise ValueError("its state is not whole")
-        shapes = {name: parameter.shape for name in ("exp_avg", "exp_avg_sq", "momentum_buffer")}
-        for name, shape in ({"step": ()} | shapes).items():
-            value = torch.as_tensor(values.get(name, 0.0))
-            if name in values and (value.shape != shape or not value.isfinite().all()):
-                raise ValueError(f"its {name} is damaged")

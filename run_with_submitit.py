@@ -159,6 +159,11 @@ def plan(argv: list[str] | None = None) -> tuple[Config, SlurmConfig, Path]:
             raise UserError(f"--{name} {value}: has to be at least {bound}")
     if not slurm.timeout > 0:
         raise UserError(f"--timeout {slurm.timeout}: has to be above 0")
+    if slurm.cluster == "slurm" and 3600 * slurm.timeout <= slurm.signal_delay_s:
+        raise UserError(
+            f"--timeout {slurm.timeout} hours are over before --signal_delay_s "
+            f"{slurm.signal_delay_s}: the job would save and begin anew for ever"
+        )
     if slurm.cluster == "local" and (slurm.nodes or 1) > 1:
         raise UserError(f"--nodes {slurm.nodes}: --cluster local is this machine alone")
     folder = slurm.job_dir or "logs/%j"

@@ -155,6 +155,7 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict() if self.scaler else None,
             "meters": all_gather(meters, self.context),
+            "bad_steps": self.bad_steps.counts.cpu(),
             "versions": versions(),
             **asdict(self.progress),
         }
@@ -172,6 +173,8 @@ class Trainer:
         try:
             restore_optimizer(self.optimizer, state["optimizer"])
             if self.scaler and state.get("scaler"):
+                if not 0 < state["scaler"]["scale"] < float("inf"):
+                    raise ValueError(f"its loss scale is {state['scaler']['scale']}")
                 self.scaler.load_state_dict(state["scaler"])
         except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
             raise UserError(
@@ -193,6 +196,11 @@ class Trainer:
             self._load_meters(meters)
         elif meters is not None:
             raise UserError(f"checkpoint {path} cannot be resumed: its meters are damaged")
+        counts = state.get("bad_steps")
+        if torch.is_tensor(counts) and counts.shape == self.bad_steps.counts.shape:
+            self.bad_steps.counts.copy_(counts)
+            self.bad_steps.counts[1] = 0  # with other flags the run may go on after all
+            self.bad_steps.told = int(counts[2])
 
     def _load_meters(self, saved: torch.Tensor) -> None:
         """Of as many processes as before each has its own; of others the first has them all."""

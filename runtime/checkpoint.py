@@ -5,16 +5,19 @@
         log.txt                  one JSON object an epoch
         checkpoint-start.pth     before the first step
         checkpoint-<epoch>.pth   the newest save_ckpt_num, and epochs 50, 100, 150, ...
-    checkpoint-<epoch>-<step>.pth  inside that epoch, after so many steps of the run; the newest two
+        checkpoint-<epoch>-<step>.pth   inside that epoch, after so many steps; the newest two
         checkpoint-best.pth      best accuracy of the model
         checkpoint-best-ema.pth  best accuracy of its moving average
+        *.pth.sha256             the checksum of each, as `sha256sum --check` reads it
+        forgotten/               what came after the checkpoint that a run went back to
+        bad_images.txt           images that could not be read
+        bad_step.json            where too many gradients were not finite: the last such step
         curves.png               at the end
-    bad_step.json            where too many gradients were not finite: the last such step
-    *.pth.sha256             the checksum of each checkpoint, as `sha256sum --check` reads it
 
 A checkpoint holds tensors and plain values only (`torch.load(..., weights_only=True)` reads it):
 model, model_ema, optimizer, scaler, epoch (the last one finished, -1 for the start), step,
-max_accuracy, max_ema_accuracy, args (the flags), classes and versions. It is written under a
+position (images of the next epoch that have been used), max_accuracy, max_ema_accuracy, meters and
+bad_steps (running sums), args (the flags), classes and versions. It is written under a
 temporary name, flushed to the disk, and renamed, so that a kill never damages a finished file. A
 file without a checksum is taken as it is.
 """
@@ -107,21 +110,39 @@ class RunFolder:
             try:
                 with (self.path / "log.txt").open("a") as file:
                     file.write(json.dumps(record) + "\n")
+                    file.flush()
+                    os.fsync(file.fileno())
             except OSError as error:
                 raise UserError(f"{self.path}/log.txt cannot be written: {error}") from None
 
-    def forget_after(self, epoch: int) -> None:
-        """Removes the records of log.txt beyond that epoch, which the run will repeat."""
-        path = self.path / "log.txt"
-        if not self.saves or not path.exists():
+    def set_aside(self, resume_from: str, epoch: int) -> None:
+        """Moves what comes after the start of this run to forgotten/: it goes another way now.
+
+        That is checkpoints newer than `resume_from`, and the records of log.txt beyond `epoch`.
+        """
+        if not self.saves:
             return
-        kept = [line for line in path.read_text().splitlines() if _epoch_of(line) <= epoch]
-        temporary = path.with_name(f".log.txt.{os.getpid()}.tmp")
+        newer = []
+        for path in resumable(self.path):
+            if path.resolve() == Path(resume_from).resolve() or _place(path) <= (epoch + 1, 0):
+                break
+            newer.append(path)
+        log, aside = self.path / "log.txt", self.path / "forgotten"
         try:
-            temporary.write_text("".join(f"{line}\n" for line in kept))
-            temporary.replace(path)
+            lines = log.read_text(errors="replace").splitlines() if log.exists() else []
+            kept = [line for line in lines if _epoch_of(line) <= epoch]
+            if newer or len(kept) < len(lines):
+                aside.mkdir(exist_ok=True)
+            for path in newer:
+                path.replace(aside / path.name)
+                if checksum_file(path).exists():
+                    checksum_file(path).replace(checksum_file(aside / path.name))
+            if len(kept) < len(lines):
+                with (aside / "log.txt").open("a") as file:
+                    file.writelines(f"{line}\n" for line in lines if line not in kept)
+                _write(log, "".join(f"{line}\n" for line in kept))
         except OSError as error:
-            raise UserError(f"{path} cannot be written: {error}") from None
+            raise UserError(f"--output_dir {self.path} cannot be written: {error}") from None
 
     def report(self, facts: dict[str, Any]) -> str:
         """Writes bad_step.json; its path, or '' where nothing is saved."""
@@ -171,13 +192,22 @@ def save(state: dict[str, Any], path: Path) -> None:
         line = f"{_sha256(temporary)}  {path.name}\n"
         checksum.unlink(missing_ok=True)
         temporary.replace(path)
-        temporary.write_text(line)
-        temporary.replace(checksum)
-        _flush_folder(path.parent)
+        _write(checksum, line)
     except (OSError, RuntimeError) as error:
         raise UserError(f"checkpoint {path} could not be written: {error}") from None
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _write(path: Path, text: str) -> None:
+    """Puts a small file in the place of another, whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    _flush_folder(path.parent)
 
 
 def _flush_folder(folder: Path) -> None:
@@ -211,7 +241,8 @@ def _sha256(path: Path) -> str:
 def _has_its_checksum(path: Path) -> bool:
     """Whether a file is as its checksum says; one without any is."""
     checksum = checksum_file(path)
-    return not checksum.is_file() or checksum.read_text().split()[:1] == [_sha256(path)]
+    words = checksum.read_text(errors="replace").split() if checksum.is_file() else []
+    return not words or words[0] == _sha256(path)
 
 
 def damage_of(path: Path) -> str:
@@ -219,7 +250,7 @@ def damage_of(path: Path) -> str:
     try:
         if path.stat().st_size == 0:
             return "it is empty"
-        if checksum_file(path).is_file():
+        if checksum_file(path).is_file() and checksum_file(path).stat().st_size:
             return "" if _has_its_checksum(path) else "it differs from its checksum"
         read(path)  # nothing but trying tells
     except OSError as error:
@@ -271,7 +302,13 @@ def average_in(state: dict[str, Any], path: str | Path) -> dict[str, torch.Tenso
 
 
 def _are_weights(value: dict[str, Any]) -> bool:
-    return bool(value) and all(map(torch.is_tensor, value.values()))
+    return bool(value) and all(
+        isinstance(name, str)
+        and torch.is_tensor(tensor)
+        and (tensor.layout, tensor.device.type) == (torch.strided, "cpu")
+        and not tensor.is_quantized
+        for name, tensor in value.items()
+    )
 
 
 def read(path: str | Path, model: torch.nn.Module | None = None) -> dict[str, Any]:
@@ -348,10 +385,18 @@ def load_weights(
     Names in `may_lack` keep the model's own values where the weights have none.
     """
     check_fit(model.state_dict(), weights, path, may_lack)
-    learnt = [name for name, _ in model.named_parameters() if name in weights]
-    not_finite = [name for name in learnt if not weights[name].isfinite().all()]
-    if not_finite:
-        raise UserError(f"checkpoint {path} is of no use: not finite is {_first(not_finite)}")
+    learnt = dict(model.named_parameters()).keys()
+    bad = [
+        name
+        for name, value in weights.items()
+        # masks among the buffers may be infinite
+        if value.isnan().any() or (name in learnt and not value.isfinite().all())
+    ]
+    if bad:
+        raise UserError(f"checkpoint {path} is of no use: not finite is {_first(bad)}")
+    other = [name for name in learnt & weights.keys() if not weights[name].is_floating_point()]
+    if other:
+        raise UserError(f"checkpoint {path} is of no use: no floating point is {_first(other)}")
     model.load_state_dict(weights, strict=False)
 
 
@@ -437,8 +482,14 @@ def _place(path: Path) -> tuple[int, int]:
 
 def resumable(folder: Path) -> list[Path]:
     """The numbered checkpoints and those from inside an epoch, newest first."""
+
+    def age(path: Path) -> tuple[int, bool, int, int]:
+        epoch, step = _place(path)
+        # with another total batch the steps of a run have other numbers
+        return epoch, step > 0, path.stat().st_mtime_ns, step
+
     files = [path for path in folder.glob("checkpoint-*.pth") if _place(path)[0] >= 0]
-    return sorted(files, key=_place, reverse=True)
+    return sorted(files, key=age, reverse=True)
 
 
 def _epoch_of(line: str) -> float:

@@ -15,6 +15,8 @@ from torch.distributed.rendezvous import rendezvous
 from config import RuntimeConfig
 from runtime.errors import UserError
 
+MONITOR_TIMEOUT = timedelta(minutes=1)
+
 
 @dataclass(frozen=True)
 class DistributedContext:
@@ -58,7 +60,8 @@ def init_distributed(config: RuntimeConfig) -> DistributedContext:
             dist.init_process_group(
                 backend, store=store, timeout=timeout, world_size=world_size, rank=rank
             )
-            monitor = dist.new_group(timeout=timeout, backend="gloo")
+            # who asks for absent processes has waited for long already
+            monitor = dist.new_group(timeout=min(timeout, MONITOR_TIMEOUT), backend="gloo")
             control = dist.new_group(timeout=timeout, backend="gloo") if backend == "nccl" else None
             context = replace(context, monitor=monitor, control=control)
         except (ValueError, RuntimeError) as error:

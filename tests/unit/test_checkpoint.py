@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import pathlib
 import shutil
 import sys
@@ -241,8 +242,49 @@ def test_epochs_that_are_repeated_leave_the_log(tmp_path):
         folder.log({"epoch": epoch})
     with (tmp_path / "log.txt").open("a") as file:
         file.write('{"epoch": 0, "tra')
-    folder.forget_after(1)
+    folder.set_aside("", 1)
     assert (tmp_path / "log.txt").read_text() == '{"epoch": 0}\n{"epoch": 1}\n'
+    assert (tmp_path / "forgotten/log.txt").read_text() == '{"epoch": 2}\n{"epoch": 0, "tra\n'
+
+
+@pytest.mark.parametrize(
+    ("resume_from", "epoch", "left"),
+    [
+        ("", -1, []),
+        ("checkpoint-2.pth", 2, ["checkpoint-1.pth", "checkpoint-2.pth"]),
+        ("checkpoint-3-9.pth", 2, ["checkpoint-1.pth", "checkpoint-2.pth", "checkpoint-3-9.pth"]),
+        ("/elsewhere/w.pth", 1, ["checkpoint-1.pth"]),
+    ],
+)
+def test_a_run_that_goes_back_sets_aside_what_came_after(tmp_path, resume_from, epoch, left):
+    folder = RunFolder(CheckpointConfig(output_dir=str(tmp_path), save_ckpt_num=1), is_main=True)
+    for name in ("1", "2", "3-9", "4"):
+        folder.save(state(), name)
+    folder.set_aside(resume_from and str(tmp_path / resume_from), epoch)
+    assert names(tmp_path, ".pth") == left
+    assert len(names(tmp_path / "forgotten", ".pth")) == 4 - len(left)
+    folder.save_epoch(state(), epoch + 1, is_last=False)
+    assert folder.to_resume() == str(tmp_path / f"checkpoint-{epoch + 1}.pth")
+
+
+def test_with_another_batch_the_newest_file_is_not_the_one_of_most_steps(tmp_path):
+    folder = RunFolder(CheckpointConfig(output_dir=str(tmp_path)), is_main=True)
+    for step in (990, 1000, 510):
+        folder.save_step(state(), 5, step)
+        os.utime(tmp_path / f"checkpoint-5-{step}.pth", ns=(0, len(names(tmp_path))))
+    assert names(tmp_path, ".pth") == ["checkpoint-5-1000.pth", "checkpoint-5-510.pth"]
+
+
+def test_files_are_on_the_disk_before_they_get_their_name(tmp_path, monkeypatch):
+    done = []
+    replace, fsync = pathlib.Path.replace, os.fsync
+    monkeypatch.setattr(os, "fsync", lambda fd: done.append("flush") or fsync(fd))
+    monkeypatch.setattr(
+        pathlib.Path, "replace", lambda path, to: done.append(to.suffix) or replace(path, to)
+    )
+    checkpoint.save(state(), tmp_path / "checkpoint-3.pth")
+    assert done[:2] == ["flush", ".pth"]
+    assert done[-3:] == ["flush", ".sha256", "flush"]
 
 
 def test_bare_weights_and_an_average_alone(tmp_path):

@@ -90,7 +90,7 @@ def test_gradient_checkpointing_reaches_the_stages():
 
 
 @pytest.mark.parametrize(
-    "name", ["lamb", "lion", "nadamw", "muon", "adamc", "lookahead_sgd", "sgd"]
+    "name", ["lamb", "lion", "nadamw", "muon", "adamc", "lookahead_sgd", "sgd", "novograd"]
 )
 def test_other_optimizers_train_and_resume(name):
     first, second = (trainer_of(f"--opt={name}", "--opt_eps=null") for _ in range(2))
@@ -151,6 +151,33 @@ def test_a_damaged_optimizer_is_refused(entry, value):
     whole = state["optimizer"]["state"][0][entry]
     changed = value if not isinstance(value, float) else torch.full_like(whole, value)
     state["optimizer"]["state"][0][entry] = changed
+    with pytest.raises(UserError, match="file has another optimizer"):
+        trainer.load_state_dict(state, "file")
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "name"),
+    [
+        (["--opt=adamw"], ["--opt=adam"], "decoupled_weight_decay"),
+        (["--opt=sgd"], ["--opt=momentum"], "nesterov"),
+        (["--weight_decay=0"], ["--weight_decay=0.1"], "weight_decay"),
+    ],
+)
+def test_other_flags_of_the_optimizer_count(before, after, name):
+    state = stepped(*before).state_dict() | {"epoch": 0}
+    old = [group[name] for group in state["optimizer"]["param_groups"]]
+    trainer = trainer_of(*after)
+    wanted = [group[name] for group in trainer.optimizer.param_groups]
+    trainer.load_state_dict(state, "file")
+    assert [group[name] for group in trainer.optimizer.param_groups] == wanted
+    assert wanted != old
+
+
+@pytest.mark.parametrize("scale", ["x", 0.0, torch.nan])
+def test_a_damaged_loss_scale_is_refused(scale):
+    trainer = stepped("--use_amp=true", "--amp_dtype=float16")
+    state = trainer.state_dict() | {"epoch": 0}
+    state["scaler"]["scale"] = scale
     with pytest.raises(UserError, match="file has another optimizer"):
         trainer.load_state_dict(state, "file")
 
