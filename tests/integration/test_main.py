@@ -238,6 +238,24 @@ def test_nothing_is_evaluated_or_saved_where_flags_say_so(flags, tmp_path):
     assert names == {"config.yaml", "log.txt", "curves.png"}
 
 
+def test_a_checkpoint_is_written_once_a_step(flags, tmp_path, monkeypatch):
+    """Not again before each batch of the evaluation."""
+    saved = []
+    monkeypatch.setattr(checkpoint.RunFolder, "save_step", lambda *args: saved.append(args[2:]))
+    train(flags, tmp_path, "--save_ckpt_steps", "3")
+    assert saved == [(0, 3), (0, 6), (0, 9), (1, 12), (1, 15), (1, 18)]
+
+
+def test_an_error_of_this_process_is_not_one_of_another(flags, monkeypatch):
+    def fails(*_):
+        raise RuntimeError("shapes cannot be multiplied")
+
+    monkeypatch.setattr(main, "train", fails)
+    monkeypatch.setattr(main, "absent_ranks", lambda _: [1])
+    with pytest.raises(RuntimeError, match="shapes cannot"):
+        main.run(parse_args(flags))
+
+
 def test_finished_run_only_says_so(flags, tmp_path, capsys):
     train(flags, tmp_path)
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
