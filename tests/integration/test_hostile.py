@@ -105,6 +105,8 @@ JUNK = st.one_of(
     st.sampled_from([(), (1,), (3, 5), (8, 3, 4, 4)]).map(torch.ones),
     st.just(torch.full((8,), math.nan)),
     st.just(torch.ones(3, dtype=torch.int64)),
+    st.just(torch.ones(8).to_sparse()),
+    st.just(torch.ones(8, dtype=torch.complex64)),
 )
 
 
@@ -117,8 +119,11 @@ def test_contents_of_checkpoints(small, trained, tmp_path, data):
         owner = state
         for key in way:
             owner = owner[key]
-        if data.draw(st.booleans()) and isinstance(owner, dict):
+        what = data.draw(st.sampled_from(["other", "other", "lacks", "renamed"]))
+        if what == "lacks" and isinstance(owner, dict):
             del owner[last]
+        elif what == "renamed" and isinstance(owner, dict):
+            owner[data.draw(st.integers() | st.text(max_size=5))] = owner.pop(last)
         else:
             owner[last] = data.draw(JUNK)
     path = tmp_path / "strange.pth"
