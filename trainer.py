@@ -191,6 +191,8 @@ class Trainer:
             )  # fmt: skip
         for name, value in asdict(replace(progress, step=step)).items():
             setattr(self.progress, name, value)
+        if step:  # the rates of the last step, by the flags of this run
+            self.schedule.apply(self.optimizer, step - 1)
         meters = state.get("meters")
         if torch.is_tensor(meters) and meters.shape[1:] == (2, *self.meters.epoch.shape):
             self._load_meters(meters)
