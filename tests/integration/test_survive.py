@@ -144,7 +144,7 @@ def test_a_killed_rank_is_started_again(undisturbed, tmp_path):
     assert_same(folder, tmp_path)
 
 
-@pytest.mark.parametrize("asked", [8, 10])
+@pytest.mark.parametrize("asked", [8, pytest.param(10, marks=pytest.mark.slow)])
 def test_a_signal_in_an_evaluation(undisturbed, tmp_path, monkeypatch, asked):
     """Of 10 moments an epoch 6 come after steps, 2 with batches of the model, 2 of its average."""
     processes, flags, folder = undisturbed
