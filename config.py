@@ -252,7 +252,8 @@ class FaultConfig:
     """Faults"""
 
     max_bad_steps: int = 20
-    """Steps in a row without a finite gradient, each of which is skipped, that end the run."""
+    """Steps in a row without a finite gradient, each of which is skipped, that end the run, at its
+    next log line."""
     max_bad_images: int = 100
     """Images that cannot be read, each of which is replaced by another of its class to train on
     and left out to evaluate on, and listed in bad_images.txt; with more of them the run ends."""

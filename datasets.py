@@ -31,8 +31,11 @@ from transforms import eval_transform, mean_std, train_transform
 logger = logging.getLogger(__name__)
 
 FOLDERS = ("IMNET", "image_folder", "digits")
-warn_of_sample = reader_wds.log_and_continue
 TIMM_PREFIXES = ("wds", "hfds", "hfids", "tfds", "torch")
+MOST_ASPECT = 4000
+"""Longer images would take gigabytes once their short side is enlarged."""
+
+_warn_of_sample = reader_wds.log_and_continue
 
 
 @dataclass(frozen=True)
@@ -313,6 +316,8 @@ def _readable(name: str) -> Iterator[None]:
 
 def _decoded(file: Any) -> Image.Image:
     with Image.open(file) as image:
+        if max(image.size) > MOST_ASPECT * min(image.size):
+            raise ValueError(f"{image.width} x {image.height} pixels")
         if image.mode.startswith("I"):  # 16 bits, which Pillow would cut off at 255
             levels = np.asarray(image).astype(np.float32) / 257
             return Image.fromarray(levels.clip(0, 255).round().astype(np.uint8)).convert("RGB")
@@ -367,7 +372,7 @@ def note_damaged_shards(bad_images: BadImages) -> None:
     """Lists what timm's reader of WebDataset cannot read, which it leaves out with a warning."""
 
     def note(error: Exception) -> bool:
-        warn_of_sample(error)  # raises what only a wrong flag explains
+        _warn_of_sample(error)  # raises what only a wrong flag explains
         *_, name = error.args or ("",)
         is_shard = isinstance(name, str) and name.endswith(".tar")
         # images have no names there, and would count anew each epoch by their addresses

@@ -1,6 +1,7 @@
 """One epoch of training, and evaluation."""
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -194,13 +195,14 @@ def _check_bad_steps(trainer: Trainer) -> None:
         return
     named = {id(p): name for name, p in trainer.bare_model.named_parameters()}
     names = [named[id(p)] for p in trainer.bad_steps.parameters]
+    norms = [x if math.isfinite(x) else str(x) for x in trainer.bad_steps.norms.tolist()]
     raise BadRun(
         f"the gradient was not finite in {most} steps in a row, the last of them step {last}: "
         "lower --lr or clip the gradient by --clip_grad; checkpoints saved so far are intact",
         {
             "step": last,
             "learning_rate": trainer.schedule.learning_rate(last),
-            "gradient_norms": dict(zip(names, trainer.bad_steps.norms.tolist(), strict=True)),
+            "gradient_norms": dict(zip(names, norms, strict=True)),
         },
     )
 

@@ -67,6 +67,10 @@ def run(config: Config) -> None:
         else:
             train(config, model, data, context)
     except RuntimeError as error:
+        if "DataLoader worker" in str(error):
+            raise UserError(
+                f"a loader process ended, perhaps for want of memory: lower --num_workers; {error}"
+            ) from None
         is_about_others = isinstance(error, dist.DistError) or "gloo" in str(error)
         absent = ", ".join(map(str, absent_ranks(context))) if is_about_others else ""
         if not absent:

@@ -12,6 +12,7 @@ from torch import nn
 
 from config import OptimConfig, ScheduleConfig
 from runtime.errors import UserError, near_names
+from utils import is_like
 
 
 def parameter_groups(
@@ -158,11 +159,10 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -
         parameters |= zip(group["params"], own["params"], strict=True)
         group |= {"fused": own["fused"]} if "fused" in own else {}  # older runs had it not
         for name in own.keys() & group.keys() - {"params"}:
-            numbers = isinstance(own[name], int | float) and isinstance(group[name], int | float)
-            if not numbers and not isinstance(group[name], type(own[name])):
+            if not is_like(group[name], own[name]):
                 raise ValueError(f"its {name} is {group[name]!r}")
             # numbers that no flag names may be estimates of the optimizer's own
-            if name in _OF_FLAGS or isinstance(own[name], bool) or not numbers:
+            if name in _OF_FLAGS or type(own[name]) not in (int, float):
                 group[name] = own[name]
     for index, values in saved["state"].items():
         if not isinstance(values, dict):

@@ -1,6 +1,7 @@
 """What a training step works with: built from the flags, saved to and restored from checkpoints."""
 
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -54,7 +55,7 @@ class Meters:
         self.line = torch.zeros_like(self.epoch)
 
     def end_line(self) -> dict[str, float]:
-        """The means since the last line; the next line begins."""
+        """The means since the last line, NaN of bad steps alone; the next line begins."""
         means = self.means(self.line)
         self.epoch += self.line
         self.line.zero_()
@@ -67,10 +68,12 @@ class Meters:
     @staticmethod
     def means(sums: torch.Tensor) -> dict[str, float]:
         loss, correct, images, norms, steps = sums.tolist()
+        if not steps:
+            return {"loss": math.nan, "class_acc": math.nan, "grad_norm": math.nan}
         return {
-            "loss": loss / max(1, images),
-            "class_acc": 100 * correct / max(1, images),
-            "grad_norm": norms / max(1, steps),
+            "loss": loss / images,
+            "class_acc": 100 * correct / images,
+            "grad_norm": norms / steps,
         }
 
 
@@ -146,8 +149,17 @@ class Trainer:
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain values, under the names of the published checkpoints.
 
-        Every process has to call it: their meters are gathered.
+        Every process has to call it: their meters are gathered. Raises UserError where weights are
+        not finite any more, which nothing could go on from.
         """
+        weights = dict(self.bare_model.named_parameters())
+        sizes = torch.stack(torch._foreach_norm(list(weights.values()), math.inf))
+        if not sizes.isfinite().all():
+            name = next(n for n, s in zip(weights, sizes, strict=True) if not s.isfinite())
+            raise UserError(
+                f"{name} is not finite after step {self.progress.step}: see --opt_eps and --lr; "
+                "checkpoints saved before are intact"
+            )
         meters = torch.stack((self.meters.epoch, self.meters.line)).cpu()
         return {
             "model": self.bare_model.state_dict(),

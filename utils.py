@@ -76,6 +76,12 @@ def _flops_c2r(_, dim, *__, out_shape, **___) -> int:
     return _flops_r2c(out_shape, dim)
 
 
+def is_like(value: Any, example: Any) -> bool:
+    """Whether a value is of the type of another; all numbers are like each other."""
+    numbers = isinstance(value, int | float) and isinstance(example, int | float)
+    return numbers or isinstance(value, type(example))
+
+
 def versions() -> dict[str, str]:
     """Versions a result depends on."""
     return {

@@ -16,6 +16,7 @@ from models import checkpoint_filter_fn, download, download_published, fit_head
 from runtime import checkpoint
 from runtime.distributed import DistributedContext, first_on_each_machine
 from runtime.errors import UserError, near_names
+from utils import is_like
 
 logger = logging.getLogger(__name__)
 
@@ -72,9 +73,7 @@ def saved_model(source: str, flags: dict[str, Any]) -> ModelConfig:
     if not isinstance(known.get("model"), str):
         raise UserError(f"checkpoint {source} does not name its model: give --model")
     for name, value in known.items():
-        default = getattr(ModelConfig, name, {})
-        numbers = isinstance(default, int | float) and isinstance(value, int | float)
-        if not numbers and not isinstance(value, type(default)):
+        if not is_like(value, getattr(ModelConfig, name, {})):
             raise UserError(f"checkpoint {source}: its flag {name} is {value!r}")
     return ModelConfig(**known)
 

@@ -12,6 +12,7 @@
         forgotten/               what came after the checkpoint that a run went back to
         bad_images.txt           images that could not be read
         bad_step.json            where too many gradients were not finite: the last such step
+        .lock                    locked by the run that writes here
         curves.png               at the end
 
 A checkpoint holds tensors and plain values only (`torch.load(..., weights_only=True)` reads it):
@@ -23,6 +24,8 @@ file without a checksum is taken as it is.
 """
 
 import argparse
+import errno
+import fcntl
 import hashlib
 import json
 import logging
@@ -31,10 +34,13 @@ import os
 import pickle
 import re
 import shutil
+import socket
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PosixPath
-from typing import Any
+from typing import IO, Any, BinaryIO
 
 import torch
 from safetensors.torch import load_file
@@ -81,6 +87,7 @@ class RunFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             if self.saves:
+                _lock(self.path)
                 for path in self.path.glob(".*.tmp"):  # of a save that was killed
                     path.unlink()
                 config.save(self.path / "config.yaml")
@@ -105,11 +112,11 @@ class RunFolder:
         return self.config.resume
 
     def log(self, record: dict[str, Any]) -> None:
-        """Adds an epoch's record to log.txt."""
+        """Adds an epoch's record to log.txt; numbers that are none are null there."""
         if self.saves:
             try:
                 with (self.path / "log.txt").open("a") as file:
-                    file.write(json.dumps(record) + "\n")
+                    file.write(json.dumps(_without_nan(record)) + "\n")
                     file.flush()
                     os.fsync(file.fileno())
             except OSError as error:
@@ -138,9 +145,10 @@ class RunFolder:
                 if checksum_file(path).exists():
                     checksum_file(path).replace(checksum_file(aside / path.name))
             if len(kept) < len(lines):
-                with (aside / "log.txt").open("a") as file:
-                    file.writelines(f"{line}\n" for line in lines if line not in kept)
-                _write(log, "".join(f"{line}\n" for line in kept))
+                with (aside / "log.txt").open("a") as rest:
+                    rest.writelines(f"{line}\n" for line in lines if line not in kept)
+                with _in_place_of(log) as file:
+                    file.writelines(f"{line}\n".encode() for line in kept)
         except OSError as error:
             raise UserError(f"--output_dir {self.path} cannot be written: {error}") from None
 
@@ -176,38 +184,73 @@ class RunFolder:
                     _remove(path)
 
 
+def _without_nan(record: dict[str, Any]) -> dict[str, Any]:
+    """JSON has no NaN and no infinities."""
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in record.items()
+    }
+
+
+_locks: dict[Path, IO[str]] = {}
+
+
+def _lock(folder: Path) -> None:
+    """Keeps other runs out of a folder for as long as this process lives; raises UserError.
+
+    The lock is one of POSIX, which loader processes do not inherit: a killed run leaves none.
+    """
+    if folder.resolve() in _locks:
+        return
+    file = (folder / ".lock").open("a+")
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EAGAIN):
+            logger.warning("%s cannot be locked against other runs: %s", folder, error)
+            return
+        file.seek(0)
+        raise UserError(
+            f"another run writes to --output_dir {folder} ({file.read().strip()}): wait for its "
+            "end, or give another folder"
+        ) from None
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+    file.flush()
+    _locks[folder.resolve()] = file  # closing it would give it up
+
+
 def save(state: dict[str, Any], path: Path) -> None:
     """Writes a checkpoint whole or not at all; raises UserError where the folder refuses it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    checksum = checksum_file(path)
     try:
         needed, free = _size_of(state), shutil.disk_usage(path.parent).free
         if needed > free:
             raise OSError(f"it takes {needed:,} bytes, the disk has {free:,} left")
-        with temporary.open("wb") as file:
+        with _in_place_of(path) as file:
             torch.save(state, file)
             file.flush()
-            os.fsync(file.fileno())
-        # a kill in between leaves a whole file, with its own checksum or with none
-        line = f"{_sha256(temporary)}  {path.name}\n"
-        checksum.unlink(missing_ok=True)
-        temporary.replace(path)
-        _write(checksum, line)
+            line = f"{_sha256(Path(file.name))}  {path.name}\n"
+            # a kill from here on leaves a whole file, with its own checksum or with none
+            checksum_file(path).unlink(missing_ok=True)
+        with _in_place_of(checksum_file(path)) as file:
+            file.write(line.encode())
     except (OSError, RuntimeError) as error:
         raise UserError(f"checkpoint {path} could not be written: {error}") from None
+
+
+@contextmanager
+def _in_place_of(path: Path) -> Iterator[BinaryIO]:
+    """Opens a file that takes the place of `path` once it is written and on the disk."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        _flush_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def _write(path: Path, text: str) -> None:
-    """Puts a small file in the place of another, whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    _flush_folder(path.parent)
 
 
 def _flush_folder(folder: Path) -> None:

@@ -21,6 +21,7 @@ def setup_logging(context: DistributedContext) -> None:
         stream=sys.stdout,
         force=True,
     )
+    logging.raiseExceptions = False  # a closed pipe, as by `| head`, is no reason for tracebacks
     logging.getLogger("matplotlib").setLevel(logging.WARNING)
 
 

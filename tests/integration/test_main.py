@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import PosixPath
@@ -14,6 +15,7 @@ import torch
 
 import main
 from cli import parse_args
+from loaders import TrainImages
 from runtime import checkpoint
 from tests.integration.conftest import ROOT, free_port, launch
 
@@ -52,6 +54,7 @@ def test_run_leaves_the_published_files(flags, tmp_path):
     checkpoints = {name for name in files if name.endswith(".pth")}
     assert {f"{name}.sha256" for name in checkpoints} <= files
     names = {name for name in files if not name.endswith(".sha256")} - {"checkpoint-best-ema.pth"}
+    names.discard(".lock")
     assert names == {
         *("config.yaml", "log.txt", "curves.png", "events", "checkpoint-best.pth"),
         *("checkpoint-start.pth", "checkpoint-0.pth", "checkpoint-1.pth"),
@@ -235,7 +238,7 @@ def test_nothing_is_evaluated_or_saved_where_flags_say_so(flags, tmp_path):
     log = train(flags, tmp_path, "--disable_eval", "true", "--save_ckpt", "false")
     assert not any(name.startswith(("test", "max")) for name in log[-1])
     names = {path.name for path in tmp_path.iterdir()}
-    assert names == {"config.yaml", "log.txt", "curves.png"}
+    assert names == {".lock", "config.yaml", "log.txt", "curves.png"}
 
 
 def test_a_checkpoint_is_written_once_a_step(flags, tmp_path, monkeypatch):
@@ -254,6 +257,12 @@ def test_an_error_of_this_process_is_not_one_of_another(flags, monkeypatch):
     monkeypatch.setattr(main, "absent_ranks", lambda _: [1])
     with pytest.raises(RuntimeError, match="shapes cannot"):
         main.run(parse_args(flags))
+
+
+def test_a_loader_process_that_is_killed(flags, monkeypatch):
+    monkeypatch.setattr(TrainImages, "__getitem__", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    message = fail(monkeypatch, *flags, "--num_workers", "1")
+    assert message.startswith("main.py: error: a loader process ended, perhaps for want of memory")
 
 
 def test_finished_run_only_says_so(flags, tmp_path, capsys):

@@ -2,9 +2,11 @@
 
 import argparse
 import json
+import math
 import os
 import pathlib
 import shutil
+import subprocess
 import sys
 import zipfile
 from pathlib import PosixPath
@@ -17,6 +19,7 @@ from config import CheckpointConfig, Config
 from runtime import checkpoint
 from runtime.checkpoint import RunFolder
 from runtime.errors import UserError
+from runtime.logging import plot_curves
 
 
 def state(value=1.0):
@@ -24,7 +27,8 @@ def state(value=1.0):
 
 
 def names(folder, end=""):
-    return sorted(path.name for path in folder.iterdir() if path.name.endswith(end))
+    found = {path.name for path in folder.iterdir() if path.name.endswith(end)}
+    return sorted(found - {".lock"})
 
 
 def test_saved_state_is_read_back_without_pickle(tmp_path):
@@ -319,6 +323,35 @@ def test_what_a_killed_save_has_left_is_removed(tmp_path):
     (tmp_path / ".checkpoint-4.pth.77.tmp").write_bytes(b"half")
     RunFolder(CheckpointConfig(output_dir=str(tmp_path)), is_main=True).create(Config())
     assert names(tmp_path) == ["checkpoint-3.pth", "checkpoint-3.pth.sha256", "config.yaml"]
+
+
+WRITES = """
+import sys, time
+from config import CheckpointConfig, Config
+from runtime.checkpoint import RunFolder
+RunFolder(CheckpointConfig(output_dir=sys.argv[1]), is_main=True).create(Config())
+print("writes", flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_folder_that_another_run_writes_to_is_refused(tmp_path):
+    folder = RunFolder(CheckpointConfig(output_dir=str(tmp_path)), is_main=True)
+    with subprocess.Popen([sys.executable, "-c", WRITES, tmp_path], stdout=subprocess.PIPE) as run:
+        assert run.stdout.readline() == b"writes\n"
+        with pytest.raises(UserError, match=rf"another run writes .*process {run.pid} on "):
+            folder.create(Config())
+        run.kill()
+    folder.create(Config())
+    folder.create(Config())
+
+
+def test_numbers_that_are_none_leave_the_log_readable(tmp_path):
+    folder = RunFolder(CheckpointConfig(output_dir=str(tmp_path)), is_main=True)
+    folder.log({"epoch": 0, "train_loss": math.nan, "test_loss": -math.inf, "test_acc1": 1.5})
+    line = json.loads((tmp_path / "log.txt").read_text(), parse_constant=pytest.fail)
+    assert line == {"epoch": 0, "train_loss": None, "test_loss": None, "test_acc1": 1.5}
+    assert plot_curves(tmp_path).is_file()
 
 
 def test_only_the_main_process_writes(tmp_path):

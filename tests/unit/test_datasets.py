@@ -507,6 +507,14 @@ def test_an_image_of_too_many_pixels_is_unreadable(tmp_path, monkeypatch):
         load_image(str(tmp_path / "a.png"))
 
 
+def test_an_image_like_a_thread_is_unreadable(tmp_path):
+    for width, height in ((8000, 2), (2, 8001)):
+        Image.new("RGB", (width, height)).save(tmp_path / f"{width}.png")
+    assert load_image(str(tmp_path / "8000.png")).size == (8000, 2)
+    with pytest.raises(UserError, match=r"2\.png cannot be read: 2 x 8001 pixels"):
+        load_image(str(tmp_path / "2.png"))
+
+
 def test_damaged_tar(tmp_path):
     folder = image_files(tmp_path / "images")
     (folder / "dark/2.png").write_bytes(b"no image")

@@ -254,6 +254,16 @@ def test_state_that_cannot_be_resumed_is_one_line(damage):
         trainer.load_state_dict(trainer.state_dict() | damage, "file")
 
 
+def test_weights_that_are_not_finite_are_not_saved():
+    trainer = trainer_of()
+    with torch.no_grad():
+        trainer.model.stages[2][0].gamma1[3] = float("inf")
+    with pytest.raises(
+        UserError, match=r"^stages\.2\.0\.gamma1 is not finite after step 0: .*intact"
+    ):
+        trainer.state_dict()
+
+
 def test_optimizer_state_of_older_torch_is_taken():
     trainer = trainer_of()
     state = trainer.state_dict()
