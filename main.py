@@ -4,15 +4,37 @@ python main.py --config recipes/digits.yaml
 torchrun --nproc_per_node=8 main.py --model hornet_tiny_7x7 --data_path /path/to/imagenet-1k ...
 """
 
-import logging
 import sys
+from typing import NoReturn
+
+from cli import parse_args
+from config import Config
+from runtime.errors import UserError
+
+
+def read_command_line() -> Config:
+    try:
+        return parse_args()
+    except UserError as error:
+        fail(error)
+
+
+def fail(error: UserError) -> NoReturn:
+    """Ends the program with the error's text in one line."""
+    # an error in a loader process arrives with that process's traceback before it
+    message = str(error).rpartition("runtime.errors.UserError: ")[2]
+    sys.exit(f"main.py: error: {' '.join(message.split())}")
+
+
+if __name__ == "__main__":  # --help and wrong flags are answered before the imports of seconds
+    CONFIG = read_command_line()
+
+import logging
 import time
 
 import torch.distributed as dist
 from torch import nn
 
-from cli import parse_args
-from config import Config
 from datasets import Data, build_data, fetch_data, file_name, image_count
 from engine import BadRun, train_one_epoch
 from evaluation import bad_images_of, evaluate_checkpoint, evaluate_epoch
@@ -27,7 +49,6 @@ from runtime.distributed import (
     first_on_each_machine,
     init_distributed,
 )
-from runtime.errors import UserError
 from runtime.interrupts import Stopped, Watch
 from runtime.logging import plot_curves, setup_logging
 from runtime.trackers import Trackers
@@ -164,13 +185,11 @@ def train(config: Config, model: nn.Module, data: Data, context: DistributedCont
         logger.info("curves: %s", plot_curves(folder.path))
 
 
-def main() -> None:
+def main(config: Config) -> None:
     try:
-        run(parse_args())
+        run(config)
     except UserError as error:
-        # an error in a loader process arrives with that process's traceback before it
-        message = str(error).rpartition("runtime.errors.UserError: ")[2]
-        sys.exit(f"main.py: error: {' '.join(message.split())}")
+        fail(error)
     except Stopped as stopped:
         logger.info("%s", stopped)
         close_distributed()
@@ -181,4 +200,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(CONFIG)

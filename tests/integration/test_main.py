@@ -352,7 +352,7 @@ def test_local_rank_flag_is_understood(value):
 def fail(monkeypatch, *argv):
     monkeypatch.setattr(sys, "argv", ["main.py", *map(str, argv)])
     with pytest.raises(SystemExit) as caught:
-        main.main()
+        main.main(main.read_command_line())
     message = str(caught.value.code)
     assert message.startswith("main.py: error: ")
     assert "\n" not in message
@@ -425,3 +425,16 @@ def test_as_a_user_types_it(flags, tmp_path):
     done = launch("main.py", "--help")
     assert done.returncode == 0
     assert "--layer_decay" in done.stdout
+
+
+@pytest.mark.parametrize(("flag", "status"), [("--help", "0"), ("--modell", "main.py: error")])
+def test_help_and_wrong_flags_do_not_wait_for_torch(flag, status):
+    code = (
+        "import runpy, sys\nsys.argv = ['main.py', sys.argv[1]]\n"
+        "try: runpy.run_path('main.py', run_name='__main__')\n"
+        "except SystemExit as ended: print('ended', ended.code, 'torch' in sys.modules)"
+    )
+    done = launch("-c", code, flag)
+    last = done.stdout.splitlines()[-1]
+    assert last.startswith(f"ended {status}")
+    assert last.endswith(" False")
