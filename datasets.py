@@ -5,6 +5,7 @@ import logging
 import os
 import re
 import shutil
+import stat
 import sys
 import tarfile
 import tempfile
@@ -236,7 +237,7 @@ def _from_timm(config: DataConfig, part: str, transform: Any) -> Dataset:
     root = config.data_path if config.has_path else None
     try:
         if prefix == "tar":
-            return TarImages("", _tar_reader(Path(config.data_path), part), transform=transform)
+            return ReaderImages("", _tar_reader(Path(config.data_path), part), transform=transform)
         if prefix in ("hfds", "hfids"):
             _import_hugging_face_datasets()
         dataset = create_dataset(
@@ -254,7 +255,11 @@ def _from_timm(config: DataConfig, part: str, transform: Any) -> Dataset:
         if prefix == "wds":
             reason += f"; shards are named as in --{part}_split '{part}-{{000..099}}.tar|50000'"
         raise UserError(f"--data_set {config.data_set}, split {split}: {reason}") from None
+    if isinstance(dataset, ImageDataset):  # which shows the next image instead of a damaged one
+        return ReaderImages("", dataset.reader, transform=transform)
     dataset.transform = transform
+    if isinstance(dataset, ImageFolder):
+        dataset.loader = load_image
     if isinstance(dataset, IterableImageDataset):
         dataset.target_transform = _KnownLabel(len(_class_names(dataset, config)))
     return dataset
@@ -301,6 +306,8 @@ def load_image(path: str) -> Image.Image:
     """An image file in RGB, of an animation the first frame; raises UserError for one that cannot
     be decoded."""
     with _readable(path):
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise ValueError("no regular file")  # to open a pipe would wait for ever
         return _decoded(path)
 
 
@@ -324,8 +331,8 @@ def _decoded(file: Any) -> Image.Image:
         return image.convert("RGB")
 
 
-class TarImages(ImageDataset):
-    """Images inside tar files; raises UserError for one that cannot be read."""
+class ReaderImages(ImageDataset):
+    """Images of one of timm's readers; raises UserError for one that cannot be read."""
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
         with _readable(self.filename(index)):
@@ -352,7 +359,7 @@ class BadImages:
             if self.path.exists():
                 text = self.path.read_text(errors="surrogateescape")  # any name of a file
             known = text.splitlines()
-            if not any(line.startswith(f"{name}\t") for line in known):
+            if name not in {line.split("\t")[0] for line in known}:
                 known.append(f"{name}\t{' '.join(reason.split())}")
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 # a short line is written whole
@@ -360,11 +367,12 @@ class BadImages:
                     file.write(known[-1] + "\n")
         except OSError as error:
             raise UserError(f"{self.path} cannot be written: {error}") from None
-        if len(known) > self.most:
-            names = ", ".join(line.split("\t")[0] for line in known[-3:])
+        # several processes may have noted the same image
+        names = list(dict.fromkeys(line.split("\t")[0] for line in known))
+        if len(names) > self.most:
             raise UserError(
-                f"{len(known)} images cannot be read, more than --max_bad_images {self.most}: "
-                f"{names}, and all others in {self.path}"
+                f"{len(names)} images cannot be read, more than --max_bad_images {self.most}: "
+                f"{', '.join(names[-3:])}, and all others in {self.path}"
             )
 
 
@@ -388,9 +396,9 @@ def labels_of(dataset: Dataset) -> list[int] | None:
     if isinstance(dataset, Subset):
         labels = labels_of(dataset.dataset)
         return labels and [labels[index] for index in dataset.indices]
-    if isinstance(dataset, TarImages):
-        return [int(label) for label in dataset.reader.targets]
-    return getattr(dataset, "targets", None)
+    source = dataset.reader if isinstance(dataset, ReaderImages) else dataset
+    labels = getattr(source, "targets", None)
+    return None if labels is None else [int(label) for label in labels]
 
 
 def transform_of(dataset: Dataset) -> Any:

@@ -46,9 +46,10 @@ def train_one_epoch(
     trainer.model.train()
     speed = Throughput()
     iterator = iter(batches)
-    first = -(-progress.position // trainer.total_batch)
     with logging_redirect_tqdm():
-        for index in _bar(range(first, steps), f"epoch {progress.epoch + 1}", trainer.context):
+        for index in _bar(
+            range(trainer.steps_of_epoch, steps), f"epoch {progress.epoch + 1}", trainer.context
+        ):
             trainer.schedule.apply(trainer.optimizer, progress.step)
             train_step(trainer, iterator, speed)
             progress.step += 1

@@ -2,7 +2,6 @@
 
 import csv
 import logging
-import sys
 import tempfile
 from collections.abc import Callable, Iterable
 from functools import cache
@@ -18,7 +17,7 @@ from engine import evaluate
 from loaders import UNREADABLE, eval_loader
 from models import checkpoint_filter_fn
 from runtime import checkpoint
-from runtime.distributed import DistributedContext
+from runtime.distributed import DistributedContext, broadcast_buffers
 from runtime.errors import UserError
 from trainer import Trainer, amp_dtype
 from weights import check_head, local_file
@@ -41,12 +40,16 @@ def evaluate_epoch(
         evaluated.append(("test EMA", "_ema", "max_ema_accuracy", "best-ema", ema))
     record: dict[str, float] = {}
     improved = []
-    for title, suffix, best, checkpoint_name, model in evaluated:
+    for title, suffix, _, _, model in evaluated:
+        broadcast_buffers(model, trainer.context)
         metrics = _evaluate(config, title, model, data, trainer.context, before_batch=before_batch)
         record |= {f"test_{name}{suffix}": value for name, value in metrics.items()}
+    # after all of them, since a run that is stopped in between evaluates anew
+    for _, suffix, best, checkpoint_name, _ in evaluated:
+        accuracy = record[f"test_acc1{suffix}"]
         # of equals the last: on few images accuracies repeat while the loss still falls
-        if metrics["acc1"] >= getattr(trainer.progress, best):
-            setattr(trainer.progress, best, metrics["acc1"])
+        if accuracy >= getattr(trainer.progress, best):
+            setattr(trainer.progress, best, accuracy)
             improved.append(checkpoint_name)
         record[best] = getattr(trainer.progress, best)
     return record, improved
@@ -91,7 +94,7 @@ def _evaluate(
     shared = _shares(config, data)
     bad_images = bad_images_of(config)
     loader = eval_loader(data.val, config.data, context, bad_images, shared)
-    common = _common_batches(loader, data.val, context)
+    common = _common_batches(loader, data.val, context.world_size if shared else 1)
 
     def ask(index: int) -> None:
         if index < common:
@@ -109,12 +112,12 @@ def _evaluate(
     return metrics
 
 
-def _common_batches(loader: DataLoader, dataset: Dataset, context: DistributedContext) -> int:
-    """The number of batches that every process has, whose shares differ by up to one."""
+def _common_batches(loader: DataLoader, dataset: Dataset, shares: int) -> int:
+    """The number of batches that every process has for certain; its share may have one more."""
     if isinstance(dataset, IterableDataset):
-        return sys.maxsize
+        return 0  # where shards are damaged, each process may find another number
     batches = -(-image_count(dataset) // loader.batch_size)  # type: ignore[operator]
-    return batches // context.world_size
+    return batches // shares
 
 
 def bad_images_of(config: Config) -> BadImages:

@@ -25,7 +25,8 @@ from datasets import (
 )
 from runtime.distributed import DistributedContext, shard
 from runtime.errors import UserError
-from utils import seed_everything, stream_seed
+from runtime.interrupts import SIGNALS
+from utils import seed_host, stream_seed
 
 UNREADABLE = -1
 
@@ -67,7 +68,7 @@ class TrainImages(Dataset):
         self.epoch = 0
 
     def __getitem__(self, index: int) -> Any:
-        seed_everything(stream_seed("image", self.seed, self.epoch, index))
+        seed_host(stream_seed("image", self.seed, self.epoch, index))
         try:
             return self.dataset[index]
         except UserError as error:
@@ -170,11 +171,12 @@ def images_of_step(
 
 def _ignore_signals(_: int) -> None:
     """A worker goes on where its whole group is told to stop: the last step wants its batch."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 
 def _end_workers() -> None:
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would raise for each of them
     for process in multiprocessing.active_children():
         if process.daemon:
             process.kill()

@@ -107,6 +107,7 @@ def train(config: Config, model: nn.Module, data: Data, context: DistributedCont
     assert data.train is not None
     num_classes = len(data.classes)
     folder = checkpoint.RunFolder(config.checkpoint, context.is_main)
+    folder.claim()
     resume_from = broadcast(folder.to_resume() if context.is_main else "", context)
     if config.finetune.finetune and not resume_from:
         load_start_weights(model, config.finetune, data.classes, context)
@@ -119,6 +120,7 @@ def train(config: Config, model: nn.Module, data: Data, context: DistributedCont
         trainer.load_state_dict(state, resume_from)
         logger.info("resumed %s at epoch %d, after %d of its images", resume_from,
                     trainer.progress.epoch + 1, trainer.progress.position)  # fmt: skip
+        del state
     if trainer.progress.epoch + 1 >= config.schedule.epochs:
         logger.info("nothing to train: epoch %d of --epochs %d is done",
                     trainer.progress.epoch, config.schedule.epochs)  # fmt: skip
@@ -126,7 +128,7 @@ def train(config: Config, model: nn.Module, data: Data, context: DistributedCont
     facts = size_facts(config.model, num_classes)
     logger.info("%s: %s", config.model.model, facts)
     extras = {"args": config.flat(), "classes": data.classes}
-    folder.create(config)
+    folder.begin(config)
     folder.set_aside(resume_from, trainer.progress.epoch)
     if trainer.progress.step == 0:
         folder.save(trainer.state_dict() | extras, "start")

@@ -61,7 +61,7 @@ class SlurmConfig:
     """CPUs of each process."""
     signal_delay_s: int = 120
     """Seconds before the time limit at which the job is told to save and to be requeued."""
-    sbatch: dict[str, str] = field(default_factory=dict)
+    sbatch: dict[str, Any] = field(default_factory=dict)
     """Other options of sbatch: '{"reservation": "night", "exclude": "node7"}'."""
     dry_run: bool = False
     """Print the script for sbatch (with --cluster local: the parameters) instead of submitting."""
@@ -126,7 +126,7 @@ def build_executor(slurm: SlurmConfig, folder: Path) -> SlurmScript | submitit.L
         return local
     memory = 40 * processes if slurm.mem_gb is None else slurm.mem_gb
     # submitit leaves out what is None
-    executor = SlurmScript(folder, max_num_timeout=30)
+    executor = SlurmScript(folder, max_num_timeout=10**6)  # as often as the training takes
     executor.update_parameters(
         job_name=slurm.job_name,
         partition=slurm.partition or None,

@@ -3,7 +3,7 @@
 import logging
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +140,12 @@ class Trainer:
         wrapped = isinstance(self.model, DistributedDataParallel)
         return self.model.module if wrapped else self.model  # type: ignore[return-value]
 
+    @property
+    def steps_of_epoch(self) -> int:
+        """Steps of the next epoch that its used images stand for, with the total batch as it is."""
+        taken = -(-self.progress.position // self.total_batch)
+        return min(self.schedule.steps_per_epoch, taken)
+
     def end_epoch(self) -> None:
         """The next epoch begins."""
         self.progress.epoch += 1
@@ -194,15 +200,15 @@ class Trainer:
                 "--layer_decay of its run, or start anew in another --output_dir"
             ) from None
         # the schedules follow the epochs, whatever the total batch of the run so far was
-        step = (progress.epoch + 1) * self.schedule.steps_per_epoch
-        step += -(-progress.position // self.total_batch)
-        if step != progress.step and "step" in state:
-            logger.warning(
-                "%s was trained with another total batch: the schedules go on at step %d, not %d",
-                path, step, progress.step,
-            )  # fmt: skip
-        for name, value in asdict(replace(progress, step=step)).items():
+        for name, value in asdict(progress).items():
             setattr(self.progress, name, value)
+        step = (progress.epoch + 1) * self.schedule.steps_per_epoch + self.steps_of_epoch
+        if step != progress.step and "step" in state:
+            logger.info(
+                "%s had other steps an epoch (total batch, images): the schedules go on at step %d,"
+                " not %d", path, step, progress.step,
+            )  # fmt: skip
+        self.progress.step = step
         if step:  # the rates of the last step, by the flags of this run
             self.schedule.apply(self.optimizer, step - 1)
         meters = state.get("meters")

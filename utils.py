@@ -15,9 +15,15 @@ from torch.utils.flop_counter import FlopCounterMode
 
 def seed_everything(seed: int) -> None:
     """Seeds Python, NumPy and torch on every device."""
+    seed_host(seed)
+    torch.manual_seed(seed)
+
+
+def seed_host(seed: int) -> None:
+    """Seeds what draws on the CPU, in a tenth of the time; enough for loading an image."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
+    torch.default_generator.manual_seed(seed)
 
 
 def stream_seed(kind: str, *numbers: int) -> int:

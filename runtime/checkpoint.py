@@ -9,7 +9,7 @@
         checkpoint-best.pth      best accuracy of the model
         checkpoint-best-ema.pth  best accuracy of its moving average
         *.pth.sha256             the checksum of each, as `sha256sum --check` reads it
-        forgotten/               what came after the checkpoint that a run went back to
+        forgotten/1, 2, ...      what came after the checkpoint that a run went back to
         bad_images.txt           images that could not be read
         bad_step.json            where too many gradients were not finite: the last such step
         .lock                    locked by the run that writes here
@@ -35,6 +35,7 @@ import pickle
 import re
 import shutil
 import socket
+import warnings
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -80,14 +81,24 @@ class RunFolder:
     def saves(self) -> bool:
         return self.is_main and bool(self.config.output_dir)
 
-    def create(self, config: Config) -> None:
-        """Makes the folder, or clears it; on every process, so that all of them see an error."""
+    def claim(self) -> None:
+        """Makes the folder, and keeps other runs out of it; before anything in it is read.
+
+        On every process, so that all of them see an error.
+        """
         if not self.config.output_dir:
             return
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             if self.saves:
                 _lock(self.path)
+        except OSError as error:
+            raise UserError(f"--output_dir {self.path} cannot be written: {error}") from None
+
+    def begin(self, config: Config) -> None:
+        """Notes the flags, and removes what a killed save has left."""
+        try:
+            if self.saves:
                 for path in self.path.glob(".*.tmp"):  # of a save that was killed
                     path.unlink()
                 config.save(self.path / "config.yaml")
@@ -125,7 +136,8 @@ class RunFolder:
     def set_aside(self, resume_from: str, epoch: int) -> None:
         """Moves what comes after the start of this run to forgotten/: it goes another way now.
 
-        That is checkpoints newer than `resume_from`, and the records of log.txt beyond `epoch`.
+        That is checkpoints newer than `resume_from`, the best ones of epochs beyond `epoch`, and
+        the records of log.txt beyond it.
         """
         if not self.saves:
             return
@@ -134,19 +146,24 @@ class RunFolder:
             if path.resolve() == Path(resume_from).resolve() or _place(path) <= (epoch + 1, 0):
                 break
             newer.append(path)
-        log, aside = self.path / "log.txt", self.path / "forgotten"
+        if newer:
+            best = self.path.glob("checkpoint-best*.pth")
+            newer += [path for path in best if _saved_epoch(path) > epoch]
+        log, number = self.path / "log.txt", 1
+        while (aside := self.path / "forgotten" / str(number)).exists():
+            number += 1
         try:
             lines = log.read_text(errors="replace").splitlines() if log.exists() else []
             kept = [line for line in lines if _epoch_of(line) <= epoch]
             if newer or len(kept) < len(lines):
-                aside.mkdir(exist_ok=True)
+                aside.mkdir(parents=True)
             for path in newer:
                 path.replace(aside / path.name)
                 if checksum_file(path).exists():
                     checksum_file(path).replace(checksum_file(aside / path.name))
             if len(kept) < len(lines):
-                with (aside / "log.txt").open("a") as rest:
-                    rest.writelines(f"{line}\n" for line in lines if line not in kept)
+                rest = "".join(f"{line}\n" for line in lines if line not in kept)
+                (aside / "log.txt").write_text(rest)
                 with _in_place_of(log) as file:
                     file.writelines(f"{line}\n".encode() for line in kept)
         except OSError as error:
@@ -166,7 +183,7 @@ class RunFolder:
     def save_step(self, state: dict[str, Any], epoch: int, step: int) -> None:
         """Saves inside an epoch, and keeps the newest two such files."""
         self.save(state, f"{epoch}-{step}")
-        if self.saves:
+        if self.saves and self.config.save_ckpt:
             for path in _inside_epochs(self.path)[:-2]:
                 _remove(path)
 
@@ -178,7 +195,7 @@ class RunFolder:
         """Saves where save_ckpt_freq says so, and after the last epoch; removes old ones."""
         if (epoch + 1) % self.config.save_ckpt_freq == 0 or is_last:
             self.save(state, str(epoch))
-            if self.saves:
+            if self.saves and self.config.save_ckpt:
                 remove_old(self.path, self.config.save_ckpt_num)
                 for path in _inside_epochs(self.path):
                     _remove(path)
@@ -374,7 +391,8 @@ def read(path: str | Path, model: torch.nn.Module | None = None) -> dict[str, An
     except OSError as error:
         raise UserError(f"checkpoint {path} cannot be read: {error}") from None
     try:
-        with torch.serialization.safe_globals(RELEASED_FLAGS):
+        with torch.serialization.safe_globals(RELEASED_FLAGS), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a refused pickle is told of below
             if path.suffix == ".safetensors":
                 state = load_file(path)
             else:
@@ -533,6 +551,14 @@ def resumable(folder: Path) -> list[Path]:
 
     files = [path for path in folder.glob("checkpoint-*.pth") if _place(path)[0] >= 0]
     return sorted(files, key=age, reverse=True)
+
+
+def _saved_epoch(path: Path) -> float:
+    """The epoch that a checkpoint holds; infinity for one that cannot be read."""
+    try:
+        return float(read(path)["epoch"])
+    except (UserError, KeyError, TypeError, ValueError):
+        return float("inf")
 
 
 def _epoch_of(line: str) -> float:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import nn
 from torch.distributed.rendezvous import rendezvous
 
 from config import RuntimeConfig
@@ -168,6 +169,13 @@ def all_reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
     if dist.is_initialized():
         dist.all_reduce(tensor)
     return tensor
+
+
+def broadcast_buffers(model: nn.Module, context: DistributedContext) -> None:
+    """Gives all processes the buffers of the main one: the statistics of batch norms differ."""
+    for buffer in model.buffers() if dist.is_initialized() else ():
+        group = context.control if buffer.device.type == "cpu" else None
+        dist.broadcast(buffer, src=0, group=group)
 
 
 def broadcast(value: str, context: DistributedContext) -> str:

@@ -1,5 +1,6 @@
 """Signals that ask a run to stop, and the moments at which it saves."""
 
+import multiprocessing
 import os
 import signal
 import threading
@@ -67,6 +68,8 @@ class Watch:
         now, number = time.monotonic(), signal.Signals(number)
         # launchers pass on what a terminal has sent to everyone already
         if number in self.noted and now - self.noted[number] >= 1:
+            for child in multiprocessing.active_children():
+                child.kill()  # loader processes ignore signals, and one may wait for a file
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
         self.noted.setdefault(number, now)

@@ -179,6 +179,7 @@ def test_hugging_face(network, digits, tmp_path):
     images = tmp_path / "images"
     for ours, theirs in (("train", "train"), ("val", "validation")):
         shutil.copytree(digits / ours, images / theirs)
+        (images / theirs / "3/broken.png").write_bytes(b"no image")
     out = tmp_path / "run"
     done = launch(
         *("main.py", *network, "--data_set", f"hfds/{images}", "--output_dir", out),
@@ -188,6 +189,7 @@ def test_hugging_face(network, digits, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert "test on 33 images" in done.stdout
+    assert (out / "bad_images.txt").read_text().count("broken.png") == 2
     # resumed, and with the names of the classes
     done = launch(
         *("main.py", *network, "--data_set", "image_folder", "--data_path", digits),

@@ -248,7 +248,7 @@ def test_epochs_that_are_repeated_leave_the_log(tmp_path):
         file.write('{"epoch": 0, "tra')
     folder.set_aside("", 1)
     assert (tmp_path / "log.txt").read_text() == '{"epoch": 0}\n{"epoch": 1}\n'
-    assert (tmp_path / "forgotten/log.txt").read_text() == '{"epoch": 2}\n{"epoch": 0, "tra\n'
+    assert (tmp_path / "forgotten/1/log.txt").read_text() == '{"epoch": 2}\n{"epoch": 0, "tra\n'
 
 
 @pytest.mark.parametrize(
@@ -266,9 +266,35 @@ def test_a_run_that_goes_back_sets_aside_what_came_after(tmp_path, resume_from, 
         folder.save(state(), name)
     folder.set_aside(resume_from and str(tmp_path / resume_from), epoch)
     assert names(tmp_path, ".pth") == left
-    assert len(names(tmp_path / "forgotten", ".pth")) == 4 - len(left)
+    assert len(names(tmp_path / "forgotten/1", ".pth")) == 4 - len(left)
     folder.save_epoch(state(), epoch + 1, is_last=False)
     assert folder.to_resume() == str(tmp_path / f"checkpoint-{epoch + 1}.pth")
+
+
+def test_best_checkpoints_of_the_way_that_is_left_are_set_aside_each_time(tmp_path):
+    folder = RunFolder(CheckpointConfig(output_dir=str(tmp_path)), is_main=True)
+    for occasion in ("1", "2"):
+        for epoch in (1, 2, 3):
+            folder.save(state() | {"epoch": epoch}, str(epoch))
+        folder.save(state() | {"epoch": 1}, "best")
+        folder.save(state() | {"epoch": 3}, "best-ema")
+        folder.set_aside(str(tmp_path / "checkpoint-1.pth"), 1)
+        assert names(tmp_path, ".pth") == ["checkpoint-1.pth", "checkpoint-best.pth"]
+        aside = tmp_path / "forgotten" / occasion
+        left = ["checkpoint-2.pth", "checkpoint-3.pth", "checkpoint-best-ema.pth"]
+        assert names(aside, ".pth") == left
+        assert not any(checkpoint.damage_of(aside / name) for name in left)
+
+
+def test_a_run_that_saves_nothing_removes_nothing(tmp_path):
+    for name in ("1", "2-5", "2-7", "2-9"):
+        checkpoint.save(state(), tmp_path / f"checkpoint-{name}.pth")
+    before = names(tmp_path)
+    config = CheckpointConfig(output_dir=str(tmp_path), save_ckpt=False, save_ckpt_num=1)
+    folder = RunFolder(config, is_main=True)
+    folder.save_step(state(), 2, 11)
+    folder.save_epoch(state(), 2, is_last=True)
+    assert names(tmp_path) == before
 
 
 def test_with_another_batch_the_newest_file_is_not_the_one_of_most_steps(tmp_path):
@@ -321,15 +347,15 @@ def test_classes_without_names_need_the_same_count():
 def test_what_a_killed_save_has_left_is_removed(tmp_path):
     checkpoint.save(state(), tmp_path / "checkpoint-3.pth")
     (tmp_path / ".checkpoint-4.pth.77.tmp").write_bytes(b"half")
-    RunFolder(CheckpointConfig(output_dir=str(tmp_path)), is_main=True).create(Config())
+    RunFolder(CheckpointConfig(output_dir=str(tmp_path)), is_main=True).begin(Config())
     assert names(tmp_path) == ["checkpoint-3.pth", "checkpoint-3.pth.sha256", "config.yaml"]
 
 
 WRITES = """
 import sys, time
-from config import CheckpointConfig, Config
+from config import CheckpointConfig
 from runtime.checkpoint import RunFolder
-RunFolder(CheckpointConfig(output_dir=sys.argv[1]), is_main=True).create(Config())
+RunFolder(CheckpointConfig(output_dir=sys.argv[1]), is_main=True).claim()
 print("writes", flush=True)
 time.sleep(60)
 """
@@ -340,10 +366,10 @@ def test_a_folder_that_another_run_writes_to_is_refused(tmp_path):
     with subprocess.Popen([sys.executable, "-c", WRITES, tmp_path], stdout=subprocess.PIPE) as run:
         assert run.stdout.readline() == b"writes\n"
         with pytest.raises(UserError, match=rf"another run writes .*process {run.pid} on "):
-            folder.create(Config())
+            folder.claim()
         run.kill()
-    folder.create(Config())
-    folder.create(Config())
+    folder.claim()
+    folder.claim()
 
 
 def test_numbers_that_are_none_leave_the_log_readable(tmp_path):
@@ -357,7 +383,8 @@ def test_numbers_that_are_none_leave_the_log_readable(tmp_path):
 def test_only_the_main_process_writes(tmp_path):
     config = CheckpointConfig(output_dir=str(tmp_path / "run"))
     folder = RunFolder(config, is_main=False)
-    folder.create(Config())
+    folder.claim()
+    folder.begin(Config())
     folder.log({"epoch": 0})
     folder.save(state(), "best")
     folder.save_epoch(state(), 0, is_last=True)
@@ -378,4 +405,4 @@ def test_unwritable_output_dir_is_one_line(tmp_path):
     (tmp_path / "file").touch()
     folder = RunFolder(CheckpointConfig(output_dir=str(tmp_path / "file" / "run")), is_main=True)
     with pytest.raises(UserError, match="--output_dir"):
-        folder.create(Config())
+        folder.claim()

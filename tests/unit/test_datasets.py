@@ -1,5 +1,6 @@
 """Folders, transforms, shards and loaders."""
 
+import os
 import random
 import tarfile
 from dataclasses import replace
@@ -513,6 +514,29 @@ def test_an_image_like_a_thread_is_unreadable(tmp_path):
     assert load_image(str(tmp_path / "8000.png")).size == (8000, 2)
     with pytest.raises(UserError, match=r"2\.png cannot be read: 2 x 8001 pixels"):
         load_image(str(tmp_path / "2.png"))
+
+
+def test_a_pipe_is_no_image(tmp_path):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    with pytest.raises(UserError, match=r"pipe\.jpg cannot be read: no regular file"):
+        load_image(str(tmp_path / "pipe.jpg"))
+
+
+def test_an_image_that_several_processes_have_noted_counts_once(tmp_path):
+    path = tmp_path / "bad.txt"
+    path.write_text("a\tx\na\tx\nb\tx\n")
+    BadImages(path, 3).add("c", "x")
+    with pytest.raises(UserError, match="4 images cannot be read, more than .* 3: b, c, d, and"):
+        BadImages(path, 3).add("d", "x")
+
+
+def test_an_unreadable_image_of_a_torch_folder(tmp_path):
+    folder = image_files(tmp_path)
+    (folder / "dark/2.png").write_bytes(b"no image")
+    config = DataConfig(data_set="torch/image_folder", data_path=str(folder))
+    dataset = build_data(config, AugmentConfig(), 32, with_val=False).train
+    with pytest.raises(UserError, match=r"dark/2\.png cannot be read"):
+        [dataset[index] for index in range(len(dataset))]
 
 
 def test_damaged_tar(tmp_path):

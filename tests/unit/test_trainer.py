@@ -199,12 +199,21 @@ def test_resume_with_another_total_batch_keeps_the_schedule_in_epochs(caplog):
     first = trainer_of("--epochs=4")
     first.progress.epoch, first.progress.step = 1, 16
     second = trainer_of("--epochs=4", "--update_freq=4")
-    with caplog.at_level(logging.WARNING):
+    with caplog.at_level(logging.INFO):
         second.load_state_dict(first.state_dict(), "file")
     assert second.progress.step == 2 * 2
-    assert "another total batch" in caplog.text
+    assert "had other steps an epoch" in caplog.text
     rates = [t.schedule.learning_rate(t.progress.step) for t in (first, second)]
     assert rates[0] == pytest.approx(rates[1])
+
+
+def test_the_end_of_an_epoch_is_its_end_with_another_batch_too():
+    first = trainer_of("--batch_size=10", images=100)
+    first.progress.epoch, first.progress.step, first.progress.position = 1, 30, 100
+    second = trainer_of("--batch_size=12", images=100)
+    second.load_state_dict(first.state_dict(), "file")
+    assert second.progress.step == 3 * 8  # 8 batches of 12 images an epoch
+    assert second.steps_of_epoch == 8
 
 
 def test_rates_follow_the_total_batch_on_request():

@@ -1,0 +1,68 @@
+"""What several processes have to agree on."""
+
+import json
+
+import pytest
+import torch
+import torch.distributed as dist
+
+import main
+from cli import parse_args
+from config import RuntimeConfig
+from engine import train_step
+from runtime.distributed import all_gather, init_distributed
+from runtime.logging import Throughput
+from tests.integration.conftest import ROOT, launch
+from trainer import build_model, build_trainer
+
+TWO = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+SMALL = [
+    *("--model", "hornet_atto_7x7", "--input_size", "32", "--batch_size", "4"),
+    *("--model_kwargs", '{"base_dim": 16, "depths": [1, 1, 1, 1]}'),
+    *("--mixup", "0", "--cutmix", "0", "--epochs", "2", "--warmup_epochs", "0"),
+]
+
+
+def train_with_one_bad_batch(opt):
+    """In each of two processes; only the images of the second one are no numbers, once."""
+    torch.set_num_threads(1)
+    context = init_distributed(RuntimeConfig(device="cpu"))
+    config = parse_args([*SMALL, "--opt", opt])
+    torch.manual_seed(0)
+    trainer = build_trainer(config, build_model(config.model, 3), 32, 3, context)
+    weights = torch.nn.utils.parameters_to_vector(trainer.bare_model.parameters())
+    for step, is_bad in enumerate((False, True, False)):
+        images = torch.randn(4, 3, 32, 32)
+        if is_bad and context.rank == 1:
+            images[0] = float("nan")
+        trainer.schedule.apply(trainer.optimizer, step)
+        train_step(trainer, iter([(images, torch.tensor([0, 1, 2, 0]))]), Throughput())
+        before = weights
+        weights = torch.nn.utils.parameters_to_vector(trainer.bare_model.parameters()).detach()
+        assert torch.equal(weights, before) == is_bad
+        everywhere = all_gather(weights, context)
+        assert torch.equal(everywhere[0], everywhere[1])
+        assert trainer.bad_steps.counts[2] == (step >= 1)
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("opt", ["adamw", pytest.param("sgd", marks=pytest.mark.slow)])
+def test_a_gradient_that_is_not_finite_in_one_process_counts_in_all(opt, tmp_path):
+    script = f"from {__name__} import train_with_one_bad_batch as run; run({opt!r})"
+    (tmp_path / "worker.py").write_text(script)
+    done = launch(*TWO, tmp_path / "worker.py", PYTHONPATH=str(ROOT))
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.mark.slow
+def test_statistics_of_batch_norms_are_those_that_are_saved(flags, tmp_path, capsys):
+    flags = [*flags, "--model", "resnet10t", "--model_kwargs", "{}", "--epochs", "1"]
+    average = ["--model_ema", "true", "--model_ema_decay", "0.9", "--model_ema_eval", "true"]
+    done = launch(*TWO, "main.py", *flags, *average, "--output_dir", tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    record = json.loads((tmp_path / "log.txt").read_text())
+    saved = ["--eval", "true", "--resume", str(tmp_path / "checkpoint-0.pth")]
+    main.run(parse_args([*flags, "--model_ema_eval", "true", *saved]))
+    printed = capsys.readouterr().out
+    assert f"loss {record['test_loss']:.4f}" in printed
+    assert f"loss {record['test_loss_ema']:.4f}" in printed
