@@ -86,7 +86,8 @@ def run(config: Config) -> None:
         if only_eval:
             evaluate_checkpoint(config, model, data, context)
         else:
-            train(config, model, data, context)
+            with checkpoint.RunFolder(config.checkpoint, context.is_main).claimed():
+                train(config, model, data, context)
     except RuntimeError as error:
         if "DataLoader worker" in str(error):
             raise UserError(
@@ -107,7 +108,6 @@ def train(config: Config, model: nn.Module, data: Data, context: DistributedCont
     assert data.train is not None
     num_classes = len(data.classes)
     folder = checkpoint.RunFolder(config.checkpoint, context.is_main)
-    folder.claim()
     resume_from = broadcast(folder.to_resume() if context.is_main else "", context)
     if config.finetune.finetune and not resume_from:
         load_start_weights(model, config.finetune, data.classes, context)

@@ -38,7 +38,7 @@ import socket
 import warnings
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PosixPath
 from typing import IO, Any, BinaryIO
@@ -81,19 +81,21 @@ class RunFolder:
     def saves(self) -> bool:
         return self.is_main and bool(self.config.output_dir)
 
-    def claim(self) -> None:
-        """Makes the folder, and keeps other runs out of it; before anything in it is read.
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Makes the folder, and keeps other runs out of it in the body, which may read from it.
 
         On every process, so that all of them see an error.
         """
-        if not self.config.output_dir:
-            return
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            if self.saves:
-                _lock(self.path)
-        except OSError as error:
-            raise UserError(f"--output_dir {self.path} cannot be written: {error}") from None
+        with ExitStack() as stack:
+            try:
+                if self.config.output_dir:
+                    self.path.mkdir(parents=True, exist_ok=True)
+                if self.saves:
+                    _lock(stack.enter_context((self.path / ".lock").open("a+")))
+            except OSError as error:
+                raise UserError(f"--output_dir {self.path} cannot be written: {error}") from None
+            yield
 
     def begin(self, config: Config) -> None:
         """Notes the flags, and removes what a killed save has left."""
@@ -209,32 +211,25 @@ def _without_nan(record: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-_locks: dict[Path, IO[str]] = {}
-
-
-def _lock(folder: Path) -> None:
-    """Keeps other runs out of a folder for as long as this process lives; raises UserError.
+def _lock(file: IO[str]) -> None:
+    """Locks a file until it is closed; raises UserError where another process has it.
 
     The lock is one of POSIX, which loader processes do not inherit: a killed run leaves none.
     """
-    if folder.resolve() in _locks:
-        return
-    file = (folder / ".lock").open("a+")
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno not in (errno.EACCES, errno.EAGAIN):
-            logger.warning("%s cannot be locked against other runs: %s", folder, error)
+            logger.warning("%s cannot be locked against other runs: %s", file.name, error)
             return
         file.seek(0)
         raise UserError(
-            f"another run writes to --output_dir {folder} ({file.read().strip()}): wait for its "
-            "end, or give another folder"
+            f"another run writes to --output_dir {Path(file.name).parent} ({file.read().strip()}): "
+            "wait for its end, or give another folder"
         ) from None
     file.truncate(0)
     file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
     file.flush()
-    _locks[folder.resolve()] = file  # closing it would give it up
 
 
 def save(state: dict[str, Any], path: Path) -> None:

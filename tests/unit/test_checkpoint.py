@@ -355,9 +355,9 @@ WRITES = """
 import sys, time
 from config import CheckpointConfig
 from runtime.checkpoint import RunFolder
-RunFolder(CheckpointConfig(output_dir=sys.argv[1]), is_main=True).claim()
-print("writes", flush=True)
-time.sleep(60)
+with RunFolder(CheckpointConfig(output_dir=sys.argv[1]), is_main=True).claimed():
+    print("writes", flush=True)
+    time.sleep(60)
 """
 
 
@@ -365,11 +365,13 @@ def test_a_folder_that_another_run_writes_to_is_refused(tmp_path):
     folder = RunFolder(CheckpointConfig(output_dir=str(tmp_path)), is_main=True)
     with subprocess.Popen([sys.executable, "-c", WRITES, tmp_path], stdout=subprocess.PIPE) as run:
         assert run.stdout.readline() == b"writes\n"
-        with pytest.raises(UserError, match=rf"another run writes .*process {run.pid} on "):
-            folder.claim()
+        refused = pytest.raises(UserError, match=rf"another run writes .*process {run.pid} on ")
+        with refused, folder.claimed():
+            pass
         run.kill()
-    folder.claim()
-    folder.claim()
+    for _ in range(2):
+        with folder.claimed():
+            pass
 
 
 def test_numbers_that_are_none_leave_the_log_readable(tmp_path):
@@ -383,8 +385,8 @@ def test_numbers_that_are_none_leave_the_log_readable(tmp_path):
 def test_only_the_main_process_writes(tmp_path):
     config = CheckpointConfig(output_dir=str(tmp_path / "run"))
     folder = RunFolder(config, is_main=False)
-    folder.claim()
-    folder.begin(Config())
+    with folder.claimed():
+        folder.begin(Config())
     folder.log({"epoch": 0})
     folder.save(state(), "best")
     folder.save_epoch(state(), 0, is_last=True)
@@ -404,5 +406,5 @@ def test_save_frequency_and_last_epoch(tmp_path):
 def test_unwritable_output_dir_is_one_line(tmp_path):
     (tmp_path / "file").touch()
     folder = RunFolder(CheckpointConfig(output_dir=str(tmp_path / "file" / "run")), is_main=True)
-    with pytest.raises(UserError, match="--output_dir"):
-        folder.claim()
+    with pytest.raises(UserError, match="--output_dir"), folder.claimed():
+        pass
