@@ -24,6 +24,7 @@ from timm.data.readers import reader_wds
 from timm.data.readers.reader_image_in_tar import ReaderImageInTar
 from torch.utils.data import Dataset, IterableDataset, Subset
 from torchvision.datasets import CIFAR100, ImageFolder
+from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from config import AugmentConfig, DataConfig
 from runtime.errors import UserError
@@ -216,7 +217,7 @@ def _image_folder(folder: Path, transform: Any) -> ImageFolder:
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder")
     try:
-        return ImageFolder(str(folder), transform, loader=load_image)
+        return ImageFolder(str(folder), transform, loader=load_image, is_valid_file=is_image)
     except FileNotFoundError as error:
         raise UserError(
             f"{folder} has to hold one folder of images a class: {str(error).splitlines()[0]}"
@@ -300,6 +301,11 @@ def _import_hugging_face_datasets() -> None:
         raise
     finally:
         sys.path[:] = path
+
+
+def is_image(path: str) -> bool:
+    """Whether a file's name is one of an image."""
+    return path.lower().endswith((*IMG_EXTENSIONS, ".gif"))
 
 
 def load_image(path: str) -> Image.Image:

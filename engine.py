@@ -199,7 +199,7 @@ def _check_bad_steps(trainer: Trainer) -> None:
     norms = [x if math.isfinite(x) else str(x) for x in trainer.bad_steps.norms.tolist()]
     raise BadRun(
         f"the gradient was not finite in {most} steps in a row, the last of them step {last}: "
-        "lower --lr or clip the gradient by --clip_grad; checkpoints saved so far are intact",
+        "go back by --resume to a checkpoint from before them, with a lower --lr or --clip_grad",
         {
             "step": last,
             "learning_rate": trainer.schedule.learning_rate(last),

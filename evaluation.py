@@ -2,6 +2,7 @@
 
 import csv
 import logging
+import math
 import tempfile
 from collections.abc import Callable, Iterable
 from functools import cache
@@ -48,7 +49,8 @@ def evaluate_epoch(
     for _, suffix, best, checkpoint_name, _ in evaluated:
         accuracy = record[f"test_acc1{suffix}"]
         # of equals the last: on few images accuracies repeat while the loss still falls
-        if accuracy >= getattr(trainer.progress, best):
+        is_sound = math.isfinite(record[f"test_loss{suffix}"])
+        if is_sound and accuracy >= getattr(trainer.progress, best):
             setattr(trainer.progress, best, accuracy)
             improved.append(checkpoint_name)
         record[best] = getattr(trainer.progress, best)

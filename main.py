@@ -93,13 +93,13 @@ def run(config: Config) -> None:
             raise UserError(
                 f"a loader process ended, perhaps for want of memory: lower --num_workers; {error}"
             ) from None
-        is_about_others = isinstance(error, dist.DistError) or "gloo" in str(error)
-        absent = ", ".join(map(str, absent_ranks(context))) if is_about_others else ""
-        if not absent:
+        if not (isinstance(error, dist.DistError) or "gloo" in str(error)):
             raise
+        absent = ", ".join(map(str, absent_ranks(context)))
+        who = f"rank {absent} of {context.world_size}" if absent else "another process"
         raise UserError(
-            f"rank {absent} of {context.world_size} does not answer (ended, or for longer than "
-            f"--dist_timeout {config.runtime.dist_timeout:g}): see its output; {error}"
+            f"{who} does not answer (ended, or for longer than --dist_timeout "
+            f"{config.runtime.dist_timeout:g}): see its output; {error}"
         ) from None
 
 
@@ -147,8 +147,9 @@ def train(config: Config, model: nn.Module, data: Data, context: DistributedCont
         nonlocal saved_step
         save, number = watch.ask()
         every = config.checkpoint.save_ckpt_steps
-        is_due = every and progress.step % every == 0 and progress.step != saved_step
-        if save or number or is_due:
+        is_due = save or every and progress.step % every == 0 and progress.step != saved_step
+        # after bad steps the weights may be beyond help: older files stay rather than these
+        if number or is_due and not trainer.bad_steps.in_a_row:
             folder.save_step(trainer.state_dict() | extras, progress.epoch + 1, progress.step)
             saved_step = progress.step
             watch.saved()

@@ -89,6 +89,11 @@ class BadSteps:
         self.told = 0
         """How many of them the log has told of."""
 
+    @property
+    def in_a_row(self) -> int:
+        """How many there are in a row now; waits for the device."""
+        return int(self.counts[0])
+
     def note(
         self,
         finite: torch.Tensor,
@@ -225,9 +230,11 @@ class Trainer:
     def _load_meters(self, saved: torch.Tensor) -> None:
         """Of as many processes as before each has its own; of others the first has them all."""
         if len(saved) != self.context.world_size:
-            whole = saved.sum(0)
+            whole, processes = saved.sum(0), len(saved)
             saved = torch.zeros(self.context.world_size, *whole.shape, dtype=whole.dtype)
             saved[0] = whole
+            # norms and steps are those of all processes in each
+            saved[0, :, 3:] *= self.context.world_size / processes
         self.meters.epoch.copy_(saved[self.context.rank, 0])
         self.meters.line.copy_(saved[self.context.rank, 1])
 

@@ -117,11 +117,15 @@ class RunFolder:
             return self.config.resume
         if self.config.resume and not restarts:
             return self.config.resume
-        for path in resumable(self.path):
+        numbered = resumable(self.path)
+        best = sorted(self.path.glob("checkpoint-best*.pth"), key=_saved_epoch, reverse=True)
+        for path in [*numbered, *best] if numbered else []:
             damage = damage_of(path)
             if not damage:
                 return str(path)
             logger.warning("%s is passed over: %s", path, damage)
+        if numbered and not self.config.resume:
+            logger.warning("no checkpoint of %s can be read: the run starts anew", self.path)
         return self.config.resume
 
     def log(self, record: dict[str, Any]) -> None:
@@ -159,6 +163,7 @@ class RunFolder:
             kept = [line for line in lines if _epoch_of(line) <= epoch]
             if newer or len(kept) < len(lines):
                 aside.mkdir(parents=True)
+                logger.info("what came after epoch %d is moved to %s", epoch, aside)
             for path in newer:
                 path.replace(aside / path.name)
                 if checksum_file(path).exists():

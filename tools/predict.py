@@ -11,9 +11,8 @@ from pathlib import Path
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from datasets import load_image
+from datasets import is_image, load_image
 from runtime.errors import UserError
 from tools.classifier import Classifier, load_classifier
 
@@ -50,7 +49,7 @@ def find_images(arguments: list[str]) -> list[Path]:
     files: list[Path] = []
     for path in map(Path, arguments):
         if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMG_EXTENSIONS)
+            inside = sorted(p for p in path.rglob("*") if p.is_file() and is_image(p.name))
             if not inside:
                 raise UserError(f"folder {path} holds no images")
             files += inside

@@ -249,6 +249,21 @@ def test_a_checkpoint_is_written_once_a_step(flags, tmp_path, monkeypatch):
     assert saved == [(0, 3), (0, 6), (0, 9), (1, 12), (1, 15), (1, 18)]
 
 
+WILD = ["--save_ckpt_steps", "1", "--log_interval", "100", "--lr", "1e30", "--epochs", "1"]
+
+
+def test_checkpoints_of_bad_steps_do_not_push_out_the_one_before(flags, tmp_path, monkeypatch):
+    message = fail(monkeypatch, *flags, *WILD, "--max_bad_steps", 3, "--output_dir", tmp_path)
+    assert "not finite in 8 steps in a row, the last of them step 8" in message
+    assert [path.name for path in tmp_path.glob("checkpoint-0-*.pth")] == ["checkpoint-0-1.pth"]
+
+
+def test_a_network_that_has_lost_its_way_is_not_the_best(flags, tmp_path):
+    log = train(flags, tmp_path, *WILD)
+    assert log[-1]["test_loss"] is None
+    assert not list(tmp_path.glob("checkpoint-best*"))
+
+
 def test_an_error_of_this_process_is_not_one_of_another(flags, monkeypatch):
     def fails(*_):
         raise RuntimeError("shapes cannot be multiplied")

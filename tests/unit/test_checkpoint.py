@@ -218,6 +218,18 @@ def test_damaged_checkpoints_are_passed_over(tmp_path, caplog, checked):
     assert caplog.text.count("is passed over") == (3 if checked else 2)
 
 
+def test_a_best_checkpoint_is_the_last_resort(tmp_path, caplog):
+    folder = RunFolder(CheckpointConfig(output_dir=str(tmp_path)), is_main=True)
+    for epoch, name in ((3, "3"), (1, "best"), (2, "best-ema")):
+        folder.save(state() | {"epoch": epoch}, name)
+    assert folder.to_resume().endswith("checkpoint-3.pth")
+    for name, expected in (("3", "-best-ema.pth"), ("best-ema", "-best.pth"), ("best", "")):
+        (tmp_path / f"checkpoint-{name}.pth").write_bytes(b"damaged")
+        assert folder.to_resume().endswith(expected)
+    assert folder.to_resume() == ""
+    assert "can be read: the run starts anew" in caplog.text
+
+
 def test_a_full_disk_is_known_before_a_byte_is_written(tmp_path, monkeypatch):
     checkpoint.save(state(1.0), tmp_path / "checkpoint-best.pth")
     usage = shutil.disk_usage(tmp_path)._replace(free=4)

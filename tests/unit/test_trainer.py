@@ -231,6 +231,16 @@ def test_mixup_is_left_out_where_classes_are_small():
     assert isinstance(few.criterion, LabelSmoothingCrossEntropy)
 
 
+def test_means_of_an_epoch_that_goes_on_with_other_processes():
+    trainer = trainer_of()
+    sums = torch.tensor([[6.0, 3, 4, 10, 2]] * 2, dtype=torch.float64)
+    # two processes, each with half of the images, and both with the norms of the two steps
+    state = trainer.state_dict() | {"meters": torch.stack((sums, sums))}
+    trainer.load_state_dict(state, "file")
+    assert trainer.meters.epoch.tolist() == [12, 6, 8, 10, 2]
+    assert trainer.meters.of_epoch() == {"loss": 1.5, "class_acc": 75, "grad_norm": 5}
+
+
 def test_frozen_parameters_do_not_change():
     flags = ["--layer_decay=0.5", "--layer_scale_init_value=0.5"]
     trainer = trainer_of("--freeze=(?!head|stages.3)", *flags)
