@@ -166,6 +166,8 @@ def _check(config: Config) -> None:
         raise UserError(
             "--clip_mode micro cannot see through the scaled loss of --amp_dtype float16"
         )
+    if flat["memory"] == "lean" and flat["grad_checkpointing"]:
+        raise UserError("--memory lean and --grad_checkpointing true: choose one of them")
     if flat["model_ema_eval"] and not (flat["model_ema"] or flat["eval"]):
         raise UserError("--model_ema_eval true needs --model_ema true: there is no average to test")
     if flat["eval"] and flat["smoke"]:

@@ -303,6 +303,8 @@ class ComputeConfig:
     """Compile the network by torch.compile; the first step of each shape takes long."""
     grad_checkpointing: bool = False
     """Recompute activations in the backward pass instead of storing them: slower, less memory."""
+    memory: Literal["normal", "lean"] = "normal"
+    """lean: recompute the cheap part of them alone, for about half the memory (HorNet models)."""
 
 
 @dataclass(frozen=True)

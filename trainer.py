@@ -300,6 +300,10 @@ def prepare_model(model: nn.Module, config: ComputeConfig, device: torch.device)
             model.set_grad_checkpointing(True)  # type: ignore[operator]
         except (AssertionError, NotImplementedError) as error:
             raise UserError(f"--grad_checkpointing true: the model cannot: {error}") from None
+    if config.memory == "lean":
+        if not hasattr(model, "set_lean_memory"):
+            raise UserError("--memory lean: the model cannot")
+        model.set_lean_memory()  # type: ignore[operator]
     # HorNets compute channels last: with weights laid out so, gradients have the strides of the
     # weights, which DistributedDataParallel wants
     layout = torch.channels_last if config.channels_last else torch.contiguous_format

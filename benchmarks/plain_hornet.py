@@ -1,9 +1,8 @@
 """A plain HorNet, as the paper defines it and the original release lays it out.
 
-What this project's speed is measured against, and an oracle of its tests: channels first
-throughout, a norm written by hand, complex numbers, nothing folded or fused. State-dict keys are
-those of the released checkpoints. Importing this file registers the models with timm under their
-usual names, as the file of any other peer does; benchmarks.peers keeps them apart.
+What this project's speed is measured against (see plain_peer.py), and an oracle of its tests:
+channels first throughout, a norm written by hand, complex numbers, nothing folded or fused.
+State-dict keys are those of the released checkpoints.
 
 Shapes: (B, C, H, W) unless a name says otherwise.
 """
@@ -11,11 +10,9 @@ Shapes: (B, C, H, W) unless a name says otherwise.
 import torch
 import torch.nn.functional as F
 from timm.layers import DropPath
-from timm.models import register_model
 from torch import Tensor, nn
 
 DEPTHS = (2, 3, 18, 2)
-FILTERS = {224: (None, None, (14, 8), (7, 4)), 384: (None, None, (24, 13), (12, 7))}
 
 
 class Norm(nn.Module):
@@ -52,7 +49,7 @@ class GlobalLocalFilter(nn.Module):
         local, spread = self.pre_norm(x).chunk(2, dim=1)
         local = self.dw(local)
         spectrum = torch.fft.rfft2(spread.float(), norm="ortho")
-        weight = self.complex_weight
+        weight: Tensor = self.complex_weight
         if weight.shape[1:3] != spectrum.shape[2:]:
             planes = weight.permute(3, 0, 1, 2)
             planes = F.interpolate(planes, spectrum.shape[2:], mode="bilinear", align_corners=True)
@@ -83,7 +80,7 @@ class GnConv(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        p, q_all = torch.split(self.proj_in(x), (self.dims[0], sum(self.dims)), dim=1)
+        p, q_all = torch.split(self.proj_in(x), [self.dims[0], sum(self.dims)], dim=1)
         q = torch.split(self.dwconv(q_all) * self.scale, self.dims, dim=1)
         p = p * q[0]
         for pw, q_k in zip(self.pws, q[1:], strict=True):
@@ -121,6 +118,7 @@ class PlainHorNet(nn.Module):
         filters=(None,) * 4,
         num_classes: int = 1000,
         drop_path_rate: float = 0.0,
+        depths: tuple[int, ...] = DEPTHS,
     ) -> None:
         super().__init__()
         dims = [base_dim * 2**i for i in range(4)]
@@ -131,7 +129,7 @@ class PlainHorNet(nn.Module):
             self.downsample_layers.append(
                 nn.Sequential(Norm(narrow), nn.Conv2d(narrow, wide, 2, stride=2))
             )
-        rates = torch.linspace(0, drop_path_rate, sum(DEPTHS)).split(DEPTHS)
+        rates = torch.linspace(0, drop_path_rate, sum(depths)).split(depths)
         self.stages = nn.ModuleList(
             nn.Sequential(*(Block(dim, i + 2, float(rate), filters[i]) for rate in rates[i]))
             for i, dim in enumerate(dims)
@@ -148,22 +146,3 @@ class PlainHorNet(nn.Module):
         for downsample, stage in zip(self.downsample_layers, self.stages, strict=True):
             x = stage(downsample(x))
         return self.head(self.norm(x.mean((-2, -1))))
-
-
-def _register(name: str, base_dim: int, filters) -> None:
-    def create(
-        pretrained: bool = False, pretrained_cfg=None, pretrained_cfg_overlay=None, **kwargs
-    ):
-        return PlainHorNet(base_dim, filters, **kwargs)
-
-    create.__name__ = name
-    create.__module__ = __name__
-    register_model(create)
-
-
-__all__: list[str] = []
-for _size, _base_dim in {"tiny": 64, "small": 96, "base": 128, "large": 192}.items():
-    _register(f"hornet_{_size}_7x7", _base_dim, (None,) * 4)
-    _register(f"hornet_{_size}_gf", _base_dim, FILTERS[224])
-    if _size in ("base", "large"):
-        _register(f"hornet_{_size}_gf_img384", _base_dim, FILTERS[384])

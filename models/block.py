@@ -5,21 +5,15 @@ norm on, which runs over the last axis of that layout.
 """
 
 import torch
-import torch.nn.functional as F
 from timm.layers import DropPath, LayerNorm2d
 from timm.models import checkpoint_seq
 from torch import Tensor, nn
 
 from .gnconv import GnConv
+from .layers import PointwiseConv, PointwiseLinear, fold_norm, fold_scale
+from .ops.recompute import lean
 
 NORM_EPS = 1e-6
-
-
-class PointwiseLinear(nn.Linear):
-    """nn.Linear over the channels of (B, C, H, W), computed as a 1x1 convolution."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.conv2d(x, self.weight[:, :, None, None], self.bias)
 
 
 class Block(nn.Module):
@@ -79,7 +73,7 @@ class Block(nn.Module):
         )
         self.norm2 = LayerNorm2d(dim, eps=NORM_EPS, **factory)
         self.pwconv1 = PointwiseLinear(dim, hidden, **factory)
-        self.act = nn.GELU()
+        self.act: nn.Module = nn.GELU()
         self.pwconv2 = PointwiseLinear(hidden, dim, **factory)
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
 
@@ -91,27 +85,64 @@ class Block(nn.Module):
                 nn.init.constant_(gamma, self.layer_scale_init_value)
 
     def forward(self, x: Tensor) -> Tensor:
-        gamma1, gamma2 = self.gamma1, self.gamma2
-        y = self.gnconv(self.norm1(x))
-        if gamma1 is not None:
-            y = y * gamma1[:, None, None]
-        x = x + self.drop_path(y)
-        y = self.pwconv2(self.act(self.pwconv1(self.norm2(x))))
-        if gamma2 is not None:
-            y = y * gamma2[:, None, None]
-        return x + self.drop_path(y)
+        if not torch.jit.is_scripting() and self.training and self.scales_weights():
+            x = x + self.drop_path(self.gnconv(self.norm1(x), self.gamma1))
+            y = self.act(self.pwconv1(self.norm2(x)))
+            return x + self.drop_path(self.pwconv2(y, self.gamma2))
+        x = self._add(x, self.gnconv(self.norm1(x)), self.gamma1)
+        return self._add(x, self.pwconv2(self.act(self.pwconv1(self.norm2(x)))), self.gamma2)
+
+    @torch.jit.ignore
+    def scales_weights(self) -> bool:
+        """Whether the layer scale is multiplied into weights, which saves activations.
+
+        Not where other layers have taken the place of those that can.
+        """
+        return type(self.gnconv.proj_out) is PointwiseConv and type(self.pwconv2) is PointwiseLinear
+
+    @torch.jit.ignore
+    def reparameterize(self) -> None:
+        """Folds s, the layer scale and the norms' weights into the layers beside them.
+
+        For inference: the function stays, the parameters gamma1, gamma2 and those of the norms go.
+        """
+        self.gnconv.reparameterize()
+        if self.norm1.weight is None or not self.scales_weights():
+            return
+        fold_norm(self.norm1, self.gnconv.proj_in)
+        fold_norm(self.norm2, self.pwconv1)
+        if self.gamma1 is not None and self.gamma2 is not None:
+            fold_scale(self.gnconv.proj_out, self.gamma1)
+            fold_scale(self.pwconv2, self.gamma2)
+        self.gamma1 = self.gamma2 = None
+        self.pwconv1.gelu, self.act = True, nn.Identity()
+
+    def _add(self, x: Tensor, y: Tensor, gamma: Tensor | None) -> Tensor:
+        if gamma is None:
+            return x + self.drop_path(y)
+        if self.training:
+            return x + self.drop_path(y * gamma[:, None, None])
+        return torch.addcmul(x, y, gamma[:, None, None])
 
 
 class Stage(nn.Sequential):
-    """Blocks in a row; recomputed in the backward pass if grad_checkpointing is set."""
+    """Blocks in a row; recomputed in the backward pass if grad_checkpointing is set.
+
+    With lean_memory only what is cheap of them is.
+    """
 
     def __init__(self, *blocks: Block) -> None:
         super().__init__(*blocks)
         self.grad_checkpointing = False
+        self.lean_memory = False
 
     def forward(self, x: Tensor) -> Tensor:
         if self.grad_checkpointing and not torch.jit.is_scripting():
             return checkpoint_seq(self, x)
+        if self.lean_memory and not torch.jit.is_scripting() and torch.is_grad_enabled():
+            for block in self:
+                x = lean(block, x)
+            return x
         for block in self:
             x = block(x)
         return x

@@ -1,6 +1,7 @@
 """GlobalLocalFilter: the depthwise mixer of HorNet's GF models (section 3.3 of the paper)."""
 
 import torch
+import torch.nn.functional as F
 from timm.layers import LayerNorm2d
 from timm.models import register_notrace_module
 from torch import Tensor, nn
@@ -61,14 +62,20 @@ class GlobalLocalFilter(nn.Module):
         """Choose 'fft' or 'matmul'; the parameters are the same."""
         self.use_matmul = _is_matmul(impl)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, scale: float = 1.0) -> Tensor:
+        """`scale` multiplies the output, by way of the last norm's weight and bias."""
         x_local, x_global = self.pre_norm(x).chunk(2, dim=1)
         x_local = self.dw(x_local)
         x_global = _filter(x_global, self.complex_weight, self.use_matmul)
         # interleaved along the last axis of the channels-last layout, where it moves least
         halves = (x_local.permute(0, 2, 3, 1), x_global.to(x_local.dtype).permute(0, 2, 3, 1))
         x = torch.stack(halves, dim=-1).flatten(-2).permute(0, 3, 1, 2)
-        return self.post_norm(x)
+        if scale == 1.0:
+            return self.post_norm(x)
+        norm = self.post_norm
+        x = x.permute(0, 2, 3, 1)
+        x = F.layer_norm(x, norm.normalized_shape, norm.weight * scale, norm.bias * scale, norm.eps)
+        return x.permute(0, 3, 1, 2)
 
 
 @torch.fx.wrap  # one node of a symbolic trace, for the same reason

@@ -6,11 +6,13 @@ first; in memory they are best channels last, and stay so.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .global_filter import GlobalLocalFilter
+from .layers import DepthwiseConv, PointwiseConv, fold_scale
 
 
 class GnConv(nn.Module):
@@ -63,35 +65,49 @@ class GnConv(nn.Module):
         self.order = order
         self.scale = scale
         self.dims = recursion_widths(channels, order)
+        self.scales_inside = mixer is None
         total = sum(self.dims)
         if mixer is not None and global_filter is not None:
             raise ValueError("choose either a mixer or a global filter, not both")
 
-        self.proj_in = nn.Conv2d(in_channels, self.dims[0] + total, 1, **factory)
+        self.proj_in = PointwiseConv(in_channels, self.dims[0] + total, **factory)
         if mixer is not None:
             self.dwconv = mixer(total)
         elif global_filter is not None:
             h, w = global_filter
             self.dwconv = GlobalLocalFilter(total, h, w, impl=global_filter_impl, **factory)
         else:
-            self.dwconv = depthwise_conv(total, kernel_size, **factory)
-        self.proj_out = nn.Conv2d(channels, channels, 1, **factory)
+            self.dwconv = DepthwiseConv(total, kernel_size, **factory)
+        self.proj_out = PointwiseConv(channels, channels, **factory)
         self.pws = nn.ModuleList(
-            nn.Conv2d(narrow, wide, 1, **factory)
+            PointwiseConv(narrow, wide, **factory)
             for narrow, wide in zip(self.dims[:-1], self.dims[1:], strict=True)
         )
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, out_scale: Tensor | None = None) -> Tensor:
+        """`out_scale` (C_out) multiplies the output, by way of the weights of proj_out."""
         x = self.proj_in(x)
         p, q_all = torch.split(x, [self.dims[0], x.shape[1] - self.dims[0]], dim=1)
-        q_all = self.dwconv(q_all)
-        if self.scale != 1.0:
-            q_all = q_all * self.scale
+        if self.scales_inside:
+            q_all = self.dwconv(q_all, self.scale)
+        else:
+            q_all = self.dwconv(q_all) * self.scale
         q = torch.split(q_all, self.dims, dim=1)
         p = p * q[0]
         for k, pw in enumerate(self.pws):
             p = pw(p) * q[k + 1]
-        return self.proj_out(p)
+        if out_scale is None:
+            return self.proj_out(p)
+        return self.proj_out(p, out_scale)
+
+    @torch.jit.ignore
+    def reparameterize(self) -> None:
+        """Folds s into the mixer, for inference; not into a mixer from outside."""
+        if self.scales_inside and self.scale != 1.0:
+            mixer: Any = self.dwconv
+            last = mixer.post_norm if isinstance(mixer, GlobalLocalFilter) else mixer
+            fold_scale(last, torch.tensor(self.scale))
+            self.scale = 1.0
 
     def extra_repr(self) -> str:
         return f"order={self.order}, scale={self.scale:.4g}"
@@ -143,22 +159,3 @@ def recursion_widths(channels: int, order: int) -> list[int]:
             f"a GnConv of order {order} needs a multiple of {multiple} channels, not {channels}"
         )
     return [channels // 2**k for k in reversed(range(order))]
-
-
-def depthwise_conv(channels: int, kernel_size: int = 7, device=None, dtype=None) -> nn.Conv2d:
-    """Depthwise convolution that keeps height and width.
-
-    Raises:
-        ValueError: the kernel is even.
-    """
-    if kernel_size < 1 or kernel_size % 2 == 0:
-        raise ValueError(f"the kernel of a depthwise convolution is odd, not {kernel_size}")
-    return nn.Conv2d(
-        channels,
-        channels,
-        kernel_size,
-        padding=kernel_size // 2,
-        groups=channels,
-        device=device,
-        dtype=dtype,
-    )

@@ -178,6 +178,13 @@ class HorNet(nn.Module):
         _set_grad_checkpointing(self, enable)
 
     @torch.jit.ignore
+    def set_lean_memory(self, enable: bool = True) -> None:
+        """Recompute what is cheap of each block in the backward pass: about half the memory."""
+        for stage in self.modules():
+            if isinstance(stage, Stage):
+                stage.lean_memory = enable
+
+    @torch.jit.ignore
     def set_global_filter_impl(self, impl: str) -> None:
         """Compute the global filters by 'fft' or 'matmul'."""
         set_global_filter_impl(self, impl)

@@ -78,6 +78,14 @@ def test_layout_of_the_weights():
     assert stem("--channels_last=false").is_contiguous()
 
 
+def test_lean_memory_reaches_the_stages():
+    config = parse_args([*SMALL, "--memory=lean"])
+    model = prepare_model(build_model(config.model, 4), config.compute, torch.device("cpu"))
+    assert all(stage.lean_memory for stage in model.stages)
+    with pytest.raises(UserError, match="--memory lean: the model cannot"):
+        prepare_model(torch.nn.Linear(2, 2), config.compute, torch.device("cpu"))
+
+
 def test_gradient_checkpointing_reaches_the_stages():
     config = parse_args([*SMALL, "--grad_checkpointing=true"])
     model = prepare_model(build_model(config.model, 4), config.compute, CPU.device)

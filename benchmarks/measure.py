@@ -1,0 +1,105 @@
+"""Times contenders side by side, interleaved: what disturbs one disturbs them all."""
+
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of one contender, a value a round."""
+
+    seconds: list[float]
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.seconds)
+
+    def ratios_to(self, peer: "Timing") -> list[float]:
+        """How many times as fast as `peer`, round by round, in ascending order."""
+        return sorted(p / own for own, p in zip(self.seconds, peer.seconds, strict=True))
+
+
+def paired(
+    contenders: Mapping[str, Callable[[], Any]], rounds: int, device: torch.device, warm_up: int = 1
+) -> dict[str, Timing]:
+    """Runs each contender once a round, in turn, after `warm_up` rounds that do not count."""
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    for number in range(warm_up + rounds):
+        for name, run in contenders.items():
+            synchronize(device)
+            start = time.perf_counter()
+            run()
+            synchronize(device)
+            if number >= warm_up:
+                seconds[name].append(time.perf_counter() - start)
+    return {name: Timing(values) for name, values in seconds.items()}
+
+
+def synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def saved_bytes(model: nn.Module, forward: Callable[[], torch.Tensor]) -> int:
+    """Bytes that a forward pass keeps for the backward pass, beside the parameters."""
+    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    kept: dict[int, int] = {}
+    alive = []  # else an address may be taken a second time
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+            alive.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        forward()
+    return sum(kept.values())
+
+
+def peak_bytes(run: Callable[[], Any], device: torch.device) -> int:
+    """The most bytes allocated at a time by `run`, beyond what was allocated before."""
+    if device.type == "cuda":
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        run()
+        return torch.cuda.max_memory_allocated(device) - before
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
+        run()
+    now = peak = 0
+    for event in profile.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            now += event.nbytes()
+            peak = max(peak, now)
+    return peak
+
+
+def machine(device: torch.device) -> dict[str, str]:
+    """What a report has to say of where it was made."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    commit = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    cpu = platform.processor() or platform.machine()
+    if Path("/proc/cpuinfo").is_file():
+        lines = [line.split(":") for line in Path("/proc/cpuinfo").read_text().splitlines()]
+        known = {line[0].strip(): line[-1].strip() for line in lines}
+        cpu = f"{known.get('model name', cpu)}, family {known.get('cpu family', '?')}"
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else "none"
+    return {
+        "CPU": f"{cpu}, {torch.backends.cpu.get_cpu_capability()}",
+        "GPU": gpu,
+        "threads": str(torch.get_num_threads()),
+        "torch": str(torch.__version__),
+        "python": platform.python_version(),
+        "commit": commit or "unknown",
+    }

@@ -1,0 +1,90 @@
+"""Convolutions whose output can be scaled by way of their weights, which are the smaller tensors.
+
+Shapes: (B, C, H, W) in, (B, N, H, W) out.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from .ops.pointwise import pointwise
+
+
+class PointwiseConv(nn.Conv2d):
+    """A 1x1 convolution, computed by `pointwise`."""
+
+    def __init__(self, in_channels: int, out_channels: int, device=None, dtype=None) -> None:
+        super().__init__(in_channels, out_channels, 1, device=device, dtype=dtype)
+        self.gelu = False
+
+    def forward(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
+        """`scale` (N) multiplies the output."""
+        weight: Tensor = self.weight
+        bias: Tensor | None = self.bias
+        if scale is not None:
+            weight = weight * scale[:, None, None, None]
+            bias = None if bias is None else bias * scale
+        return pointwise(x, weight, bias, self.gelu)
+
+
+class PointwiseLinear(nn.Linear):
+    """nn.Linear over the channels of a map, computed by `pointwise`."""
+
+    def __init__(self, in_features: int, out_features: int, device=None, dtype=None) -> None:
+        super().__init__(in_features, out_features, device=device, dtype=dtype)
+        self.gelu = False
+
+    def forward(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
+        """`scale` (N) multiplies the output."""
+        weight: Tensor = self.weight
+        bias: Tensor | None = self.bias
+        if scale is not None:
+            weight = weight * scale[:, None]
+            bias = None if bias is None else bias * scale
+        return pointwise(x, weight, bias, self.gelu)
+
+
+class DepthwiseConv(nn.Conv2d):
+    """A depthwise convolution that keeps height and width.
+
+    Raises:
+        ValueError: the kernel is even.
+    """
+
+    def __init__(self, channels: int, kernel_size: int = 7, device=None, dtype=None) -> None:
+        if kernel_size < 1 or kernel_size % 2 == 0:
+            raise ValueError(f"the kernel of a depthwise convolution is odd, not {kernel_size}")
+        super().__init__(
+            channels,
+            channels,
+            kernel_size,
+            padding=kernel_size // 2,
+            groups=channels,
+            device=device,
+            dtype=dtype,
+        )
+
+    def forward(self, x: Tensor, scale: float = 1.0) -> Tensor:
+        """`scale` multiplies the output."""
+        weight: Tensor = self.weight
+        bias: Tensor | None = self.bias
+        if scale != 1.0:
+            weight = weight * scale
+            bias = None if bias is None else bias * scale
+        return self._conv_forward(x, weight, bias)
+
+
+@torch.no_grad()
+def fold_norm(norm: nn.LayerNorm, layer: PointwiseConv | PointwiseLinear) -> None:
+    """Moves the weight and bias of a norm into the layer behind it."""
+    matrix = layer.weight.flatten(1)
+    layer.bias.add_(matrix @ norm.bias)  # type: ignore[union-attr]
+    matrix.mul_(norm.weight)
+    norm.register_parameter("weight", None)
+    norm.register_parameter("bias", None)
+
+
+@torch.no_grad()
+def fold_scale(layer: nn.Module, scale: Tensor) -> None:
+    """Multiplies the output of a layer by `scale`, () or (N), by way of its parameters."""
+    for parameter in layer.parameters(recurse=False):
+        parameter.mul_(scale.reshape(-1, *[1] * (parameter.ndim - 1)))

@@ -1,0 +1,78 @@
+"""The benchmark's parts: what it times, counts and refuses. No speed is tested."""
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+from benchmarks.measure import Timing, paired, peak_bytes, saved_bytes
+from benchmarks.peers import PLAIN, load_peer
+from runtime.errors import UserError
+from tools.benchmark import main
+
+CPU = torch.device("cpu")
+
+
+def test_contenders_take_turns():
+    order = []
+    runs = {name: lambda name=name: order.append(name) for name in "ab"}
+    timings = paired(runs, rounds=3, device=CPU, warm_up=1)
+    assert "".join(order) == "abababab"
+    assert {len(timing.seconds) for timing in timings.values()} == {3}
+
+
+def test_ratios_are_those_of_the_rounds():
+    assert Timing([1.0, 2.0, 4.0]).ratios_to(Timing([3.0, 2.0, 2.0])) == [0.5, 1.0, 3.0]
+
+
+def test_memory_is_counted_in_bytes():
+    layer = nn.Linear(100, 10, bias=False)
+    x = torch.randn(50, 100)
+    # the input is kept for the weight's gradient, and tanh's output for its own
+    assert saved_bytes(layer, lambda: layer(x).tanh()) == 4 * (50 * 100 + 50 * 10)
+    assert peak_bytes(lambda: torch.ones(1000).sum(), CPU) == pytest.approx(4000, abs=300)
+
+
+def test_a_peer_leaves_our_models_alone():
+    ours = type(timm.create_model("hornet_atto_7x7"))
+    tiny = type(timm.create_model("hornet_tiny_7x7"))
+    peer = load_peer(PLAIN)
+    assert tiny is ours is type(timm.create_model("hornet_tiny_7x7"))
+    assert type(peer["hornet_tiny_7x7"]()) is not ours
+
+
+def test_peers_that_are_none(tmp_path):
+    for content, message in (("1 +", "cannot be imported"), ("a = 1", "registers no hornet_")):
+        (tmp_path / "peer.py").write_text(content)
+        with pytest.raises(UserError, match=message):
+            load_peer(tmp_path / "peer.py")
+    with pytest.raises(UserError, match="is no Python file"):
+        load_peer(tmp_path / "none.py")
+
+
+def test_report(tmp_path, capsys):
+    small = ["--input-size", "64", "--batch-size", "1", "--rounds", "1", "--dtype", "float32"]
+    file = tmp_path / "report.md"
+    names = ["--models", "hornet_tiny_gf"]
+    assert main(["inference", "training", *names, *small, "--output", str(file)]) == 0
+    report = capsys.readouterr().out
+    assert report == file.read_text()
+    rows = [line for line in report.splitlines() if line.startswith("| hornet_tiny_gf batch 1")]
+    assert len(rows) == 7
+    assert all(0.05 < float(row.split("|")[3]) < 20 for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["training", "--models", "hornet_tinny_gf"], "near names: hornet_tiny_gf"),
+        (["training", "--models", "hornet_atto_gf"], "has no hornet_atto_gf; it has hornet_tiny"),
+        (["trainning"], "there is no mode trainning"),
+        (["--rounds", "0"], "have to be 1 or more"),
+    ],
+)
+def test_mistakes_end_in_one_line(capsys, arguments, message):
+    assert main(arguments) == 1
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1

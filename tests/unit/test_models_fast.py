@@ -1,0 +1,195 @@
+"""Fast paths of the models against a plain HorNet, forward and gradients."""
+
+import copy
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from timm.models import reparameterize_model
+from torch import nn
+
+import models
+from benchmarks.measure import peak_bytes
+from benchmarks.plain_hornet import PlainHorNet
+from models.layers import PointwiseLinear
+from models.ops import pointwise as ops
+from models.ops.pointwise import onednn_serves, pointwise
+from tests.golden.formula import fill_by_formula, formula_input
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+FILTERS = {"7x7": (None,) * 4, "gf": (None, None, (8, 5), (3, 2))}
+SIZES = [(64, 64), (70, 101), (32, 96)]
+
+needs_onednn = pytest.mark.skipif(
+    not torch.backends.mkldnn.is_available(), reason="torch without oneDNN"
+)
+
+
+@pytest.fixture(params=["7x7", "gf"])
+def pair(request):
+    """(ours, the plain one), of the same weights."""
+    filters = FILTERS[request.param]
+    plain = fill_by_formula(PlainHorNet(16, filters, num_classes=7, depths=(1, 2, 1, 1)))
+    ours = models.HorNet(
+        base_dim=16, depths=(1, 2, 1, 1), num_classes=7, global_filters=filters
+    ).to(memory_format=torch.channels_last)
+    ours.load_state_dict(plain.state_dict())
+    return ours, plain
+
+
+def assert_near(actual, expected, share=2e-5):
+    largest = expected.abs().max()
+    assert (actual - expected).abs().max() <= share * largest, (actual - expected).abs().max()
+
+
+@pytest.mark.parametrize("name", ["hornet_tiny_7x7_224x224", "hornet_tiny_gf_192x256"])
+def test_the_plain_network_is_the_released_one(name):
+    height, width = map(int, name.rpartition("_")[2].split("x"))
+    filters = (None, None, (14, 8), (7, 4)) if "gf" in name else (None,) * 4
+    plain = fill_by_formula(PlainHorNet(64, filters)).eval()
+    with torch.no_grad():
+        logits = plain(formula_input(2, height, width))
+    assert_near(logits, torch.from_numpy(np.load(GOLDEN / f"{name}.npz")["logits"]))
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_evaluation(pair, size):
+    ours, plain = (model.eval() for model in pair)
+    x = formula_input(2, *size)
+    with torch.no_grad():
+        assert_near(ours(x), plain(x))
+        assert_near(reparameterize_model(ours)(x), plain(x))
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_gradients(pair, size):
+    gradients = []
+    for model in pair:
+        x = formula_input(2, *size).requires_grad_()
+        model.train()(x).logsumexp(1).sum().backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters()} | {"x": x.grad})
+    ours, plain = gradients
+    for name, expected in plain.items():
+        assert_near(ours[name], expected, 1e-4)
+
+
+def test_mixed_precision(pair):
+    ours, plain = pair
+    x = formula_input(2, 64, 64)
+    plain(x).logsumexp(1).sum().backward()
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = ours.train()(x)
+        with torch.no_grad():
+            folded = reparameterize_model(ours.eval())(x)
+    logits.float().logsumexp(1).sum().backward()
+    assert_near(logits, plain(x), 3e-2)
+    assert_near(folded, plain(x), 3e-2)
+    theirs = dict(plain.named_parameters())
+    for name, parameter in ours.named_parameters():
+        error = (parameter.grad - theirs[name].grad).norm() / theirs[name].grad.norm()
+        assert error < 0.1, name
+
+
+def test_folding_leaves_the_original_and_is_done_once(pair):
+    ours = pair[0].eval()
+    before = copy.deepcopy(ours.state_dict())
+    folded = reparameterize_model(ours)
+    assert all(torch.equal(value, before[name]) for name, value in ours.state_dict().items())
+    assert not any("gamma" in name or ".norm1." in name for name in folded.state_dict())
+    again = reparameterize_model(folded)
+    assert all(
+        torch.equal(value, again.state_dict()[name]) for name, value in folded.state_dict().items()
+    )
+
+
+def test_the_layer_scale_of_a_layer_that_was_replaced(pair):
+    """What another layer adds to the output is scaled too, in training as in evaluation."""
+
+    class Adapted(nn.Module):
+        def __init__(self, layer):
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, x):
+            return self.layer(x) + 1
+
+    ours = pair[0]
+    for stage in ours.stages:
+        for block in stage:
+            block.pwconv2 = Adapted(block.pwconv2)
+            block.gnconv.proj_out = Adapted(block.gnconv.proj_out)
+    x = formula_input(2, 64, 64)
+    with torch.no_grad():
+        expected = ours.eval()(x)
+        assert_near(ours.train()(x), expected)
+        assert_near(reparameterize_model(ours.eval())(x), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["hornet_atto_7x7", "hornet_atto_gf"])
+def test_lean_memory(name, dtype):
+    """The same gradients to the last bit, drop path included, for half the memory."""
+    torch.manual_seed(0)
+    model = timm.create_model(name, num_classes=7, drop_path_rate=0.5, layer_scale_init_value=0.5)
+    model = model.to(memory_format=torch.channels_last).train()
+    x = torch.randn(16, 3, 96, 96)
+
+    def step():
+        torch.manual_seed(1)
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+            logits = model(x)
+        logits.float().logsumexp(1).sum().backward()
+
+    gradients, peaks = [], []
+    for is_lean in (False, True):
+        model.set_lean_memory(is_lean)
+        model.zero_grad()
+        step()
+        gradients.append([p.grad.clone() for p in model.parameters()])
+        model.zero_grad()
+        peaks.append(peak_bytes(step, torch.device("cpu")))
+    assert all(map(torch.equal, *gradients))
+    assert peaks[1] < 0.75 * peaks[0], peaks  # the weights' gradients are in both
+
+
+@needs_onednn
+@pytest.mark.parametrize("channels", [(8, 24), (24, 8)])
+@pytest.mark.parametrize("gelu", [False, True])
+def test_pointwise_by_onednn(channels, gelu):
+    narrow, wide = channels
+    torch.manual_seed(0)
+    x = torch.randn(2, narrow, 5, 7).to(memory_format=torch.channels_last)
+    weight, bias = torch.randn(wide, narrow, 1, 1), torch.randn(wide)
+    results = []
+    for by_onednn in (True, False):
+        inputs = [t.clone().requires_grad_() for t in (x, weight, bias)]
+        with torch.backends.mkldnn.flags(enabled=by_onednn):
+            assert onednn_serves(*inputs[:2]) == by_onednn
+            y = pointwise(*inputs, gelu)
+            with torch.no_grad():
+                assert_near(pointwise(*inputs, gelu), y)
+            first = torch.autograd.grad(y.square().sum(), inputs, create_graph=True)
+            second = torch.autograd.grad(sum(g.square().sum() for g in first), inputs)
+        assert y.is_contiguous(memory_format=torch.channels_last)
+        results.append([y, *first, *second])
+    expected = F.conv2d(x, weight, bias)
+    assert_near(results[0][0], F.gelu(expected) if gelu else expected)
+    for ours, theirs in zip(*results, strict=True):
+        assert_near(ours, theirs)
+
+
+@needs_onednn
+def test_the_network_takes_onednn_in_float32(monkeypatch):
+    """Else the comparisons above would compare a path with itself."""
+    taken = []
+    multiply = ops._matmul
+    monkeypatch.setattr(ops, "_matmul", lambda *a: taken.append(a) or multiply(*a))
+    model = timm.create_model("hornet_atto_7x7", base_dim=16, depths=(1, 1, 1, 1)).eval()
+    with torch.no_grad():
+        model(torch.randn(1, 3, 64, 64))
+    assert len(taken) == sum(isinstance(m, PointwiseLinear) for m in model.modules()) + sum(
+        block.gnconv.order + 1 for stage in model.stages for block in stage
+    )

@@ -1,0 +1,151 @@
+"""Measures the speed and memory of the models and of a training's parts, against peers.
+
+python -m tools.benchmark                              # everything, against the targets
+python -m tools.benchmark inference --models hornet_small_gf --batch-size 1 8 --input-size 224 256
+python -m tools.benchmark training --peer other_hornet.py --device cuda --dtype bfloat16
+"""
+
+import argparse
+import datetime
+import sys
+from collections.abc import Iterator
+from itertools import product
+from pathlib import Path
+
+import timm
+import torch
+
+import models  # noqa: F401 - registers the HorNets with timm
+from benchmarks import cases
+from benchmarks.cases import Row, Setting
+from benchmarks.measure import machine
+from benchmarks.peers import PLAIN, load_peer
+from runtime.errors import UserError, near_names
+
+MODES = ("inference", "training", "loop", "loader", "start")
+# against benchmarks/plain_peer.py on a CPU, batch 8 at 224
+TARGETS: dict[tuple[str, str], dict[str, float]] = {
+    ("7x7", "float32"): {
+        "as built": 1.9, "folded": 2.2, "training": 1.7, "saved for backward": 0.85,
+    },
+    ("gf", "float32"): {
+        "as built": 1.6, "folded": 2.2, "training": 1.7, "saved for backward": 0.85,
+    },
+    ("7x7", "bfloat16"): {"as built": 1.4, "compiled": 1.8, "training": 1.4},
+    ("gf", "bfloat16"): {"as built": 1.4, "compiled": 1.8, "training": 1.6},
+}  # fmt: skip
+
+
+def parser() -> argparse.ArgumentParser:
+    this = argparse.ArgumentParser(
+        "python -m tools.benchmark",
+        description="Speed and memory against peers, interleaved in one process.",
+    )
+    add = this.add_argument
+    add("modes", nargs="*", metavar="MODE", help=f"what to measure: {', '.join(MODES)} (all)")
+    add("--models", nargs="+", default=["hornet_tiny_7x7", "hornet_tiny_gf"], metavar="NAME")
+    add("--batch-size", nargs="+", type=int, default=[8], metavar="N", help="images (8)")
+    add("--input-size", nargs="+", type=int, default=[224], metavar="PIXELS", help="side (224)")
+    add("--dtype", nargs="+", choices=("float32", "bfloat16"), default=["float32", "bfloat16"])
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add("--threads", type=int, default=1, metavar="N", help="of a CPU (1)")
+    add("--rounds", type=int, default=7, metavar="N", help="how often each is timed (7)")
+    add("--compile", action="store_true", help="inference also compiled, with frozen weights")
+    add("--peer", type=Path, default=PLAIN, metavar="FILE.py",
+        help="file that registers hornet_* models (benchmarks/plain_peer.py)")  # fmt: skip
+    add("--output", type=Path, metavar="FILE.md", help="where the report goes too")
+    return this
+
+
+def measure(arguments: argparse.Namespace) -> Iterator[Row]:
+    """The rows of the report, as they are measured."""
+    device, rounds = torch.device(arguments.device), arguments.rounds
+    modes = arguments.modes or MODES
+    has_targets = device.type == "cpu" and arguments.peer == PLAIN
+    for setting in settings(arguments, device, has_targets):
+        if "inference" in modes:
+            yield from cases.inference(setting, arguments.compile)
+        if "training" in modes:
+            yield from cases.training(setting)
+    if "loop" in modes:
+        yield from cases.loop("hornet_large_7x7", rounds, device, 0.25 if has_targets else None)
+    if "loader" in modes:
+        yield from cases.loader(rounds, 1.2)
+    if "start" in modes:
+        yield from cases.start(rounds, 1.0)
+
+
+def settings(
+    arguments: argparse.Namespace, device: torch.device, has_targets: bool
+) -> Iterator[Setting]:
+    if not {"inference", "training"} & set(arguments.modes or MODES):
+        return
+    peers = load_peer(arguments.peer)
+    for model in arguments.models:
+        if model not in timm.list_models("hornet_*"):
+            raise UserError(f"--models {model}{near_names(model, timm.list_models('hornet_*'))}")
+        if model not in peers:
+            raise UserError(f"--peer {arguments.peer} has no {model}; it has {', '.join(peers)}")
+    choices = product(arguments.models, arguments.input_size, arguments.batch_size, arguments.dtype)
+    for model, size, batch, dtype in choices:
+        variant = "gf" if "_gf" in model else "7x7"
+        usual = has_targets and (size, batch) == (224, 8)
+        targets = TARGETS[variant, dtype] if usual else {}
+        yield Setting(
+            model,
+            peers[model],
+            batch,
+            size,
+            getattr(torch, dtype),
+            device,
+            arguments.rounds,
+            targets,
+        )
+
+
+def line(row: Row) -> str:
+    sign = "at most" if row.lower_is_better else "at least"
+    target = "" if row.target is None else f"{sign} {row.target:g}"
+    verdict = "" if row.target is None else ("yes" if row.reached else "**no**")
+    return f"| {row.case} | {row.what} | {row.ratio:.2f} | {target} | {verdict} | {row.detail} |"
+
+
+def main(argv: list[str] | None = None) -> int:
+    arguments = parser().parse_args(argv)
+    try:
+        unknown = set(arguments.modes) - set(MODES)
+        if unknown:
+            raise UserError(f"there is no mode {min(unknown)}; choose of {', '.join(MODES)}")
+        if min(arguments.rounds, arguments.threads, *arguments.batch_size) < 1:
+            raise UserError("--rounds, --threads and --batch-size have to be 1 or more")
+        if arguments.device.startswith("cuda") and not torch.cuda.is_available():
+            raise UserError(f"--device {arguments.device}: this machine offers no GPU")
+        torch.set_num_threads(arguments.threads)
+        report(arguments)
+    except (UserError, OSError) as error:
+        sys.stderr.write(f"tools.benchmark: error: {' '.join(str(error).split())}\n")
+        return 1
+    return 0
+
+
+def report(arguments: argparse.Namespace) -> None:
+    """Prints the rows as they come, then all of it as a table, which goes to a file too."""
+    device = torch.device(arguments.device)
+    facts = machine(device) | cases.matrix_rates(device, arguments.rounds)
+    rows = []
+    for row in measure(arguments):
+        rows.append(row)
+        sys.stderr.write(f"{row.case}: {row.what} {row.ratio:.2f} ({row.detail})\n")
+    text = f"# Benchmark of {datetime.date.today()}\n\n"
+    text += "".join(f"- {name}: {value}\n" for name, value in facts.items())
+    text += f"- peer: {arguments.peer.name}, in the same process, interleaved\n"
+    text += "\nTimes as fast as the peer (memory, and where it says so: share of the peer's).\n"
+    text += "\n| case | what | ratio | target | reached | median |\n" + 6 * "| --- " + "|\n"
+    text += "".join(f"{line(row)}\n" for row in rows)
+    if arguments.output:
+        arguments.output.write_text(text)
+    sys.stdout.write(text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
