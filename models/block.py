@@ -96,8 +96,19 @@ class Block(nn.Module):
     def scales_weights(self) -> bool:
         """Whether the layer scale is multiplied into weights, which saves activations.
 
-        Not where other layers have taken the place of those that can.
+        Not in float16, where an initial scale of 1e-6 times a weight is 0.
         """
+        weight = self.norm1.weight
+        if weight is None or not self._is_plain():
+            return False
+        device = weight.device.type
+        autocast = torch.is_autocast_enabled(device)
+        dtype = torch.get_autocast_dtype(device) if autocast else weight.dtype
+        return dtype != torch.float16
+
+    @torch.jit.ignore
+    def _is_plain(self) -> bool:
+        """Whether no other layers have taken the place of those that can scale their weights."""
         return type(self.gnconv.proj_out) is PointwiseConv and type(self.pwconv2) is PointwiseLinear
 
     @torch.jit.ignore
@@ -107,7 +118,7 @@ class Block(nn.Module):
         For inference: the function stays, the parameters gamma1, gamma2 and those of the norms go.
         """
         self.gnconv.reparameterize()
-        if self.norm1.weight is None or not self.scales_weights():
+        if self.norm1.weight is None or not self._is_plain():
             return
         fold_norm(self.norm1, self.gnconv.proj_in)
         fold_norm(self.norm2, self.pwconv1)

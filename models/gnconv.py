@@ -91,7 +91,9 @@ class GnConv(nn.Module):
         if self.scales_inside:
             q_all = self.dwconv(q_all, self.scale)
         else:
-            q_all = self.dwconv(q_all) * self.scale
+            q_all = self.dwconv(q_all)
+            if self.scale != 1.0:
+                q_all = q_all * self.scale
         q = torch.split(q_all, self.dims, dim=1)
         p = p * q[0]
         for k, pw in enumerate(self.pws):
