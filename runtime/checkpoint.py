@@ -112,21 +112,27 @@ class RunFolder:
 
         A run that was restarted goes on from the newest file even so. Damaged ones are passed over.
         """
-        restarts = max(int(os.environ.get(name) or 0) for name in RESTARTS)
         if not (self.config.output_dir and self.config.auto_resume):
             return self.config.resume
-        if self.config.resume and not restarts:
+        if self.config.resume and not _is_restarted():
             return self.config.resume
-        numbered = resumable(self.path)
-        best = sorted(self.path.glob("checkpoint-best*.pth"), key=_saved_epoch, reverse=True)
-        for path in [*numbered, *best] if numbered else []:
+        path = None
+        for path in self._resumable():
             damage = damage_of(path)
             if not damage:
                 return str(path)
             logger.warning("%s is passed over: %s", path, damage)
-        if numbered and not self.config.resume:
+        if path and not self.config.resume:
             logger.warning("no checkpoint of %s can be read: the run starts anew", self.path)
         return self.config.resume
+
+    def _resumable(self) -> Iterator[Path]:
+        """The numbered checkpoints, newest first; if there are any, the best ones after them."""
+        numbered = resumable(self.path)
+        yield from numbered
+        if numbered:
+            best = self.path.glob("checkpoint-best*.pth")
+            yield from sorted(best, key=_saved_epoch, reverse=True)
 
     def log(self, record: dict[str, Any]) -> None:
         """Adds an epoch's record to log.txt; numbers that are none are null there."""
@@ -208,6 +214,11 @@ class RunFolder:
                     _remove(path)
 
 
+def _is_restarted() -> bool:
+    """Whether torchrun or Slurm has started this process again."""
+    return any(int(os.environ.get(name) or 0) for name in RESTARTS)
+
+
 def _without_nan(record: dict[str, Any]) -> dict[str, Any]:
     """JSON has no NaN and no infinities."""
     return {
@@ -219,12 +230,13 @@ def _without_nan(record: dict[str, Any]) -> dict[str, Any]:
 def _lock(file: IO[str]) -> None:
     """Locks a file until it is closed; raises UserError where another process has it.
 
-    The lock is one of POSIX, which loader processes do not inherit: a killed run leaves none.
+    The lock is one of POSIX, which loader processes do not inherit: a killed run leaves none. Only
+    a machine that has broken down may, on a network file system; so a restarted run goes on.
     """
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        if error.errno not in (errno.EACCES, errno.EAGAIN):
+        if _is_restarted() or error.errno not in (errno.EACCES, errno.EAGAIN):
             logger.warning("%s cannot be locked against other runs: %s", file.name, error)
             return
         file.seek(0)

@@ -373,13 +373,17 @@ with RunFolder(CheckpointConfig(output_dir=sys.argv[1]), is_main=True).claimed()
 """
 
 
-def test_a_folder_that_another_run_writes_to_is_refused(tmp_path):
+def test_a_folder_that_another_run_writes_to_is_refused(tmp_path, monkeypatch, caplog):
     folder = RunFolder(CheckpointConfig(output_dir=str(tmp_path)), is_main=True)
     with subprocess.Popen([sys.executable, "-c", WRITES, tmp_path], stdout=subprocess.PIPE) as run:
         assert run.stdout.readline() == b"writes\n"
         refused = pytest.raises(UserError, match=rf"another run writes .*process {run.pid} on ")
         with refused, folder.claimed():
             pass
+        with monkeypatch.context() as patch:
+            patch.setenv("SLURM_RESTART_COUNT", "1")
+            with folder.claimed():
+                assert "cannot be locked against other runs" in caplog.text
         run.kill()
     for _ in range(2):
         with folder.claimed():
