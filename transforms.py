@@ -52,7 +52,7 @@ def train_transform(
             f"augmentation cannot be built from --aa {config.aa} and --train_interpolation "
             f"{config.train_interpolation}: {error or type(error).__name__}"
         ) from None
-    _allow_zero_bits(transform)
+    allow_zero_bits(transform)
     if size <= SMALL_INPUT and config.scale is None:
         transform.transforms[0] = transforms.Compose(
             [_warp(size), transforms.RandomCrop(size, padding=4)]
@@ -64,7 +64,7 @@ def _posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
     return posterize(image, bits) if bits > 0 else Image.new(image.mode, image.size)
 
 
-def _allow_zero_bits(transform: transforms.Compose) -> None:
+def allow_zero_bits(transform: transforms.Compose) -> None:
     """timm's policies posterize to 0 bits at magnitude 10, which Pillow from 13 on refuses.
 
     Older ones give a black image; the published policies were run with it, so it stays.

@@ -31,7 +31,7 @@ from datasets import BadImages, load_image
 from engine import _clip
 from loaders import TrainImages
 from optim_factory import create_optimizer
-from transforms import mean_std, train_transform
+from transforms import allow_zero_bits, mean_std, train_transform
 
 ROOT = Path(__file__).parents[1]
 
@@ -213,6 +213,7 @@ def loader(rounds: int, target: float | None) -> list[Row]:
             re_prob=config.reprob, re_mode=config.remode, re_count=config.recount,
             color_jitter=config.color_jitter,
         )  # fmt: skip
+        allow_zero_bits(transform)  # which the policy needs with today's Pillow
         theirs = ImageFolder(folder, transform)
         view = train_transform(config, 224, *mean_std(DataConfig()))
         ours = ImageFolder(folder, view, loader=load_image)

@@ -129,10 +129,16 @@ def report(arguments: argparse.Namespace) -> None:
     """Prints the rows as they come, then all of it as a table, which goes to a file too."""
     device = torch.device(arguments.device)
     facts = machine(device) | cases.matrix_rates(device, arguments.rounds)
-    rows = []
-    for row in measure(arguments):
-        rows.append(row)
-        sys.stderr.write(f"{row.case}: {row.what} {row.ratio:.2f} ({row.detail})\n")
+    rows: list[Row] = []
+    try:
+        for row in measure(arguments):
+            rows.append(row)
+            sys.stderr.write(f"{row.case}: {row.what} {row.ratio:.2f} ({row.detail})\n")
+    finally:  # what was measured before an error is not lost
+        write(rows, facts, arguments)
+
+
+def write(rows: list[Row], facts: dict[str, str], arguments: argparse.Namespace) -> None:
     text = f"# Benchmark of {datetime.date.today()}\n\n"
     text += "".join(f"- {name}: {value}\n" for name, value in facts.items())
     text += f"- peer: {arguments.peer.name}, in the same process, interleaved\n"
