@@ -85,7 +85,7 @@ class Block(nn.Module):
                 nn.init.constant_(gamma, self.layer_scale_init_value)
 
     def forward(self, x: Tensor) -> Tensor:
-        if not torch.jit.is_scripting() and self.training and self.scales_weights():
+        if not torch.jit.is_scripting() and self.training and self.scales_weights(x):
             x = x + self.drop_path(self.gnconv(self.norm1(x), self.gamma1))
             y = self.act(self.pwconv1(self.norm2(x)))
             return x + self.drop_path(self.pwconv2(y, self.gamma2))
@@ -93,23 +93,22 @@ class Block(nn.Module):
         return self._add(x, self.pwconv2(self.act(self.pwconv1(self.norm2(x)))), self.gamma2)
 
     @torch.jit.ignore
-    def scales_weights(self) -> bool:
+    def scales_weights(self, x: Tensor) -> bool:
         """Whether the layer scale is multiplied into weights, which saves activations.
 
         Not in float16, where an initial scale of 1e-6 times a weight is 0.
         """
-        weight = self.norm1.weight
-        if weight is None or not self._is_plain():
-            return False
-        device = weight.device.type
-        autocast = torch.is_autocast_enabled(device)
-        dtype = torch.get_autocast_dtype(device) if autocast else weight.dtype
+        if not (
+            not isinstance(x, torch.fx.Proxy)
+            and type(self.gnconv) is GnConv
+            and type(self.gnconv.proj_out) is PointwiseConv
+            and type(self.pwconv2) is PointwiseLinear
+        ):
+            return False  # in a symbolic trace, or another layer in the place of one that can
+        device, dtype = x.device.type, self.pwconv2.weight.dtype
+        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+            dtype = torch.get_autocast_dtype(device)
         return dtype != torch.float16
-
-    @torch.jit.ignore
-    def _is_plain(self) -> bool:
-        """Whether no other layers have taken the place of those that can scale their weights."""
-        return type(self.gnconv.proj_out) is PointwiseConv and type(self.pwconv2) is PointwiseLinear
 
     @torch.jit.ignore
     def reparameterize(self) -> None:
@@ -117,16 +116,22 @@ class Block(nn.Module):
 
         For inference: the function stays, the parameters gamma1, gamma2 and those of the norms go.
         """
-        self.gnconv.reparameterize()
-        if self.norm1.weight is None or not self._is_plain():
+        if type(self.gnconv) is not GnConv:
             return
-        fold_norm(self.norm1, self.gnconv.proj_in)
-        fold_norm(self.norm2, self.pwconv1)
-        if self.gamma1 is not None and self.gamma2 is not None:
-            fold_scale(self.gnconv.proj_out, self.gamma1)
+        self.gnconv.reparameterize()
+        first, last = self.gnconv.proj_in, self.gnconv.proj_out
+        if type(first) is PointwiseConv:
+            fold_norm(self.norm1, first)
+        if type(self.pwconv1) is PointwiseLinear:
+            fold_norm(self.norm2, self.pwconv1)
+            if type(self.act) is nn.GELU and self.act.approximate == "none":
+                self.pwconv1.gelu, self.act = True, nn.Identity()
+        if self.gamma1 is not None and type(last) is PointwiseConv:
+            fold_scale(last, self.gamma1)
+            self.gamma1 = None
+        if self.gamma2 is not None and type(self.pwconv2) is PointwiseLinear:
             fold_scale(self.pwconv2, self.gamma2)
-        self.gamma1 = self.gamma2 = None
-        self.pwconv1.gelu, self.act = True, nn.Identity()
+            self.gamma2 = None
 
     def _add(self, x: Tensor, y: Tensor, gamma: Tensor | None) -> Tensor:
         if gamma is None:

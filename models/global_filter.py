@@ -1,11 +1,11 @@
 """GlobalLocalFilter: the depthwise mixer of HorNet's GF models (section 3.3 of the paper)."""
 
 import torch
-import torch.nn.functional as F
 from timm.layers import LayerNorm2d
 from timm.models import register_notrace_module
 from torch import Tensor, nn
 
+from .layers import ScaledLayerNorm2d
 from .ops.global_filter import filter_by_fft, filter_by_matmul
 
 IMPLEMENTATIONS = ("fft", "matmul")
@@ -49,7 +49,7 @@ class GlobalLocalFilter(nn.Module):
         self.complex_weight = nn.Parameter(torch.empty(half, h, w, 2, **factory))
         self.dw = nn.Conv2d(half, half, 3, padding=1, groups=half, bias=False, **factory)
         self.pre_norm = LayerNorm2d(dim, eps=1e-6, **factory)
-        self.post_norm = LayerNorm2d(dim, eps=1e-6, **factory)
+        self.post_norm = ScaledLayerNorm2d(dim, eps=1e-6, **factory)
         self.reset_filter()
 
     @torch.jit.ignore
@@ -70,12 +70,7 @@ class GlobalLocalFilter(nn.Module):
         # interleaved along the last axis of the channels-last layout, where it moves least
         halves = (x_local.permute(0, 2, 3, 1), x_global.to(x_local.dtype).permute(0, 2, 3, 1))
         x = torch.stack(halves, dim=-1).flatten(-2).permute(0, 3, 1, 2)
-        if scale == 1.0:
-            return self.post_norm(x)
-        norm = self.post_norm
-        x = x.permute(0, 2, 3, 1)
-        x = F.layer_norm(x, norm.normalized_shape, norm.weight * scale, norm.bias * scale, norm.eps)
-        return x.permute(0, 3, 1, 2)
+        return self.post_norm(x, scale)
 
 
 @torch.fx.wrap  # one node of a symbolic trace, for the same reason

@@ -65,7 +65,6 @@ class GnConv(nn.Module):
         self.order = order
         self.scale = scale
         self.dims = recursion_widths(channels, order)
-        self.scales_inside = mixer is None
         total = sum(self.dims)
         if mixer is not None and global_filter is not None:
             raise ValueError("choose either a mixer or a global filter, not both")
@@ -88,7 +87,7 @@ class GnConv(nn.Module):
         """`out_scale` (C_out) multiplies the output, by way of the weights of proj_out."""
         x = self.proj_in(x)
         p, q_all = torch.split(x, [self.dims[0], x.shape[1] - self.dims[0]], dim=1)
-        if self.scales_inside:
+        if not torch.jit.is_scripting() and self.scales_inside():
             q_all = self.dwconv(q_all, self.scale)
         else:
             q_all = self.dwconv(q_all)
@@ -103,9 +102,14 @@ class GnConv(nn.Module):
         return self.proj_out(p, out_scale)
 
     @torch.jit.ignore
+    def scales_inside(self) -> bool:
+        """Whether the mixer is one that takes s into its weights."""
+        return type(self.dwconv) in (DepthwiseConv, GlobalLocalFilter)
+
+    @torch.jit.ignore
     def reparameterize(self) -> None:
         """Folds s into the mixer, for inference; not into a mixer from outside."""
-        if self.scales_inside and self.scale != 1.0:
+        if self.scales_inside() and self.scale != 1.0:
             mixer: Any = self.dwconv
             last = mixer.post_norm if isinstance(mixer, GlobalLocalFilter) else mixer
             fold_scale(last, torch.tensor(self.scale))

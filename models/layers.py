@@ -1,9 +1,11 @@
-"""Convolutions whose output can be scaled by way of their weights, which are the smaller tensors.
+"""Layers whose output can be scaled by way of their weights, which are the smaller tensors.
 
 Shapes: (B, C, H, W) in, (B, N, H, W) out.
 """
 
 import torch
+import torch.nn.functional as F
+from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
 from .ops.pointwise import pointwise
@@ -73,9 +75,24 @@ class DepthwiseConv(nn.Conv2d):
         return self._conv_forward(x, weight, bias)
 
 
+class ScaledLayerNorm2d(LayerNorm2d):
+    """timm's layer norm over the channels of a map."""
+
+    def forward(self, x: Tensor, scale: float = 1.0) -> Tensor:
+        """`scale` multiplies the output."""
+        weight: Tensor = self.weight
+        bias: Tensor = self.bias
+        if scale != 1.0:
+            weight, bias = weight * scale, bias * scale
+        x = x.permute(0, 2, 3, 1)
+        return F.layer_norm(x, self.normalized_shape, weight, bias, self.eps).permute(0, 3, 1, 2)
+
+
 @torch.no_grad()
 def fold_norm(norm: nn.LayerNorm, layer: PointwiseConv | PointwiseLinear) -> None:
-    """Moves the weight and bias of a norm into the layer behind it."""
+    """Moves the weight and bias of a norm, if it has them, into the layer behind it."""
+    if type(norm) is not LayerNorm2d or norm.weight is None:
+        return
     matrix = layer.weight.flatten(1)
     layer.bias.add_(matrix @ norm.bias)  # type: ignore[union-attr]
     matrix.mul_(norm.weight)

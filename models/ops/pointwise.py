@@ -1,9 +1,9 @@
 """Pointwise layers: a matrix product over the channels of a map, with what can be fused into it.
 
 `pointwise` is a 1x1 convolution, the form that exports and compilers want. On a CPU in float32 it
-goes to oneDNN's matrix product instead of the BLAS that PyTorch was built with: as fast on Intel
-CPUs, and up to twice as fast on those of others, whose widest registers MKL leaves unused. Both
-compute the same function, forward and backward; the second one writes channels last.
+goes to oneDNN's matrix product instead of the BLAS that PyTorch was built with, MKL, which is
+slower on CPUs of AMD (benchmarks/ has the rates of both). Both compute the same function, forward
+and backward; the second one writes channels last.
 
 Shapes: x (B, C, H, W), best channels last in memory; weight (N, C) or (N, C, 1, 1); bias and scale
 (N); result (B, N, H, W).
@@ -15,6 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import register_flop_formula
+
+ONEDNN_MATMUL: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+"""oneDNN's matrix product as an operator; None where torch was built without it."""
 
 
 def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool = False) -> Tensor:
@@ -30,7 +33,8 @@ def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool = False
 def onednn_serves(x: Tensor, weight: Tensor) -> bool:
     """Whether `pointwise` takes oneDNN's matrix product for these, here and now."""
     return (
-        type(x) is Tensor  # no proxy, and none of the subclasses with rules of their own
+        ONEDNN_MATMUL is not None
+        and type(x) is Tensor  # no proxy, and none of the subclasses with rules of their own
         and not torch._C._are_functorch_transforms_active()
         and type(weight) in (Tensor, nn.Parameter)
         and x.dtype == weight.dtype == torch.float32
@@ -56,7 +60,7 @@ def _by_onednn(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool) -> Te
 
 def _matmul(x: Tensor, weight: Tensor, bias: Tensor | None = None, after: str = "none") -> Tensor:
     """x (..., C) times weight (N, C) transposed, plus bias."""
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, after, [], "none")
+    return ONEDNN_MATMUL(x, weight, bias, after, [], "none")
 
 
 class _OneDnnLinear(torch.autograd.Function):
@@ -87,7 +91,10 @@ class _OneDnnLinear(torch.autograd.Function):
         return of_x, of_weight, of_bias
 
 
-@register_flop_formula(torch.ops.mkldnn._linear_pointwise)
 def _count(x_shape, weight_shape, *_, out_shape=None, **__) -> int:
     *rows, channels = x_shape
     return 2 * torch.Size(rows).numel() * channels * weight_shape[0]
+
+
+if ONEDNN_MATMUL is not None:
+    register_flop_formula(ONEDNN_MATMUL)(_count)

@@ -17,6 +17,8 @@ from torch.utils.checkpoint import (
     create_selective_checkpoint_contexts,
 )
 
+from .pointwise import ONEDNN_MATMUL
+
 aten = torch.ops.aten
 
 
@@ -32,7 +34,10 @@ def _policy(channels: int, _: Any, operation: Any, *arguments: Any, **__: Any) -
 
 
 def _is_kept(operation: Any, arguments: tuple[Any, ...], channels: int) -> bool:
-    if operation not in (aten.convolution.default, torch.ops.mkldnn._linear_pointwise.default):
+    products = [aten.convolution.default]
+    if ONEDNN_MATMUL is not None:
+        products.append(ONEDNN_MATMUL.default)
+    if operation not in products:
         return False
     outputs, inputs = arguments[1].shape[:2]
     return inputs == 1 or outputs > channels

@@ -129,7 +129,8 @@ def test_folding_leaves_the_original_and_is_done_once(pair):
     )
 
 
-def test_the_layer_scale_of_a_layer_that_was_replaced(pair):
+@pytest.mark.parametrize("layer", ["proj_in", "dwconv", "proj_out", "pwconv1", "pwconv2"])
+def test_a_layer_that_was_replaced(pair, layer):
     """What another layer adds to the output is scaled too, in training as in evaluation."""
 
     class Adapted(nn.Module):
@@ -141,15 +142,23 @@ def test_the_layer_scale_of_a_layer_that_was_replaced(pair):
             return self.layer(x) + 1
 
     ours = pair[0]
-    for stage in ours.stages:
-        for block in stage:
-            block.pwconv2 = Adapted(block.pwconv2)
-            block.gnconv.proj_out = Adapted(block.gnconv.proj_out)
+    for block in (block for stage in ours.stages for block in stage):
+        owner = block.gnconv if hasattr(block.gnconv, layer) else block
+        setattr(owner, layer, Adapted(getattr(owner, layer)))
     x = formula_input(2, 64, 64)
     with torch.no_grad():
         expected = ours.eval()(x)
         assert_near(ours.train()(x), expected)
         assert_near(reparameterize_model(ours.eval())(x), expected)
+
+
+def test_another_activation_is_not_folded(pair):
+    ours = pair[0].eval()
+    for block in (block for stage in ours.stages for block in stage):
+        block.act = nn.ReLU()
+    x = formula_input(2, 64, 64)
+    with torch.no_grad():
+        assert_near(reparameterize_model(ours)(x), ours(x))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
