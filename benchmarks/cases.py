@@ -19,8 +19,7 @@ import timm
 import torch
 from PIL import Image
 from timm.data import create_transform
-from timm.models import reparameterize_model
-from timm.utils import ModelEmaV3
+from timm.utils import ModelEmaV3, reparameterize_model
 from torch import nn
 from torchvision.datasets import ImageFolder
 

@@ -8,7 +8,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from timm.models import reparameterize_model
+from timm.utils import reparameterize_model
 from torch import nn
 
 import models
