@@ -117,15 +117,17 @@ class AugmentConfig:
     """What fills an erased rectangle."""
     recount: int = 1
     """Number of rectangles erased at most."""
+    fast_decode: bool = False
+    """Decode training images faster, with other pixels than the release: JPEGs of folders no
+    larger than the random crop needs, crops resized by OpenCV. Needs the extra 'fast'. Evaluation
+    images stay exact."""
     resplit: bool = False
     """Unused, as in the original release."""
-    smoothing: float = 0.1
-    """Label smoothing."""
 
 
 @dataclass(frozen=True)
 class MixupConfig:
-    """Mixup and CutMix"""
+    """Mixup, CutMix and smoothed labels"""
 
     mixup: float = 0.8
     """Alpha of mixup; 0 switches it off."""
@@ -141,6 +143,8 @@ class MixupConfig:
     """Whether the mixing is drawn once a batch, once a pair, or once an image."""
     mixup_min_images: int = 0
     """No mixing for data sets with fewer training images a class than this, on average."""
+    smoothing: float = 0.1
+    """Label smoothing."""
 
     @property
     def enabled(self) -> bool:
@@ -301,6 +305,9 @@ class ComputeConfig:
     """Lay weights out channels last in memory, the layout in which HorNets compute."""
     compile: bool = False
     """Compile the network by torch.compile; the first step of each shape takes long."""
+    triton: bool = False
+    """Depthwise convolutions and global filters by this project's GPU kernels (HorNet models);
+    tools.benchmark compares their speed. PyTorch's run where Triton or a shape does not allow."""
     grad_checkpointing: bool = False
     """Recompute activations in the backward pass instead of storing them: slower, less memory."""
     memory: Literal["normal", "lean"] = "normal"

@@ -5,13 +5,8 @@ import logging
 import os
 import re
 import shutil
-import stat
 import sys
-import tarfile
 import tempfile
-import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,18 +19,16 @@ from timm.data.readers import reader_wds
 from timm.data.readers.reader_image_in_tar import ReaderImageInTar
 from torch.utils.data import Dataset, IterableDataset, Subset
 from torchvision.datasets import CIFAR100, ImageFolder
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from config import AugmentConfig, DataConfig
+from images import decoded, is_image, load_image, load_lazily, readable
 from runtime.errors import UserError
-from transforms import eval_transform, mean_std, train_transform
+from transforms import crops_fast, eval_transform, mean_std, train_transform
 
 logger = logging.getLogger(__name__)
 
 FOLDERS = ("IMNET", "image_folder", "digits")
 TIMM_PREFIXES = ("wds", "hfds", "hfids", "tfds", "torch")
-MOST_ASPECT = 4000
-"""Longer images would take gigabytes once their short side is enlarged."""
 
 _warn_of_sample = reader_wds.log_and_continue
 
@@ -217,7 +210,8 @@ def _image_folder(folder: Path, transform: Any) -> ImageFolder:
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder")
     try:
-        return ImageFolder(str(folder), transform, loader=load_image, is_valid_file=is_image)
+        loader = load_lazily if crops_fast(transform) else load_image
+        return ImageFolder(str(folder), transform, loader=loader, is_valid_file=is_image)
     except FileNotFoundError as error:
         raise UserError(
             f"{folder} has to hold one folder of images a class: {str(error).splitlines()[0]}"
@@ -260,7 +254,7 @@ def _from_timm(config: DataConfig, part: str, transform: Any) -> Dataset:
         return ReaderImages("", dataset.reader, transform=transform)
     dataset.transform = transform
     if isinstance(dataset, ImageFolder):
-        dataset.loader = load_image
+        dataset.loader = load_lazily if crops_fast(transform) else load_image
     if isinstance(dataset, IterableImageDataset):
         dataset.target_transform = _KnownLabel(len(_class_names(dataset, config)))
     return dataset
@@ -303,47 +297,13 @@ def _import_hugging_face_datasets() -> None:
         sys.path[:] = path
 
 
-def is_image(path: str) -> bool:
-    """Whether a file's name is one of an image."""
-    return path.lower().endswith((*IMG_EXTENSIONS, ".gif"))
-
-
-def load_image(path: str) -> Image.Image:
-    """An image file in RGB, of an animation the first frame; raises UserError for one that cannot
-    be decoded."""
-    with _readable(path):
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            raise ValueError("no regular file")  # to open a pipe would wait for ever
-        return _decoded(path)
-
-
-@contextmanager
-def _readable(name: str) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, ValueError, SyntaxError, tarfile.TarError, zlib.error) as error:
-        raise UserError(f"image {name} cannot be read: {error}") from None
-    except Image.DecompressionBombError as error:
-        raise UserError(f"image {name} is too large: {error}") from None
-
-
-def _decoded(file: Any) -> Image.Image:
-    with Image.open(file) as image:
-        if max(image.size) > MOST_ASPECT * min(image.size):
-            raise ValueError(f"{image.width} x {image.height} pixels")
-        if image.mode.startswith("I"):  # 16 bits, which Pillow would cut off at 255
-            levels = np.asarray(image).astype(np.float32) / 257
-            return Image.fromarray(levels.clip(0, 255).round().astype(np.uint8)).convert("RGB")
-        return image.convert("RGB")
-
-
 class ReaderImages(ImageDataset):
     """Images of one of timm's readers; raises UserError for one that cannot be read."""
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
-        with _readable(self.filename(index)):
+        with readable(self.filename(index)):
             file, label = self.reader[index]
-            image = _decoded(file)
+            image = decoded(file)
         return self.transform(image), label
 
 

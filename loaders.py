@@ -249,7 +249,7 @@ def _loader(
     )
 
 
-def build_mixup(config: MixupConfig, smoothing: float, num_classes: int) -> Mixup | None:
+def build_mixup(config: MixupConfig, num_classes: int) -> Mixup | None:
     """timm's Mixup, which turns labels into smoothed soft targets; None where it is off."""
     if not config.enabled:
         return None
@@ -260,6 +260,6 @@ def build_mixup(config: MixupConfig, smoothing: float, num_classes: int) -> Mixu
         prob=config.mixup_prob,
         switch_prob=config.mixup_switch_prob,
         mode=config.mixup_mode,
-        label_smoothing=smoothing,
+        label_smoothing=config.smoothing,
         num_classes=num_classes,
     )

@@ -304,6 +304,10 @@ def prepare_model(model: nn.Module, config: ComputeConfig, device: torch.device)
         if not hasattr(model, "set_lean_memory"):
             raise UserError("--memory lean: the model cannot")
         model.set_lean_memory()  # type: ignore[operator]
+    if config.triton:
+        if not hasattr(model, "set_triton"):
+            raise UserError("--triton true: the model cannot")
+        model.set_triton()  # type: ignore[operator]
     # HorNets compute channels last: with weights laid out so, gradients have the strides of the
     # weights, which DistributedDataParallel wants
     layout = torch.channels_last if config.channels_last else torch.contiguous_format
@@ -351,14 +355,14 @@ def build_trainer(
         average = ModelEmaV3(model, decay=config.ema.model_ema_decay, device=device)
         if config.compute.compile:  # a copy is not compiled
             average.module.compile()
-    smoothing = config.augment.smoothing
-    mixup = build_mixup(config.mixup, smoothing, num_classes)
+    mixup = build_mixup(config.mixup, num_classes)
     if mixup and images < config.mixup.mixup_min_images * num_classes:
         mixup = None
         logger.info("no mixup and CutMix: fewer than --mixup_min_images %d images a class",
                     config.mixup.mixup_min_images)  # fmt: skip
     # mixup turns labels into smoothed soft targets by itself
-    criterion = SoftTargetCrossEntropy() if mixup else LabelSmoothingCrossEntropy(smoothing)
+    smoothed = LabelSmoothingCrossEntropy(config.mixup.smoothing)
+    criterion = SoftTargetCrossEntropy() if mixup else smoothed
     if context.is_distributed:
         on_gpu = context.device.type == "cuda"
         model = DistributedDataParallel(model, device_ids=[context.device] if on_gpu else None)

@@ -1,7 +1,10 @@
 """From an image to the network's input: augmentation for training, one view for evaluation."""
 
+import random
+from importlib.util import find_spec
 from typing import Any
 
+import torch
 from PIL import Image
 from timm.data import create_transform
 from timm.data.auto_augment import posterize
@@ -11,9 +14,11 @@ from timm.data.constants import (
     IMAGENET_INCEPTION_MEAN,
     IMAGENET_INCEPTION_STD,
 )
+from timm.data.transforms import RandomResizedCropAndInterpolation, interp_mode_to_str
 from torchvision import transforms
 
 from config import AugmentConfig, DataConfig
+from images import Jpeg, crop_resized
 from runtime.errors import UserError
 
 SMALL_INPUT = 32  # pixels; up to here images are padded and cropped rather than rescaled
@@ -53,11 +58,40 @@ def train_transform(
             f"{config.train_interpolation}: {error or type(error).__name__}"
         ) from None
     allow_zero_bits(transform)
+    if config.fast_decode:
+        transform.transforms[0] = _fast_crop(transform.transforms[0])
     if size <= SMALL_INPUT and config.scale is None:
         transform.transforms[0] = transforms.Compose(
             [_warp(size), transforms.RandomCrop(size, padding=4)]
         )
     return transform
+
+
+class FastCrop(RandomResizedCropAndInterpolation):
+    """timm's random crop of the same region, with approximate pixels (images.crop_resized)."""
+
+    def __call__(self, image: Jpeg | Image.Image) -> Image.Image:
+        shape = torch.empty(1).expand(1, image.height, image.width)  # takes no memory
+        box = self.get_params(shape, self.scale, self.ratio)
+        drawn = isinstance(self.interpolation, list | tuple)
+        mode = random.choice(self.interpolation) if drawn else self.interpolation
+        return crop_resized(image, box, self.size, interp_mode_to_str(mode))
+
+
+def _fast_crop(crop: Any) -> FastCrop:
+    missing = [name for name in ("cv2", "simplejpeg") if find_spec(name) is None]
+    if missing:
+        raise UserError(
+            f"--fast_decode needs {' and '.join(missing)}: pip install 'hornet-pytorch[fast]'"
+        )
+    fast = FastCrop(crop.size, crop.scale, crop.ratio)
+    fast.interpolation = crop.interpolation
+    return fast
+
+
+def crops_fast(transform: Any) -> bool:
+    """Whether a transform begins with a FastCrop, which takes JPEGs that are not decoded."""
+    return isinstance(transform.transforms[0], FastCrop)
 
 
 def _posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:

@@ -67,7 +67,7 @@ def measure(arguments: argparse.Namespace) -> Iterator[Row]:
     if "loop" in modes:
         yield from cases.loop("hornet_large_7x7", rounds, device, 0.25 if has_targets else None)
     if "loader" in modes:
-        yield from cases.loader(rounds, 1.2)
+        yield from cases.loader(rounds, {"same pixels": 1.2, "--fast_decode": 1.5})
     if "start" in modes:
         yield from cases.start(rounds, 1.0)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from datasets import is_image, load_image
+from images import is_image, load_image
 from runtime.errors import UserError
 from tools.classifier import Classifier, load_classifier
 

@@ -379,11 +379,11 @@ def test_evaluation_not_shared_shows_all_images_to_each_process():
 
 
 def test_mixup_makes_smoothed_soft_targets():
-    assert build_mixup(MixupConfig(mixup=0, cutmix=0), 0.1, 5) is None
-    mixup = build_mixup(MixupConfig(mixup=0.8, cutmix=0.0), 0.1, 5)
+    assert build_mixup(MixupConfig(mixup=0, cutmix=0), 5) is None
+    mixup = build_mixup(MixupConfig(mixup=0.8, cutmix=0.0), 5)
     assert mixup is not None
     config = MixupConfig(0.2, 0.3, (0.1, 0.9), 0.4, 0.6, "elem")
-    built = build_mixup(config, 0.1, 5)
+    built = build_mixup(config, 5)
     assert (built.mixup_alpha, built.cutmix_minmax) == (0.2, (0.1, 0.9))
     assert (built.mix_prob, built.switch_prob, built.mode) == (0.4, 0.6, "elem")
     _, targets = mixup(torch.randn(4, 3, 8, 8), torch.tensor([0, 1, 2, 3]))

@@ -1,0 +1,135 @@
+"""Reading image files: exactly as Pillow does, or faster with other pixels."""
+
+import io
+import os
+import stat
+import tarfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torchvision.datasets.folder import IMG_EXTENSIONS
+
+from runtime.errors import UserError
+
+MOST_ASPECT = 4000
+"""Longer images would take gigabytes once their short side is enlarged."""
+MOST_PIXELS = 50_000_000
+"""Larger JPEGs are left to Pillow and its warnings."""
+
+
+def is_image(path: str) -> bool:
+    """Whether a file's name is one of an image."""
+    return path.lower().endswith((*IMG_EXTENSIONS, ".gif"))
+
+
+def load_image(path: str) -> Image.Image:
+    """An image file in RGB, of an animation the first frame; raises UserError for one that cannot
+    be decoded."""
+    with readable(path):
+        _check_regular(path)
+        return decoded(path)
+
+
+@contextmanager
+def readable(name: str) -> Iterator[None]:
+    """Turns what goes wrong with the image of that name into UserError."""
+    try:
+        yield
+    except (OSError, ValueError, SyntaxError, tarfile.TarError, zlib.error) as error:
+        raise UserError(f"image {name} cannot be read: {error}") from None
+    except Image.DecompressionBombError as error:
+        raise UserError(f"image {name} is too large: {error}") from None
+
+
+def decoded(file: Any) -> Image.Image:
+    """As load_image, of a path or an open file; with the errors of Pillow."""
+    with Image.open(file) as image:
+        if max(image.size) > MOST_ASPECT * min(image.size):
+            raise ValueError(f"{image.width} x {image.height} pixels")
+        if image.mode.startswith("I"):  # 16 bits, which Pillow would cut off at 255
+            levels = np.asarray(image).astype(np.float32) / 257
+            return Image.fromarray(levels.clip(0, 255).round().astype(np.uint8)).convert("RGB")
+        return image.convert("RGB")
+
+
+def _check_regular(path: str) -> None:
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise ValueError("no regular file")  # to open a pipe would wait for ever
+
+
+@dataclass(frozen=True)
+class Jpeg:
+    """A JPEG file that is not decoded yet: to know the crop first makes it cheaper."""
+
+    path: str
+    data: bytes
+    height: int
+    width: int
+
+    def decode(self, height: int, width: int) -> np.ndarray:
+        """The whole image (H, W, 3), reduced while it stays at least that large.
+
+        Raises:
+            UserError: the file is damaged.
+        """
+        import simplejpeg
+
+        try:
+            return simplejpeg.decode_jpeg(
+                self.data, fastdct=True, fastupsample=True, min_height=height, min_width=width
+            )
+        except ValueError:  # Pillow takes some files that are refused here
+            with readable(self.path):
+                return np.asarray(decoded(io.BytesIO(self.data)))
+
+
+def load_lazily(path: str) -> Jpeg | Image.Image:
+    """A JPEG of the usual kind, not decoded; any other image as load_image."""
+    import simplejpeg
+
+    with readable(path):
+        _check_regular(path)
+        data = Path(path).read_bytes()
+        try:
+            height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+        except ValueError:
+            return decoded(io.BytesIO(data))
+    usual = max(height, width) <= MOST_ASPECT * min(height, width) and colours in ("YCbCr", "Gray")
+    if usual and height * width <= MOST_PIXELS:
+        return Jpeg(path, data, height, width)
+    with readable(path):
+        return decoded(io.BytesIO(data))
+
+
+def crop_resized(
+    image: Jpeg | Image.Image, box: tuple[int, int, int, int], size: tuple[int, int], method: str
+) -> Image.Image:
+    """The box (top, left, height, width) of an image, resized by OpenCV to `size` (H, W).
+
+    Approximately: a JPEG is decoded no larger than the result needs, and what shrinks by less than
+    a half is not smoothed first.
+    """
+    import cv2
+
+    top, left, height, width = box
+    if isinstance(image, Jpeg):
+        wanted = ceil(image.height * size[0] / height), ceil(image.width * size[1] / width)
+        pixels = image.decode(*wanted)
+        y, x = pixels.shape[0] / image.height, pixels.shape[1] / image.width
+        top, left = int(top * y), int(left * x)
+        height, width = max(1, round(height * y)), max(1, round(width * x))
+    else:
+        pixels = np.asarray(image)
+    pixels = pixels[top : top + height, left : left + width]
+    methods = {"nearest": cv2.INTER_NEAREST, "bilinear": cv2.INTER_LINEAR,
+               "bicubic": cv2.INTER_CUBIC, "lanczos": cv2.INTER_LANCZOS4}  # fmt: skip
+    shrinks = height > 1.5 * size[0] or width > 1.5 * size[1]
+    how = cv2.INTER_AREA if shrinks else methods.get(method, cv2.INTER_AREA)
+    return Image.fromarray(cv2.resize(pixels, size[::-1], interpolation=how))

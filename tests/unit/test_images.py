@@ -1,0 +1,93 @@
+"""Reading images faster, with other pixels, against reading them exactly."""
+
+import io
+import random
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import transforms
+from config import AugmentConfig, DataConfig
+from datasets import build_data
+from images import Jpeg, crop_resized, load_image, load_lazily
+from runtime.errors import UserError
+from tests.unit.test_datasets import image_files
+from transforms import FastCrop, crops_fast, train_transform
+
+pytest.importorskip("cv2")
+pytest.importorskip("simplejpeg")
+
+STATISTICS = (0.5,) * 3, (0.25,) * 3
+
+
+def photo(width: int, height: int) -> Image.Image:
+    """Smooth colours that differ everywhere: any shift, mirroring or swap of channels shows."""
+    coarse = np.random.RandomState(0).randint(0, 255, (6, 8, 3), dtype=np.uint8)
+    return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def both_crops(path, seed: int) -> list[np.ndarray]:
+    """(exactly, fast), of the same random numbers."""
+    crops, following = [], []
+    for fast in (False, True):
+        crop = train_transform(AugmentConfig(fast_decode=fast), 64, *STATISTICS).transforms[0]
+        random.seed(seed)
+        image = load_lazily(str(path)) if fast else load_image(str(path))
+        crops.append(np.asarray(crop(image)).astype(int))
+        following.append(random.random())
+    assert following[0] == following[1]
+    return crops
+
+
+@pytest.mark.parametrize("size", [(80, 60), (500, 375), (60, 900), (2048, 1500)])
+@pytest.mark.parametrize("kind", ["a.jpg", "grey.jpg", "cmyk.jpg", "a.png"])
+def test_the_same_region_with_nearly_the_same_pixels(tmp_path, size, kind):
+    image = photo(*size)
+    mode = {"grey.jpg": "L", "cmyk.jpg": "CMYK"}.get(kind, "RGB")
+    image.convert(mode).save(tmp_path / kind, quality=95)
+    for seed in range(5):
+        exact, fast = both_crops(tmp_path / kind, seed)
+        assert exact.shape == fast.shape == (64, 64, 3)
+        assert np.abs(exact - fast).mean() < 4  # of 256 levels; a flip or a shift gives 20 to 90
+
+
+def test_a_large_jpeg_is_decoded_no_larger_than_needed(tmp_path):
+    photo(1600, 1200).save(tmp_path / "a.jpg")
+    jpeg = load_lazily(str(tmp_path / "a.jpg"))
+    assert isinstance(jpeg, Jpeg)
+    assert jpeg.decode(150, 200).shape == (150, 200, 3)
+    assert jpeg.decode(301, 400).shape == (450, 600, 3)
+    assert crop_resized(jpeg, (0, 0, 1200, 1600), (150, 200), "bicubic").size == (200, 150)
+
+
+def test_what_is_fast_ends_in_the_same_errors(tmp_path):
+    whole = io.BytesIO()
+    photo(300, 200).save(whole, "JPEG")
+    data = whole.getvalue()
+    for name, damaged in {"cut.jpg": data[: len(data) // 2], "empty.jpg": b"",
+                          "text.jpg": b"no image"}.items():  # fmt: skip
+        (tmp_path / name).write_bytes(damaged)
+        with pytest.raises(UserError, match=f"{name} cannot be read"):
+            load_image(str(tmp_path / name))
+        with pytest.raises(UserError, match=f"{name} cannot be read"):
+            crop_resized(load_lazily(str(tmp_path / name)), (0, 0, 9, 9), (8, 8), "bicubic")
+
+
+def test_only_training_images_are_read_fast(tmp_path):
+    image_files(tmp_path)
+    config = DataConfig(
+        data_set="image_folder", data_path=str(tmp_path), val_fraction=0.5, num_workers=0
+    )
+    data = build_data(config, AugmentConfig(fast_decode=True), 64)
+    train, val = data.train.dataset, data.val.dataset
+    assert crops_fast(train.transform)
+    assert train.loader is load_lazily
+    assert not isinstance(val.transform.transforms[0], FastCrop)
+    assert val.loader is load_image
+
+
+def test_missing_packages_are_named(monkeypatch):
+    monkeypatch.setattr(transforms, "find_spec", lambda name: None if name == "simplejpeg" else 1)
+    with pytest.raises(UserError, match=r"--fast_decode needs simplejpeg: pip install .*\[fast\]"):
+        train_transform(AugmentConfig(fast_decode=True), 64, *STATISTICS)
