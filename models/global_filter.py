@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from .layers import ScaledLayerNorm2d
 from .ops.global_filter import filter_by_fft, filter_by_matmul
 
-IMPLEMENTATIONS = ("fft", "matmul")
+IMPLEMENTATIONS = ("fft", "matmul", "triton")
 
 
 @register_notrace_module  # its branch on the map's size can't be traced symbolically
@@ -26,7 +26,7 @@ class GlobalLocalFilter(nn.Module):
         dim: Number of channels, even.
         h: Height of the stored filter.
         w: Width of the stored filter: half the width of the maps it is made for, plus one.
-        impl: 'fft', or 'matmul' for the path without complex numbers.
+        impl: 'fft', 'matmul' for the path without complex numbers, or 'triton' for a GPU kernel.
 
     Raises:
         ValueError: dim is odd, the filter is empty, or impl is unknown.
@@ -45,7 +45,7 @@ class GlobalLocalFilter(nn.Module):
             raise ValueError(f"a global filter needs a positive height and width, not {h} x {w}")
         factory = {"device": device, "dtype": dtype}
         half = dim // 2
-        self.use_matmul = _is_matmul(impl)
+        self.impl = _known(impl)
         self.complex_weight = nn.Parameter(torch.empty(half, h, w, 2, **factory))
         self.dw = nn.Conv2d(half, half, 3, padding=1, groups=half, bias=False, **factory)
         self.pre_norm = LayerNorm2d(dim, eps=1e-6, **factory)
@@ -59,14 +59,14 @@ class GlobalLocalFilter(nn.Module):
 
     @torch.jit.ignore
     def set_impl(self, impl: str) -> None:
-        """Choose 'fft' or 'matmul'; the parameters are the same."""
-        self.use_matmul = _is_matmul(impl)
+        """Choose 'fft', 'matmul' or 'triton'; the parameters are the same."""
+        self.impl = _known(impl)
 
     def forward(self, x: Tensor, scale: float = 1.0) -> Tensor:
         """`scale` multiplies the output, by way of the last norm's weight and bias."""
         x_local, x_global = self.pre_norm(x).chunk(2, dim=1)
         x_local = self.dw(x_local)
-        x_global = _filter(x_global, self.complex_weight, self.use_matmul)
+        x_global = _filter(x_global, self.complex_weight, self.impl)
         # interleaved along the last axis of the channels-last layout, where it moves least
         halves = (x_local.permute(0, 2, 3, 1), x_global.to(x_local.dtype).permute(0, 2, 3, 1))
         x = torch.stack(halves, dim=-1).flatten(-2).permute(0, 3, 1, 2)
@@ -74,28 +74,39 @@ class GlobalLocalFilter(nn.Module):
 
 
 @torch.fx.wrap  # one node of a symbolic trace, for the same reason
-def _filter(x_bchw: Tensor, weight: Tensor, use_matmul: bool) -> Tensor:
+def _filter(x_bchw: Tensor, weight: Tensor, impl: str) -> Tensor:
+    if not torch.jit.is_scripting() and impl == "triton":
+        return _filter_by_triton(x_bchw, weight)
     # half-precision FFTs on GPUs take powers of two only, and bfloat16 ones don't exist
     if x_bchw.dtype == torch.float16 or x_bchw.dtype == torch.bfloat16:
         x_bchw = x_bchw.float()
-    if use_matmul:
+    if impl == "matmul":
         return filter_by_matmul(x_bchw, weight)
     return filter_by_fft(x_bchw, weight)
 
 
+@torch.jit.ignore
+def _filter_by_triton(x_bchw: Tensor, weight: Tensor) -> Tensor:
+    from .ops.kernels import filter_by_kernel  # only now, for it imports Triton
+
+    return filter_by_kernel(x_bchw, weight)
+
+
 def set_global_filter_impl(module: nn.Module, impl: str) -> None:
-    """Set every GlobalLocalFilter inside `module` to 'fft' or 'matmul'.
+    """Set every GlobalLocalFilter inside `module` to 'fft', 'matmul' or 'triton'.
 
     Raises:
         ValueError: impl is unknown.
     """
-    _is_matmul(impl)
+    _known(impl)
     for child in module.modules():
         if isinstance(child, GlobalLocalFilter):
             child.set_impl(impl)
 
 
-def _is_matmul(impl: str) -> bool:
+def _known(impl: str) -> str:
     if impl not in IMPLEMENTATIONS:
-        raise ValueError(f"unknown global filter implementation {impl!r}: use 'fft' or 'matmul'")
-    return impl == "matmul"
+        raise ValueError(
+            f"unknown global filter implementation {impl!r}: use {', '.join(IMPLEMENTATIONS)}"
+        )
+    return impl

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from .block import NORM_EPS, Block, Stage
 from .global_filter import GlobalLocalFilter, set_global_filter_impl
+from .layers import DepthwiseConv
 
 STEM_STRIDE = 4
 POOLS = ("", "avg", "max", "avgmax", "fast", "fastavg", "fastmax", "fastavgmax")
@@ -185,8 +186,19 @@ class HorNet(nn.Module):
                 stage.lean_memory = enable
 
     @torch.jit.ignore
+    def set_triton(self, enable: bool = True) -> None:
+        """Compute depthwise convolutions and global filters by this project's GPU kernels.
+
+        Where Triton, the device or the shape does not allow it, by PyTorch's, with a warning.
+        """
+        for module in self.modules():
+            if isinstance(module, DepthwiseConv):
+                module.use_triton = enable
+        set_global_filter_impl(self, "triton" if enable else "fft")
+
+    @torch.jit.ignore
     def set_global_filter_impl(self, impl: str) -> None:
-        """Compute the global filters by 'fft' or 'matmul'."""
+        """Compute the global filters by 'fft', 'matmul' or 'triton'."""
         set_global_filter_impl(self, impl)
 
     @torch.jit.ignore

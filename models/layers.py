@@ -64,6 +64,7 @@ class DepthwiseConv(nn.Conv2d):
             device=device,
             dtype=dtype,
         )
+        self.use_triton = False
 
     def forward(self, x: Tensor, scale: float = 1.0) -> Tensor:
         """`scale` multiplies the output."""
@@ -72,7 +73,16 @@ class DepthwiseConv(nn.Conv2d):
         if scale != 1.0:
             weight = weight * scale
             bias = None if bias is None else bias * scale
+        if not torch.jit.is_scripting() and self.use_triton:
+            return _depthwise_by_triton(x, weight, bias)
         return self._conv_forward(x, weight, bias)
+
+
+@torch.jit.ignore
+def _depthwise_by_triton(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    from .ops.kernels import depthwise_conv  # only now, for it imports Triton
+
+    return depthwise_conv(x, weight, bias)
 
 
 class ScaledLayerNorm2d(LayerNorm2d):

@@ -1,5 +1,6 @@
 """Set-up of all tests."""
 
+import os
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -8,6 +9,8 @@ import torch
 
 # small networks gain little from a second thread, and on a busy machine they wait for it
 torch.set_num_threads(1)
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # before the first import of Triton, which reads it then
 
 
 @pytest.fixture

@@ -167,7 +167,7 @@ def test_autocast_leaves_the_transform_in_float32():
 def test_choice_of_implementation():
     layers = torch.nn.Sequential(GlobalLocalFilter(4, 4, 3), torch.nn.ReLU())
     set_global_filter_impl(layers, "matmul")
-    assert layers[0].use_matmul
+    assert layers[0].impl == "matmul"
     with pytest.raises(ValueError, match="unknown global filter implementation 'dct'"):
         set_global_filter_impl(layers, "dct")
-    assert layers[0].use_matmul
+    assert layers[0].impl == "matmul"

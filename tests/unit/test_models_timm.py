@@ -372,7 +372,7 @@ def test_set_global_filter_impl():
     model.set_global_filter_impl("matmul")
     filters = [m for m in model.modules() if isinstance(m, GlobalLocalFilter)]
     assert len(filters) == 3
-    assert all(m.use_matmul for m in filters)
+    assert all(m.impl == "matmul" for m in filters)
     torch.testing.assert_close(model(x), expected, rtol=1e-4, atol=1e-5)
 
 

@@ -1,0 +1,303 @@
+"""GPU kernels in Triton: the depthwise convolution and the global filter, channels last.
+
+Each computes the same function as PyTorch's operators that it stands for and is registered as a
+custom operator with a gradient, so that torch.compile and autograd take it. Where Triton, the
+device or the shape does not allow a kernel, PyTorch's operators run, and the reason is logged once.
+
+With TRITON_INTERPRET=1 they run on a CPU too, slowly: that is how they are tested.
+
+Shapes: x (B, C, H, W), whose channels lie next to each other in memory (a channels-last map, or a
+slice of its channels); results are channels last.
+"""
+
+import logging
+import os
+from functools import cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .global_filter import filter_by_fft, fit_filter
+
+try:
+    import triton
+    from triton import language as tl
+except ImportError:
+    triton = None
+
+logger = logging.getLogger(__name__)
+
+MOST_PIXELS = 256
+"""Pixels of a map up to which the global filter is one kernel: it holds all of them at a time, and
+the shared memory of a GPU takes no more."""
+
+
+def reason_against(x: Tensor) -> str:
+    """Why the kernels cannot take x; empty if they can."""
+    if triton is None:
+        return "Triton is not installed"
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    if x.device.type != "cuda" and not interpreted:
+        return f"Triton does not run on {x.device.type}"
+    if x.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        return f"no kernel for {x.dtype}"
+    if x.stride(1) != 1 or x.stride(2) != x.shape[3] * x.stride(3):
+        return "the map is not channels last"
+    return ""
+
+
+@cache
+def _log_once(what: str, reason: str) -> None:
+    logger.warning("%s runs on PyTorch's operators: %s", what, reason)
+
+
+def depthwise_conv(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The depthwise convolution of x by weight (C, 1, K, K), plus bias; K odd, same size."""
+    reason = reason_against(x)
+    if reason:
+        _log_once("the depthwise convolution", reason)
+        padding = weight.shape[-1] // 2
+        return F.conv2d(x, weight, bias, padding=padding, groups=len(weight))
+    y = _depthwise(x, weight)
+    return y if bias is None else y + bias.to(y.dtype)[:, None, None]
+
+
+def filter_by_kernel(x: Tensor, weight: Tensor) -> Tensor:
+    """As filter_by_fft, of x in any precision, computed in float32."""
+    reason = reason_against(x)
+    if not reason and x.shape[2] * x.shape[3] > MOST_PIXELS:
+        reason = f"maps of more than {MOST_PIXELS} pixels"
+    if reason:
+        _log_once("the global filter", reason)
+        return filter_by_fft(x.float(), weight)
+    planes = fit_filter(weight.float(), x.shape[2], x.shape[3]).flatten(1, 2)  # (C, F, 2)
+    return _spectral(x, planes.permute(2, 1, 0).contiguous())
+
+
+if triton is not None:
+
+    @triton.jit
+    def _depthwise_kernel(
+        x, weight, y, H, W, C, x_batch, x_pixel,
+        K: tl.constexpr, FLIPPED: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr,
+    ):  # fmt: skip
+        """A row of y: pixels BLOCK_W, channels BLOCK_C. weight (K * K, C)."""
+        row = tl.program_id(0)
+        batch, h = (row // H).to(tl.int64), row % H
+        w = tl.program_id(1) * BLOCK_W + tl.arange(0, BLOCK_W)
+        c = tl.program_id(2) * BLOCK_C + tl.arange(0, BLOCK_C)
+        total = tl.zeros([BLOCK_W, BLOCK_C], tl.float32)
+        for tap in tl.static_range(K * K):
+            # a vector, since Triton's interpreter takes no mask made of a scalar
+            from_h = h + tap // K - K // 2 + tl.zeros_like(w)
+            from_w = w + tap % K - K // 2
+            inside = (from_h >= 0) & (from_h < H) & (from_w >= 0) & (from_w < W)
+            pixels = batch * x_batch + (from_h * W + from_w) * x_pixel
+            mask = inside[:, None] & (c < C)[None, :]
+            values = tl.load(x + pixels[:, None] + c[None, :], mask=mask, other=0.0)
+            index = (K * K - 1 - tap) if FLIPPED else tap
+            factor = tl.load(weight + index * C + c, mask=c < C, other=0.0)
+            total += values.to(tl.float32) * factor.to(tl.float32)[None, :]
+        out = y + (row.to(tl.int64) * W + w)[:, None] * C + c[None, :]
+        tl.store(out, total.to(y.dtype.element_ty), mask=(w < W)[:, None] & (c < C)[None, :])
+
+    @triton.jit
+    def _depthwise_weight_kernel(
+        x, g, out, ROWS, H, W, C, x_batch, x_pixel, g_batch, g_pixel, rows_a_program,
+        K: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr,
+    ):  # fmt: skip
+        """The gradient of a row of the weight, from some rows of the maps: out (part, K, K, C)."""
+        part, i = tl.program_id(0), tl.program_id(1)
+        c = tl.program_id(2) * BLOCK_C + tl.arange(0, BLOCK_C)
+        j = tl.arange(0, BLOCK_K)
+        total = tl.zeros([BLOCK_K, BLOCK_C], tl.float32)
+        for row in range(part * rows_a_program, min((part + 1) * rows_a_program, ROWS)):
+            batch, h = row // H, row % H
+            for start in range(0, W, BLOCK_W):
+                w = start + tl.arange(0, BLOCK_W)
+                at = batch.to(tl.int64) * g_batch + (h * W + w) * g_pixel
+                mask = (w < W)[:, None] & (c < C)[None, :]
+                gradient = tl.load(g + at[:, None] + c[None, :], mask=mask, other=0.0)
+                from_w = w[None, :] + j[:, None] - K // 2
+                from_h = h + i - K // 2 + tl.zeros_like(from_w)
+                inside = (from_h >= 0) & (from_h < H) & (from_w >= 0) & (from_w < W)
+                at_x = batch.to(tl.int64) * x_batch + (from_h * W + from_w) * x_pixel
+                mask_x = inside[:, :, None] & (c < C)[None, None, :]
+                values = tl.load(x + at_x[:, :, None] + c[None, None, :], mask=mask_x, other=0.0)
+                products = values.to(tl.float32) * gradient.to(tl.float32)[None, :, :]
+                total += tl.sum(products, axis=1)
+        at_out = ((part * K + i) * K + j[:, None]) * C + c[None, :]
+        tl.store(out + at_out, total, mask=(j < K)[:, None] & (c < C)[None, :])
+
+    @triton.jit
+    def _spectral_kernel(
+        x, planes, analysis, synthesis, y, PIXELS, FREQUENCIES, C, x_batch, x_pixel,
+        BLOCK_P: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_C: tl.constexpr,
+    ):  # fmt: skip
+        """All pixels of an image, BLOCK_C channels. planes (2, F, C), analysis (2, F, P),
+        synthesis (2, F, P): spectrum = analysis x, y = transposed synthesis of its product."""
+        batch = tl.program_id(0).to(tl.int64)
+        c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+        p = tl.arange(0, BLOCK_P)
+        mask = (p < PIXELS)[:, None] & (c < C)[None, :]
+        at = x + batch * x_batch + p[:, None] * x_pixel + c[None, :]
+        image = tl.load(at, mask=mask, other=0.0).to(tl.float32)
+        total = tl.zeros([BLOCK_P, BLOCK_C], tl.float32)
+        for start in range(0, FREQUENCIES, BLOCK_F):
+            f = start + tl.arange(0, BLOCK_F)
+            rows = f[:, None] * PIXELS + p[None, :]
+            rows_mask = (f < FREQUENCIES)[:, None] & (p < PIXELS)[None, :]
+            imaginary = FREQUENCIES * PIXELS
+            of_real = tl.load(analysis + rows, mask=rows_mask, other=0.0)
+            of_imag = tl.load(analysis + imaginary + rows, mask=rows_mask, other=0.0)
+            # three TF32 products have nearly the precision of float32
+            real = tl.dot(of_real, image, input_precision="tf32x3")
+            imag = tl.dot(of_imag, image, input_precision="tf32x3")
+            at_k = planes + f[:, None] * C + c[None, :]
+            k_mask = (f < FREQUENCIES)[:, None] & (c < C)[None, :]
+            k_real = tl.load(at_k, mask=k_mask, other=0.0)
+            k_imag = tl.load(at_k + FREQUENCIES * C, mask=k_mask, other=0.0)
+            to_real = tl.load(synthesis + rows, mask=rows_mask, other=0.0)
+            to_imag = tl.load(synthesis + imaginary + rows, mask=rows_mask, other=0.0)
+            total += tl.dot(
+                tl.trans(to_real), real * k_real - imag * k_imag, input_precision="tf32x3"
+            )
+            total += tl.dot(
+                tl.trans(to_imag), real * k_imag + imag * k_real, input_precision="tf32x3"
+            )
+        out = y + (batch * PIXELS + p)[:, None] * C + c[None, :]
+        tl.store(out, total.to(y.dtype.element_ty), mask=mask)
+
+
+def _channels_last(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    return torch.empty_like(x, dtype=dtype, memory_format=torch.channels_last)
+
+
+def _power_of_two(number: int, most: int) -> int:
+    return min(most, max(16, 1 << (number - 1).bit_length()))
+
+
+def _depthwise_run(x: Tensor, taps: Tensor, flipped: bool) -> Tensor:
+    y = _channels_last(x)
+    batch, channels, height, width = x.shape
+    block_w, block_c = 16, _power_of_two(channels, 32)  # twice as many would spill registers
+    grid = (batch * height, triton.cdiv(width, block_w), triton.cdiv(channels, block_c))
+    _depthwise_kernel[grid](
+        x, taps, y, height, width, channels, x.stride(0), x.stride(3),
+        K=int(len(taps) ** 0.5), FLIPPED=flipped, BLOCK_W=block_w, BLOCK_C=block_c,
+    )  # fmt: skip
+    return y
+
+
+def _taps(weight: Tensor) -> Tensor:
+    """(C, 1, K, K) -> (K * K, C)."""
+    return weight.flatten(1).t().contiguous()
+
+
+@torch.library.custom_op("hornet::depthwise", mutates_args=())
+def _depthwise(x: Tensor, weight: Tensor) -> Tensor:
+    return _depthwise_run(x, _taps(weight), flipped=False)
+
+
+@torch.library.custom_op("hornet::depthwise_backward", mutates_args=())
+def _depthwise_backward(g: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    g = g if not reason_against(g) else g.contiguous(memory_format=torch.channels_last)
+    batch, channels, height, width = x.shape
+    kernel = weight.shape[-1]
+    of_x = _depthwise_run(g, _taps(weight), flipped=True)
+    rows = batch * height
+    parts = min(rows, 64)  # summed afterwards, in a fixed order
+    out = x.new_empty(parts, kernel, kernel, channels, dtype=torch.float32)
+    block_c = _power_of_two(channels, 32)
+    _depthwise_weight_kernel[(parts, kernel, triton.cdiv(channels, block_c))](
+        x, g, out, rows, height, width, channels, x.stride(0), x.stride(3), g.stride(0),
+        g.stride(3), triton.cdiv(rows, parts),
+        K=kernel, BLOCK_K=triton.next_power_of_2(kernel), BLOCK_W=8, BLOCK_C=block_c,
+    )  # fmt: skip
+    return of_x, out.sum(0).permute(2, 0, 1)[:, None].to(weight.dtype).contiguous()
+
+
+@torch.library.custom_op("hornet::spectral", mutates_args=())
+def _spectral(x: Tensor, planes: Tensor) -> Tensor:
+    analysis, synthesis = _transforms(x.shape[2], x.shape[3], x.device)
+    return _spectral_run(x, planes, analysis, synthesis)
+
+
+@torch.library.custom_op("hornet::spectral_backward", mutates_args=())
+def _spectral_backward(g: Tensor, x: Tensor, planes: Tensor) -> tuple[Tensor, Tensor]:
+    g = g if not reason_against(g) else g.contiguous(memory_format=torch.channels_last)
+    analysis, synthesis = _transforms(x.shape[2], x.shape[3], x.device)
+    # the transposed function: transforms swapped, filter conjugated
+    conjugated = planes * planes.new_tensor([1.0, -1.0])[:, None, None]
+    of_x = _spectral_run(g, conjugated, synthesis, analysis).to(x.dtype)
+    x_bpc, g_bpc = (t.float().permute(0, 2, 3, 1).flatten(1, 2) for t in (x, g))
+    of_real, of_imag = torch.matmul(analysis[:, None], x_bpc)
+    to_real, to_imag = torch.matmul(synthesis[:, None], g_bpc)
+    real = (of_real * to_real + of_imag * to_imag).sum(0)
+    imag = (of_real * to_imag - of_imag * to_real).sum(0)
+    return of_x, torch.stack((real, imag))
+
+
+def _spectral_run(x: Tensor, planes: Tensor, analysis: Tensor, synthesis: Tensor) -> Tensor:
+    y = _channels_last(x, torch.float32)
+    batch, channels, height, width = x.shape
+    pixels = height * width
+    block_p = _power_of_two(pixels, MOST_PIXELS)
+    block_c = 32
+    _spectral_kernel[(batch, triton.cdiv(channels, block_c))](
+        x, planes, analysis, synthesis, y, pixels, planes.shape[1], channels,
+        x.stride(0), x.stride(3),
+        BLOCK_P=block_p, BLOCK_F=16, BLOCK_C=block_c,
+        num_stages=1, num_warps=8 if block_p > 64 else 4,
+    )  # fmt: skip
+    return y
+
+
+@cache
+def _transforms(height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """(2, F, P) each: the real and imaginary part of rfft2 as matrices, and irfft2's transposed."""
+    pixels, frequencies = height * width, height * (width // 2 + 1)
+    units = torch.eye(pixels, dtype=torch.float64).reshape(pixels, height, width)
+    spectrum = torch.fft.rfft2(units, norm="ortho").flatten(1).t()
+    forward = torch.stack((spectrum.real, spectrum.imag))
+    lines = torch.eye(frequencies, dtype=torch.complex128).reshape(frequencies, height, -1)
+    back = [
+        torch.fft.irfft2(factor * lines, s=(height, width), norm="ortho").flatten(1)
+        for factor in (1, 1j)
+    ]
+    inverse = torch.stack(back)
+    return tuple(m.float().contiguous().to(device) for m in (forward, inverse))  # type: ignore
+
+
+@_depthwise.register_fake
+def _(x: Tensor, weight: Tensor) -> Tensor:
+    return _channels_last(x)
+
+
+@_depthwise_backward.register_fake
+def _(g: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    return _channels_last(x), torch.empty_like(weight)
+
+
+@_spectral.register_fake
+def _(x: Tensor, planes: Tensor) -> Tensor:
+    return _channels_last(x, torch.float32)
+
+
+@_spectral_backward.register_fake
+def _(g: Tensor, x: Tensor, planes: Tensor) -> tuple[Tensor, Tensor]:
+    return _channels_last(x), torch.empty_like(planes)
+
+
+def _save(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+_depthwise.register_autograd(
+    lambda ctx, g: _depthwise_backward(g, *ctx.saved_tensors), setup_context=_save
+)
+_spectral.register_autograd(
+    lambda ctx, g: _spectral_backward(g, *ctx.saved_tensors), setup_context=_save
+)
