@@ -2,6 +2,8 @@
 # passes the tests. Both make .venv first, with PYTHON (3.10 or later).
 PYTHON ?= python3
 BIN := .venv/bin
+# tests wait for processes that they start: a worker a core
+PARALLEL := --numprocesses auto --maxprocesses 4
 
 .PHONY: demo demo-detection demo-segmentation test test-slow test-faults dense test-dense lint format setup clean
 
@@ -12,10 +14,10 @@ demo-detection demo-segmentation: demo-%: dense
 	$(BIN)/python -m tools.demo_dense $*
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
 
 test-slow: setup
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest $(PARALLEL) -m slow
 
 # what detection and segmentation need beside the rest
 dense: setup

@@ -102,7 +102,7 @@ def as_shards(folder, images, part, shards):
                     tar.addfile(member, io.BytesIO(content))
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_webdataset(network, digits, tmp_path, processes):
     for part in ("train", "val"):
         as_shards(tmp_path, digits, part, 4)
@@ -174,6 +174,7 @@ def test_place_of_data_sets_that_bring_their_images(network):
             train(*network, "--data_set", name)
 
 
+@pytest.mark.slow
 def test_hugging_face(network, digits, tmp_path):
     """A local data set of images, read by the package that has the name of our datasets.py."""
     images = tmp_path / "images"

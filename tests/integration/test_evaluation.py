@@ -56,7 +56,7 @@ def compare(folder):
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("processes", [pytest.param(2, marks=pytest.mark.slow), 3])
+@pytest.mark.parametrize("processes", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_metrics_are_those_of_one_process(processes, tmp_path):
     script = f"from {__name__} import compare; compare({str(tmp_path)!r})"
     (tmp_path / "worker.py").write_text(script)

@@ -298,7 +298,7 @@ def test_resume_names_the_flags_that_changed(flags, tmp_path, capsys):
     assert out.count("flag changed") == 2
 
 
-@pytest.mark.parametrize("clip_mode", ["step", "micro"])
+@pytest.mark.parametrize("clip_mode", ["step", pytest.param("micro", marks=pytest.mark.slow)])
 def test_two_processes_equal_one_with_twice_the_batch(flags, tmp_path, clip_mode):
     plain = [
         *("--scale", "1", "1", "--ratio", "1", "1", "--hflip", "0", "--aa", "none"),
@@ -346,6 +346,7 @@ def test_torch_distributed_launch(flags, tmp_path):
     assert share == pytest.approx(round(share), abs=1e-6)
 
 
+@pytest.mark.slow
 def test_srun_with_a_file_to_meet_at(flags, tmp_path):
     """Two processes that know only their SLURM_PROCID."""
     more = ["--epochs", "1", "--world_size", "2", "--dist_url", f"file://{tmp_path / 'meet'}"]

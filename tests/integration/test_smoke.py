@@ -10,7 +10,7 @@ from smoke import shrunk
 from tests.integration.conftest import ROOT
 
 RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
-FAST = ("hornet_tiny_7x7", "hornet_large_gf_img384", "finetune")
+FAST = ("hornet_tiny_7x7", "finetune")
 
 
 @pytest.mark.parametrize(

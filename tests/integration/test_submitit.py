@@ -33,6 +33,7 @@ def test_job_trains_with_two_processes(flags, tmp_path, monkeypatch):
     assert (folder / "checkpoint-0.pth").is_file()
 
 
+@pytest.mark.slow
 def test_a_job_of_this_machine_submitted_from_elsewhere(flags, tmp_path):
     job = ["--cluster", "local", "--ngpus", "0", "--job_dir", "jobs/%j", "--epochs", "1"]
     result = subprocess.run(

@@ -81,7 +81,11 @@ def assert_same(left, right, last_epoch=3):
         assert all(one[key] == two[key] for key in ("epoch", "step", "position", "max_accuracy"))
 
 
-@pytest.fixture(scope="module", params=[1, 2], ids=["one process", "two processes"])
+@pytest.fixture(
+    scope="module",
+    params=[1, pytest.param(2, marks=pytest.mark.slow)],
+    ids=["one process", "two processes"],
+)
 def undisturbed(request, tmp_path_factory, digits):
     """(processes, flags, folder of a run that nothing has stopped)"""
     flags = [

@@ -242,6 +242,7 @@ def test_recorded_trajectory_is_repeated(name, dtype):
     assert max(differences.values()) <= trajectories.TOLERANCE, differences
 
 
+@pytest.mark.slow
 def test_trajectory_check_notices_a_wrong_recipe():
     wrong = record("accumulation_clip_micro")
     wrong["config"]["clip_mode"] = "step"
