@@ -43,7 +43,8 @@ class Row:
 
     case: str
     what: str
-    ratio: float
+    ratio: float | None
+    """None: not measured."""
     detail: str = ""
     target: float | None = None
     lower_is_better: bool = False
@@ -51,8 +52,8 @@ class Row:
     @property
     def reached(self) -> bool:
         """Within five per cent of the target."""
-        if self.target is None:
-            return True
+        if self.target is None or self.ratio is None:
+            return self.target is None
         return (
             self.ratio <= 1.05 * self.target
             if self.lower_is_better
@@ -93,6 +94,15 @@ class Setting:
         ours = ours.to(self.device, memory_format=layout)  # type: ignore[call-overload]
         return ours, theirs.to(self.device)
 
+    def convnext(self) -> dict[str, nn.Module]:
+        """timm's ConvNeXt of the same size, by its name; none if there is none."""
+        name = f"convnext_{self.model.split('_')[1]}"
+        if not timm.is_model(name):
+            return {}
+        layout = torch.channels_last
+        model = timm.create_model(name).to(self.device, memory_format=layout)  # type: ignore[call-overload]
+        return {name: model}
+
     def images(self) -> torch.Tensor:
         return torch.randn(self.batch, 3, self.size, self.size, device=self.device)
 
@@ -113,31 +123,37 @@ class Setting:
 def inference(setting: Setting, compiles: bool) -> list[Row]:
     """As built, folded by `reparameterize_model`, and compiled with frozen weights if asked for."""
     ours, theirs = (model.eval() for model in setting.pair())
-    contenders = {"peer": theirs, "as built": ours, "folded": reparameterize_model(ours)}
-    images = setting.images()
+    folded = reparameterize_model(ours)
+    contenders = {"peer": theirs, "as built": ours, "folded": folded}
+    if setting.device.type == "cuda":
+        contenders["folded, triton"] = _with_triton(folded)
+    convnext = {name: model.eval() for name, model in setting.convnext().items()}
+    same = list(contenders)
     if compiles:
         # imported late: it takes seconds
         from torch._inductor import config as inductor
 
         inductor.freezing = True
-        contenders["compiled"] = copy.deepcopy(contenders["folded"])
-        contenders["compiled"].compile()
+        contenders["compiled"] = _compiled(folded)
+        same.append("compiled")
+        convnext |= {f"{name}, compiled": _compiled(model) for name, model in convnext.items()}
+    images = setting.images()
 
     def run(model: nn.Module) -> torch.Tensor:
         with torch.no_grad(), setting.autocast():
             return model(images)
 
     expected = run(theirs).float()
-    for name, model in contenders.items():
-        error = (run(model).float() - expected).abs().max() / expected.abs().max()
+    for name in same:
+        error = (run(contenders[name]).float() - expected).abs().max() / expected.abs().max()
         if error > (1e-5 if setting.dtype == torch.float32 else 3e-2):
             raise AssertionError(f"{setting.name}, {name}: another result, error {error:.1e}")
-    runs = {name: partial(run, model) for name, model in contenders.items()}
+    runs = {name: partial(run, model) for name, model in (contenders | convnext).items()}
     timings = paired(runs, setting.rounds, setting.device)
-    return [setting.row(name, "inference", timings) for name in contenders if name != "peer"]
+    return [setting.row(name, "inference", timings) for name in runs if name != "peer"]
 
 
-def training(setting: Setting) -> list[Row]:
+def training(setting: Setting, compiles: bool) -> list[Row]:
     """Forward and backward pass, and the memory they take."""
     ours, theirs = (model.train() for model in setting.pair())
     images = setting.images()
@@ -154,9 +170,15 @@ def training(setting: Setting) -> list[Row]:
     lean = copy.deepcopy(ours)
     lean.set_lean_memory()  # type: ignore[operator]
     contenders = {"peer": theirs, "training": ours, "lean": lean}
-    runs = {name: partial(step, model) for name, model in contenders.items()}
+    if setting.device.type == "cuda":
+        contenders["triton"] = _with_triton(ours)
+    convnext = {name: model.train() for name, model in setting.convnext().items()}
+    if compiles:
+        contenders["training, compiled"] = _compiled(ours)
+        convnext |= {f"{name}, compiled": _compiled(model) for name, model in convnext.items()}
+    runs = {name: partial(step, model) for name, model in (contenders | convnext).items()}
     timings = paired(runs, setting.rounds, setting.device)
-    rows = [setting.row(name, "forward and backward", timings) for name in ("training", "lean")]
+    rows = [setting.row(name, "forward and backward", timings) for name in runs if name != "peer"]
     saved, theirs_saved = (
         saved_bytes(model, partial(loss, model)) / 1e6 for model in (ours, theirs)
     )
@@ -165,12 +187,25 @@ def training(setting: Setting) -> list[Row]:
     share = saved / theirs_saved
     rows.append(Row(setting.name, what, share, detail, setting.targets.get(what), True))
     peaks = {name: peak_bytes(run, setting.device) / 1e6 for name, run in runs.items()}
-    for name in ("training", "lean"):
-        what = f"peak memory, {name}"
-        detail = f"{peaks[name]:.0f} MB, peer {peaks['peer']:.0f} MB"
-        share = peaks[name] / peaks["peer"]
-        rows.append(Row(setting.name, what, share, detail, setting.targets.get(what), True))
+    for name in runs:
+        if name != "peer":
+            what = f"peak memory, {name}"
+            detail = f"{peaks[name]:.0f} MB, peer {peaks['peer']:.0f} MB"
+            share = peaks[name] / peaks["peer"]
+            rows.append(Row(setting.name, what, share, detail, setting.targets.get(what), True))
     return rows
+
+
+def _compiled(model: nn.Module) -> nn.Module:
+    copied = copy.deepcopy(model)
+    copied.compile()
+    return copied
+
+
+def _with_triton(model: nn.Module) -> nn.Module:
+    copied = copy.deepcopy(model)
+    copied.set_triton()  # type: ignore[operator]
+    return copied
 
 
 def loop(model_name: str, rounds: int, device: torch.device, target: float | None) -> list[Row]:

@@ -3,11 +3,15 @@
 python -m tools.benchmark                              # everything, against the targets
 python -m tools.benchmark inference --models hornet_small_gf --batch-size 1 8 --input-size 224 256
 python -m tools.benchmark training --peer other_hornet.py --device cuda --dtype bfloat16
+python -m tools.benchmark --gpu --output report.md     # T, S, B within 8 minutes
+
+It needs torch, timm and torchvision only; ConvNeXts of the same size are timed beside the models.
 """
 
 import argparse
 import datetime
 import sys
+import time
 from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
@@ -33,6 +37,11 @@ TARGETS: dict[tuple[str, str], dict[str, float]] = {
 }
 
 
+GPU_MODELS = [
+    f"hornet_{size}_{kind}" for size in ("tiny", "small", "base") for kind in ("7x7", "gf")
+]
+
+
 def parser() -> argparse.ArgumentParser:
     this = argparse.ArgumentParser(
         "python -m tools.benchmark",
@@ -40,7 +49,10 @@ def parser() -> argparse.ArgumentParser:
     )
     add = this.add_argument
     add("modes", nargs="*", metavar="MODE", help=f"what to measure: {', '.join(MODES)} (all)")
-    add("--models", nargs="+", default=["hornet_tiny_7x7", "hornet_tiny_gf"], metavar="NAME")
+    add("--gpu", action="store_true",
+        help="training at batch 128, inference at 256, 32 and 1, bfloat16, compiled too, of "
+        f"{', '.join(GPU_MODELS)}, within 8 minutes if not said otherwise")  # fmt: skip
+    add("--models", nargs="+", metavar="NAME", help=f"({' '.join(GPU_MODELS[:2])})")
     add("--batch-size", nargs="+", type=int, default=[8], metavar="N", help="images (8)")
     add("--input-size", nargs="+", type=int, default=[224], metavar="PIXELS", help="side (224)")
     add("--dtype", nargs="+", choices=("float32", "bfloat16"), default=["float32", "bfloat16"])
@@ -48,6 +60,8 @@ def parser() -> argparse.ArgumentParser:
     add("--threads", type=int, default=1, metavar="N", help="of a CPU (1)")
     add("--rounds", type=int, default=7, metavar="N", help="how often each is timed (7)")
     add("--compile", action="store_true", help="inference also compiled, with frozen weights")
+    add("--minutes", type=float, metavar="M",
+        help="begin nothing that might not end by then; what is left out is named")  # fmt: skip
     add("--peer", type=Path, default=PLAIN, metavar="FILE.py",
         help="file that registers hornet_* models (benchmarks/plain_peer.py)")  # fmt: skip
     add("--output", type=Path, metavar="FILE.md", help="where the report goes too")
@@ -57,13 +71,17 @@ def parser() -> argparse.ArgumentParser:
 def measure(arguments: argparse.Namespace) -> Iterator[Row]:
     """The rows of the report, as they are measured."""
     device, rounds = torch.device(arguments.device), arguments.rounds
-    modes = arguments.modes or MODES
+    modes = [] if arguments.gpu else arguments.modes or MODES
     has_targets = device.type == "cpu" and arguments.peer == PLAIN
-    for setting in settings(arguments, device, has_targets):
-        if "inference" in modes:
-            yield from cases.inference(setting, arguments.compile)
-        if "training" in modes:
-            yield from cases.training(setting)
+    start, longest = time.monotonic(), 0.0
+    for mode, setting in networks(arguments, device, has_targets):
+        begun = time.monotonic()
+        if arguments.minutes and begun - start + longest > 60 * arguments.minutes:
+            yield Row(setting.name, mode, None, "no time was left")
+            continue
+        torch.compiler.reset()  # which gives up after some networks, and runs them as they are
+        yield from getattr(cases, mode)(setting, arguments.compile)
+        longest = max(longest, time.monotonic() - begun)
     if "loop" in modes:
         yield from cases.loop("hornet_large_7x7", rounds, device, 0.25 if has_targets else None)
     if "loader" in modes:
@@ -72,39 +90,40 @@ def measure(arguments: argparse.Namespace) -> Iterator[Row]:
         yield from cases.start(rounds, 1.0)
 
 
-def settings(
+def networks(
     arguments: argparse.Namespace, device: torch.device, has_targets: bool
-) -> Iterator[Setting]:
-    if not {"inference", "training"} & set(arguments.modes or MODES):
+) -> Iterator[tuple[str, Setting]]:
+    """What is measured of which network: 'inference' or 'training'."""
+    if arguments.gpu:
+        runs = [("training", 128), ("inference", 256), ("inference", 32), ("inference", 1)]
+    else:
+        modes = [mode for mode in ("inference", "training") if mode in (arguments.modes or MODES)]
+        runs = [(mode, batch) for batch in arguments.batch_size for mode in modes]
+    if not runs:
         return
     peers = load_peer(arguments.peer)
-    for model in arguments.models:
+    names = arguments.models or (GPU_MODELS if arguments.gpu else GPU_MODELS[:2])
+    for model in names:
         if model not in timm.list_models("hornet_*"):
             raise UserError(f"--models {model}{near_names(model, timm.list_models('hornet_*'))}")
         if model not in peers:
             raise UserError(f"--peer {arguments.peer} has no {model}; it has {', '.join(peers)}")
-    choices = product(arguments.models, arguments.input_size, arguments.batch_size, arguments.dtype)
-    for model, size, batch, dtype in choices:
+    choices = product(names, arguments.input_size, arguments.dtype, runs)
+    for model, size, dtype, (mode, batch) in choices:
         variant = "gf" if "_gf" in model else "7x7"
         usual = has_targets and (size, batch) == (224, 8)
         targets = TARGETS[variant, dtype] if usual else {}
-        yield Setting(
-            model,
-            peers[model],
-            batch,
-            size,
-            getattr(torch, dtype),
-            device,
-            arguments.rounds,
-            targets,
-        )
+        kind = getattr(torch, dtype)
+        rounds = arguments.rounds
+        yield mode, Setting(model, peers[model], batch, size, kind, device, rounds, targets)
 
 
 def line(row: Row) -> str:
     sign = "at most" if row.lower_is_better else "at least"
     target = "" if row.target is None else f"{sign} {row.target:g}"
     verdict = "" if row.target is None else ("yes" if row.reached else "**no**")
-    return f"| {row.case} | {row.what} | {row.ratio:.2f} | {target} | {verdict} | {row.detail} |"
+    ratio = "not measured" if row.ratio is None else f"{row.ratio:.2f}"
+    return f"| {row.case} | {row.what} | {ratio} | {target} | {verdict} | {row.detail} |"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -117,6 +136,11 @@ def main(argv: list[str] | None = None) -> int:
             raise UserError("--rounds, --threads and --batch-size have to be 1 or more")
         if arguments.device.startswith("cuda") and not torch.cuda.is_available():
             raise UserError(f"--device {arguments.device}: this machine offers no GPU")
+        if arguments.gpu and arguments.modes:
+            raise UserError("--gpu says what is measured: leave out the modes")
+        if arguments.gpu:
+            arguments.dtype, arguments.compile = ["bfloat16"], True
+            arguments.minutes = 8.0 if arguments.minutes is None else arguments.minutes
         torch.set_num_threads(arguments.threads)
         report(arguments)
     except (UserError, OSError) as error:
@@ -133,7 +157,7 @@ def report(arguments: argparse.Namespace) -> None:
     try:
         for row in measure(arguments):
             rows.append(row)
-            sys.stderr.write(f"{row.case}: {row.what} {row.ratio:.2f} ({row.detail})\n")
+            sys.stderr.write(line(row) + "\n")
     finally:  # what was measured before an error is not lost
         write(rows, facts, arguments)
 

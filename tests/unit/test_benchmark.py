@@ -1,5 +1,9 @@
 """The benchmark's parts: what it times, counts and refuses. No speed is tested."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import timm
 import torch
@@ -11,6 +15,7 @@ from runtime.errors import UserError
 from tools.benchmark import main
 
 CPU = torch.device("cpu")
+ROOT = Path(__file__).parents[2]
 
 
 def test_contenders_take_turns():
@@ -58,8 +63,43 @@ def test_report(tmp_path, capsys):
     report = capsys.readouterr().out
     assert report == file.read_text()
     rows = [line for line in report.splitlines() if line.startswith("| hornet_tiny_gf batch 1")]
-    assert len(rows) == 7
+    whats = [row.split("|")[2].strip() for row in rows]
+    assert whats == [
+        *("inference, as built", "inference, folded", "inference, convnext_tiny"),
+        *(f"forward and backward, {name}" for name in ("training", "lean", "convnext_tiny")),
+        "saved for backward",
+        *(f"peak memory, {name}" for name in ("training", "lean", "convnext_tiny")),
+    ]
     assert all(0.05 < float(row.split("|")[3]) < 20 for row in rows)
+
+
+def test_what_there_is_no_time_for_is_named(capsys):
+    assert main(["--gpu", "--device", "cpu", "--minutes", "1e-9", "--rounds", "1"]) == 0
+    rows = [line for line in capsys.readouterr().out.splitlines() if "not measured" in line]
+    assert len(rows) == 24
+    assert "| hornet_tiny_7x7 batch 128 at 224, bfloat16 | training | not measured |" in rows[0]
+    assert "| hornet_base_gf batch 1 at 224, bfloat16 | inference | not measured |" in rows[-1]
+
+
+def test_it_needs_the_packages_of_the_models_alone():
+    """On a machine that has torch, timm and torchvision."""
+    others = [
+        "jsonargparse",
+        "tensorboardX",
+        "submitit",
+        "matplotlib",
+        "sklearn",
+        "cv2",
+    ]  # tqdm comes with timm
+    code = f"""
+import sys
+sys.modules |= dict.fromkeys({others})
+from tools.benchmark import main
+sys.exit(main(["--gpu", "--device", "cpu", "--minutes", "1e-9", "--rounds", "1"]))"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT
+    )
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize(
@@ -69,6 +109,7 @@ def test_report(tmp_path, capsys):
         (["training", "--models", "hornet_atto_gf"], "has no hornet_atto_gf; it has hornet_tiny"),
         (["trainning"], "there is no mode trainning"),
         (["--rounds", "0"], "have to be 1 or more"),
+        (["training", "--gpu", "--device", "cpu"], "leave out the modes"),
     ],
 )
 def test_mistakes_end_in_one_line(capsys, arguments, message):
