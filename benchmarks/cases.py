@@ -25,7 +25,7 @@ from torch.utils.data import Dataset
 from torchvision.datasets import ImageFolder
 
 import models  # noqa: F401 - registers the HorNets with timm
-from benchmarks.measure import Timing, paired, peak_bytes, saved_bytes
+from benchmarks.measure import Timing, kept_bytes, paired, peak_bytes
 from config import AugmentConfig, DataConfig, OptimConfig
 from datasets import BadImages
 from engine import _clip
@@ -179,13 +179,15 @@ def training(setting: Setting, compiles: bool) -> list[Row]:
     runs = {name: partial(step, model) for name, model in (contenders | convnext).items()}
     timings = paired(runs, setting.rounds, setting.device)
     rows = [setting.row(name, "forward and backward", timings) for name in runs if name != "peer"]
-    saved, theirs_saved = (
-        saved_bytes(model, partial(loss, model)) / 1e6 for model in (ours, theirs)
-    )
-    what = "saved for backward"
-    detail = f"{saved:.0f} MB, peer {theirs_saved:.0f} MB"
-    share = saved / theirs_saved
-    rows.append(Row(setting.name, what, share, detail, setting.targets.get(what), True))
+    kept = {
+        name: kept_bytes(partial(loss, contenders[name]), setting.device) / 1e6
+        for name in ("peer", "training", "lean")
+    }
+    for name in ("training", "lean"):
+        what = "saved for backward" + (", lean" if name == "lean" else "")
+        detail = f"{kept[name]:.0f} MB, peer {kept['peer']:.0f} MB"
+        share = kept[name] / kept["peer"]
+        rows.append(Row(setting.name, what, share, detail, setting.targets.get(what), True))
     peaks = {name: peak_bytes(run, setting.device) / 1e6 for name, run in runs.items()}
     for name in runs:
         if name != "peer":

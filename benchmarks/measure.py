@@ -1,16 +1,17 @@
 """Times contenders side by side, interleaved: what disturbs one disturbs them all."""
 
+import gc
 import platform
 import statistics
 import subprocess
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 
 @dataclass(frozen=True)
@@ -49,22 +50,14 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def saved_bytes(model: nn.Module, forward: Callable[[], torch.Tensor]) -> int:
-    """Bytes that a forward pass keeps for the backward pass, beside the parameters."""
-    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    kept: dict[int, int] = {}
-    alive = []  # else an address may be taken a second time
-
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
-            alive.append(tensor)
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        forward()
-    return sum(kept.values())
+def kept_bytes(forward: Callable[[], torch.Tensor], device: torch.device) -> int:
+    """Bytes that a forward pass leaves allocated for the backward pass."""
+    if device.type == "cuda":
+        before = torch.cuda.memory_allocated(device)
+        result = forward()
+        return torch.cuda.memory_allocated(device) - before - result.nbytes
+    sizes, result = _allocations(forward)
+    return sum(sizes) - result.nbytes
 
 
 def peak_bytes(run: Callable[[], Any], device: torch.device) -> int:
@@ -74,15 +67,18 @@ def peak_bytes(run: Callable[[], Any], device: torch.device) -> int:
         torch.cuda.reset_peak_memory_stats(device)
         run()
         return torch.cuda.max_memory_allocated(device) - before
+    sizes, _ = _allocations(run)
+    return max(accumulate(sizes, initial=0))
+
+
+def _allocations(run: Callable[[], Any]) -> tuple[list[int], Any]:
+    """The bytes of each allocation of the CPU's memory, negative where it is freed; the result."""
+    gc.collect()  # what is garbage would be freed in between
     activities = [torch.profiler.ProfilerActivity.CPU]
     with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
-        run()
-    now = peak = 0
-    for event in profile.profiler.kineto_results.events():
-        if event.name() == "[memory]":
-            now += event.nbytes()
-            peak = max(peak, now)
-    return peak
+        result = run()
+    events = profile.profiler.kineto_results.events()
+    return [event.nbytes() for event in events if event.name() == "[memory]"], result
 
 
 def machine(device: torch.device) -> dict[str, str]:

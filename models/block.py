@@ -4,14 +4,17 @@ Shapes: (B, C, H, W) in and out, logically channels first; in memory channels la
 norm on, which runs over the last axis of that layout.
 """
 
+from typing import Any
+
 import torch
 from timm.layers import DropPath, LayerNorm2d
 from timm.models import checkpoint_seq
 from torch import Tensor, nn
 
+from .global_filter import GlobalLocalFilter
 from .gnconv import GnConv
 from .layers import PointwiseConv, PointwiseLinear, fold_norm, fold_scale
-from .ops.recompute import lean
+from .ops.recompute import lean_memory, make_cheap
 
 NORM_EPS = 1e-6
 
@@ -133,6 +136,17 @@ class Block(nn.Module):
             fold_scale(self.pwconv2, self.gamma2)
             self.gamma2 = None
 
+    @torch.jit.ignore
+    def cheap(self) -> list[Any]:
+        """Names what is cheap to compute again; returns the handles to undo that."""
+        handles = [make_cheap(norm, is_operand=True) for norm in (self.norm1, self.norm2)]
+        parts: list[nn.Module] = [self.act]
+        if type(self.gnconv) is GnConv:
+            parts += list(self.gnconv.pws)
+            if isinstance(self.gnconv.dwconv, GlobalLocalFilter):
+                parts += [self.gnconv.dwconv.pre_norm, self.gnconv.dwconv.post_norm]
+        return handles + [make_cheap(part, is_operand=False) for part in parts]
+
     def _add(self, x: Tensor, y: Tensor, gamma: Tensor | None) -> Tensor:
         if gamma is None:
             return x + self.drop_path(y)
@@ -151,14 +165,32 @@ class Stage(nn.Sequential):
         super().__init__(*blocks)
         self.grad_checkpointing = False
         self.lean_memory = False
+        self.cheap: list[Any] = []
 
     def forward(self, x: Tensor) -> Tensor:
         if self.grad_checkpointing and not torch.jit.is_scripting():
             return checkpoint_seq(self, x)
-        if self.lean_memory and not torch.jit.is_scripting() and torch.is_grad_enabled():
-            for block in self:
-                x = lean(block, x)
-            return x
+        if self.lean_memory and not torch.jit.is_scripting() and not torch.compiler.is_compiling():
+            return self._forward_lean(x)
         for block in self:
             x = block(x)
         return x
+
+    @torch.jit.ignore
+    def _forward_lean(self, x: Tensor) -> Tensor:
+        for block in self:
+            with lean_memory():
+                x = block(x)
+        return x
+
+    @torch.jit.ignore
+    def set_lean_memory(self, enable: bool) -> None:
+        """Whether the cheap part of the blocks is computed again in the backward pass."""
+        if enable == self.lean_memory:
+            return
+        self.lean_memory = enable
+        for handle in self.cheap:
+            handle.remove()
+        self.cheap = []
+        for block in self if enable else ():
+            self.cheap += block.cheap()  # type: ignore[operator]

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from .global_filter import GlobalLocalFilter
 from .layers import DepthwiseConv, PointwiseConv, fold_scale
+from .ops.recompute import cheap_product
 
 
 class GnConv(nn.Module):
@@ -94,9 +95,9 @@ class GnConv(nn.Module):
             if self.scale != 1.0:
                 q_all = q_all * self.scale
         q = torch.split(q_all, self.dims, dim=1)
-        p = p * q[0]
+        p = cheap_product(p, q[0])
         for k, pw in enumerate(self.pws):
-            p = pw(p) * q[k + 1]
+            p = cheap_product(pw(p), q[k + 1])
         if out_scale is None:
             return self.proj_out(p)
         return self.proj_out(p, out_scale)

@@ -183,7 +183,7 @@ class HorNet(nn.Module):
         """Recompute what is cheap of each block in the backward pass: about half the memory."""
         for stage in self.modules():
             if isinstance(stage, Stage):
-                stage.lean_memory = enable
+                stage.set_lean_memory(enable)
 
     @torch.jit.ignore
     def set_triton(self, enable: bool = True) -> None:

@@ -9,6 +9,7 @@ from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
 from .ops.pointwise import pointwise
+from .ops.recompute import cheap_product
 
 
 class PointwiseConv(nn.Conv2d):
@@ -23,7 +24,7 @@ class PointwiseConv(nn.Conv2d):
         weight: Tensor = self.weight
         bias: Tensor | None = self.bias
         if scale is not None:
-            weight = weight * scale[:, None, None, None]
+            weight = cheap_product(weight, scale[:, None, None, None])
             bias = None if bias is None else bias * scale
         return pointwise(x, weight, bias, self.gelu)
 
@@ -40,7 +41,7 @@ class PointwiseLinear(nn.Linear):
         weight: Tensor = self.weight
         bias: Tensor | None = self.bias
         if scale is not None:
-            weight = weight * scale[:, None]
+            weight = cheap_product(weight, scale[:, None])
             bias = None if bias is None else bias * scale
         return pointwise(x, weight, bias, self.gelu)
 
