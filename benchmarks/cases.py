@@ -87,7 +87,7 @@ class Setting:
         ours = timm.create_model(self.model)
         with torch.no_grad():
             for name, parameter in theirs.named_parameters():
-                if name.rpartition(".")[2].startswith("gamma"):
+                if "gamma" in name:
                     parameter.fill_(0.5)  # at 1e-6 a block could be wrong unseen
         ours.load_state_dict(theirs.state_dict())
         layout = torch.channels_last

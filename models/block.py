@@ -99,7 +99,8 @@ class Block(nn.Module):
     def scales_weights(self, x: Tensor) -> bool:
         """Whether the layer scale is multiplied into weights, which saves activations.
 
-        Not in float16, where an initial scale of 1e-6 times a weight is 0.
+        Not where the map has fewer pixels than the weight has rows: then it is the smaller one. Not
+        in float16, where an initial scale of 1e-6 times a weight is 0.
         """
         if not (
             not isinstance(x, torch.fx.Proxy)
@@ -108,6 +109,8 @@ class Block(nn.Module):
             and type(self.pwconv2) is PointwiseLinear
         ):
             return False  # in a symbolic trace, or another layer in the place of one that can
+        if x.shape[0] * x.shape[2] * x.shape[3] < self.pwconv2.in_features:
+            return False
         device, dtype = x.device.type, self.pwconv2.weight.dtype
         if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
             dtype = torch.get_autocast_dtype(device)

@@ -5,7 +5,7 @@ from timm.layers import LayerNorm2d
 from timm.models import register_notrace_module
 from torch import Tensor, nn
 
-from .layers import ScaledLayerNorm2d
+from .layers import DepthwiseConv, ScaledLayerNorm2d
 from .ops.global_filter import filter_by_fft, filter_by_matmul
 
 IMPLEMENTATIONS = ("fft", "matmul", "triton")
@@ -47,7 +47,7 @@ class GlobalLocalFilter(nn.Module):
         half = dim // 2
         self.impl = _known(impl)
         self.complex_weight = nn.Parameter(torch.empty(half, h, w, 2, **factory))
-        self.dw = nn.Conv2d(half, half, 3, padding=1, groups=half, bias=False, **factory)
+        self.dw = DepthwiseConv(half, 3, bias=False, **factory)
         self.pre_norm = LayerNorm2d(dim, eps=1e-6, **factory)
         self.post_norm = ScaledLayerNorm2d(dim, eps=1e-6, **factory)
         self.reset_filter()

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
+from .ops.depthwise import depthwise
 from .ops.pointwise import pointwise
 from .ops.recompute import cheap_product
 
@@ -53,7 +54,9 @@ class DepthwiseConv(nn.Conv2d):
         ValueError: the kernel is even.
     """
 
-    def __init__(self, channels: int, kernel_size: int = 7, device=None, dtype=None) -> None:
+    def __init__(
+        self, channels: int, kernel_size: int = 7, bias: bool = True, device=None, dtype=None
+    ) -> None:
         if kernel_size < 1 or kernel_size % 2 == 0:
             raise ValueError(f"the kernel of a depthwise convolution is odd, not {kernel_size}")
         super().__init__(
@@ -62,6 +65,7 @@ class DepthwiseConv(nn.Conv2d):
             kernel_size,
             padding=kernel_size // 2,
             groups=channels,
+            bias=bias,
             device=device,
             dtype=dtype,
         )
@@ -76,7 +80,7 @@ class DepthwiseConv(nn.Conv2d):
             bias = None if bias is None else bias * scale
         if not torch.jit.is_scripting() and self.use_triton:
             return _depthwise_by_triton(x, weight, bias)
-        return self._conv_forward(x, weight, bias)
+        return depthwise(x, weight, bias)
 
 
 @torch.jit.ignore

@@ -187,8 +187,8 @@ def test_lean_memory(name, dtype):
         kept.append(kept_bytes(forward, torch.device("cpu")))
     for others in gradients[1:]:
         assert all(map(torch.equal, gradients[0], others))
-    # in float16 the branches' outputs are kept for the layer scale's gradient
-    assert kept[1] < (0.75 if dtype == torch.float16 else 0.6) * kept[0], kept
+    # in half precision the residual stream, of 32 bits, weighs more
+    assert kept[1] < (0.6 if dtype == torch.float32 else 0.75) * kept[0], kept
 
 
 def test_what_is_lean_is_plain_again(pair):

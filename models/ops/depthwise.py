@@ -1,0 +1,103 @@
+"""The depthwise convolution, with faster gradients on CPUs.
+
+oneDNN has no depthwise kernel for the weight's gradient beyond 3x3: it takes that of an ordinary
+convolution, with each group padded to 16 channels. But the gradient is itself a depthwise
+convolution, of each image by its own gradient map, and so is the gradient of x, by the flipped
+weight; for these there are fast kernels (benchmarks/ has the rates).
+
+Shapes: x (B, C, H, W), best channels last; weight (C, 1, K, L), K and L odd; bias (C); the result
+has the shape of x.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def depthwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The depthwise convolution of x by weight, plus bias, that keeps height and width."""
+    if not torch.jit.is_scripting() and not torch.compiler.is_compiling() and _serves(x, weight):
+        return _on_cpu(x, weight, bias)
+    return _convolution(x, weight, bias)
+
+
+def _convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    padding = (weight.shape[2] // 2, weight.shape[3] // 2)
+    return F.conv2d(x, weight, bias, padding=padding, groups=weight.shape[0])
+
+
+@torch.jit.ignore
+def _serves(x: Tensor, weight: Tensor) -> bool:
+    """Whether the fast gradients are for these; elsewhere they have not been measured."""
+    return (
+        type(x) is Tensor  # no proxy, and none of the subclasses with rules of their own
+        and not torch._C._are_functorch_transforms_active()
+        and type(weight) in (Tensor, nn.Parameter)
+        and x.device.type == weight.device.type == "cpu"
+        and x.stride(1) == 1
+        and _dtype(x) in (torch.float32, torch.bfloat16)
+        and torch.backends.mkldnn.is_available()
+        and bool(torch.backends.mkldnn.enabled)
+        and torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+        and not torch.jit.is_tracing()
+    )
+
+
+def _dtype(x: Tensor) -> torch.dtype:
+    """What a convolution of x computes in."""
+    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+
+
+@torch.jit.ignore
+def _on_cpu(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    dtype = _dtype(x)
+    # of a large kernel on a small map, the outer parts meet padding alone
+    rows, columns = (max(0, k // 2 + 1 - n) for k, n in zip(weight.shape[2:], x.shape[2:]))  # noqa: B905
+    weight = weight[:, :, rows : weight.shape[2] - rows, columns : weight.shape[3] - columns]
+    inputs = [t if t is None else t.to(dtype) for t in (x, weight, bias)]
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs):
+        return _Depthwise.apply(*inputs)
+    return _convolution(*inputs)  # type: ignore[arg-type]
+
+
+class _Depthwise(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.has_bias = bias is not None
+        return _convolution(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        g = gradients[0].contiguous(memory_format=torch.channels_last)
+        of_x = of_weight = of_bias = None
+        if ctx.needs_input_grad[0]:
+            of_x = _Depthwise.apply(g, weight.flip(2, 3), None)
+        if ctx.needs_input_grad[1]:
+            of_weight = _weight_gradient(x, g, weight)
+        if ctx.has_bias and ctx.needs_input_grad[2]:
+            of_bias = g.sum((0, 2, 3))
+        return of_x, of_weight, of_bias
+
+
+def _weight_gradient(x: Tensor, g: Tensor, weight: Tensor) -> Tensor:
+    batch, channels, height, width = x.shape
+    kernel = weight.shape[2:]
+    if max(kernel) <= 3 and min(height, width) > 3:  # oneDNN's own is as fast
+        padding = [k // 2 for k in kernel]
+        options: Any = ([1, 1], padding, [1, 1], False, [0, 0], channels, [False, True, False])
+        return torch.ops.aten.convolution_backward(g, x, weight, None, *options)[1]
+    # images side by side as channels: (1, B * C, H, W), channels last
+    x_all = x.permute(2, 3, 0, 1).reshape(1, height, width, -1).permute(0, 3, 1, 2)
+    g_all = g.reshape(-1, 1, height, width)
+    products = _convolution_to(x_all, g_all, kernel).reshape(batch, channels, *kernel)
+    return products.float().sum(0)[:, None].to(weight.dtype)
+
+
+def _convolution_to(x: Tensor, weight: Tensor, size: torch.Size) -> Tensor:
+    """The depthwise convolution whose result has that height and width."""
+    padding = (size[0] // 2, size[1] // 2)
+    return F.conv2d(x, weight, padding=padding, groups=len(weight))
