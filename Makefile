@@ -17,7 +17,7 @@ test: setup
 	$(BIN)/python -m pytest $(PARALLEL)
 
 test-slow: setup
-	$(BIN)/python -m pytest $(PARALLEL) --dist loadfile -m slow
+	$(BIN)/python -m pytest -m slow
 
 # what detection and segmentation need beside the rest
 dense: setup
