@@ -173,7 +173,7 @@ def training(setting: Setting, compiles: bool) -> list[Row]:
     if setting.device.type == "cuda":
         contenders["triton"] = _with_triton(ours)
     convnext = {name: model.train() for name, model in setting.convnext().items()}
-    if compiles:
+    if compiles and setting.device.type == "cuda":  # on CPUs it gains nothing, and takes minutes
         contenders["training, compiled"] = _compiled(ours)
         convnext |= {f"{name}, compiled": _compiled(model) for name, model in convnext.items()}
     runs = {name: partial(step, model) for name, model in (contenders | convnext).items()}

@@ -92,8 +92,30 @@ class Block(nn.Module):
             x = x + self.drop_path(self.gnconv(self.norm1(x), self.gamma1))
             y = self.act(self.pwconv1(self.norm2(x)))
             return x + self.drop_path(self.pwconv2(y, self.gamma2))
-        x = self._add(x, self.gnconv(self.norm1(x)), self.gamma1)
+        x = self._add(x, self._gnconv_of_norm(x), self.gamma1)
         return self._add(x, self.pwconv2(self.act(self.pwconv1(self.norm2(x)))), self.gamma2)
+
+    def _gnconv_of_norm(self, x: Tensor) -> Tensor:
+        if not torch.jit.is_scripting() and self._uses_triton():
+            return self._gnconv_by_triton(x)
+        return self.gnconv(self.norm1(x))
+
+    @torch.jit.ignore
+    def _uses_triton(self) -> bool:
+        """For inference, and for the layers that the kernels stand for."""
+        return (
+            not torch.is_grad_enabled()
+            and type(self.gnconv) is GnConv
+            and self.gnconv.use_triton
+            and type(self.norm1) is LayerNorm2d
+            and type(self.gnconv.proj_in) is PointwiseConv
+        )
+
+    @torch.jit.ignore
+    def _gnconv_by_triton(self, x: Tensor) -> Tensor:
+        from .ops.kernels import norm_linear  # only now, for it imports Triton
+
+        return self.gnconv.recursion(norm_linear(x, self.norm1, self.gnconv.proj_in))
 
     @torch.jit.ignore
     def scales_weights(self, x: Tensor) -> bool:

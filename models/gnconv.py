@@ -65,6 +65,7 @@ class GnConv(nn.Module):
         channels = in_channels if out_channels is None else out_channels
         self.order = order
         self.scale = scale
+        self.use_triton = False
         self.dims = recursion_widths(channels, order)
         total = sum(self.dims)
         if mixer is not None and global_filter is not None:
@@ -86,7 +87,10 @@ class GnConv(nn.Module):
 
     def forward(self, x: Tensor, out_scale: Tensor | None = None) -> Tensor:
         """`out_scale` (C_out) multiplies the output, by way of the weights of proj_out."""
-        x = self.proj_in(x)
+        return self.recursion(self.proj_in(x), out_scale)
+
+    def recursion(self, x: Tensor, out_scale: Tensor | None = None) -> Tensor:
+        """The output of proj_in -> that of proj_out, scaled as in `forward`."""
         p, q_all = torch.split(x, [self.dims[0], x.shape[1] - self.dims[0]], dim=1)
         if not torch.jit.is_scripting() and self.scales_inside():
             q_all = self.dwconv(q_all, self.scale)
@@ -94,6 +98,8 @@ class GnConv(nn.Module):
             q_all = self.dwconv(q_all)
             if self.scale != 1.0:
                 q_all = q_all * self.scale
+        if not torch.jit.is_scripting() and self.use_triton and not torch.is_grad_enabled():
+            return self._projection_by_triton(p, q_all)
         q = torch.split(q_all, self.dims, dim=1)
         p = cheap_product(p, q[0])
         for k, pw in enumerate(self.pws):
@@ -101,6 +107,12 @@ class GnConv(nn.Module):
         if out_scale is None:
             return self.proj_out(p)
         return self.proj_out(p, out_scale)
+
+    @torch.jit.ignore
+    def _projection_by_triton(self, p: Tensor, q_all: Tensor) -> Tensor:
+        from .ops.kernels import gated_projection  # only now, for it imports Triton
+
+        return gated_projection(p, q_all, list(self.pws), self.proj_out)
 
     @torch.jit.ignore
     def scales_inside(self) -> bool:

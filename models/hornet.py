@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from .block import NORM_EPS, Block, Stage
 from .global_filter import GlobalLocalFilter, set_global_filter_impl
+from .gnconv import GnConv
 from .layers import DepthwiseConv
 
 STEM_STRIDE = 4
@@ -187,12 +188,13 @@ class HorNet(nn.Module):
 
     @torch.jit.ignore
     def set_triton(self, enable: bool = True) -> None:
-        """Compute depthwise convolutions and global filters by this project's GPU kernels.
+        """Compute by this project's GPU kernels: depthwise convolutions and global filters, and in
+        inference norms with proj_in and short recursions with proj_out.
 
         Where Triton, the device or the shape does not allow it, by PyTorch's, with a warning.
         """
         for module in self.modules():
-            if isinstance(module, DepthwiseConv):
+            if isinstance(module, DepthwiseConv | GnConv):
                 module.use_triton = enable
         set_global_filter_impl(self, "triton" if enable else "fft")
 

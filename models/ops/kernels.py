@@ -1,7 +1,8 @@
-"""GPU kernels in Triton: the depthwise convolution and the global filter, channels last.
+"""GPU kernels in Triton, channels last: the depthwise convolution, the global filter, and for
+inference the norm with proj_in and the gated recursion with proj_out.
 
 Each computes the same function as PyTorch's operators that it stands for and is registered as a
-custom operator with a gradient, so that torch.compile and autograd take it. Where Triton, the
+custom operator, so that torch.compile takes it; the first two have gradients. Where Triton, the
 device or the shape does not allow a kernel, PyTorch's operators run, and the reason is logged once.
 
 With TRITON_INTERPRET=1 they run on a CPU too, slowly: that is how they are tested.
@@ -12,12 +13,13 @@ slice of its channels); results are channels last.
 
 import logging
 import os
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from .global_filter import filter_by_fft, fit_filter
 
@@ -29,6 +31,8 @@ except ImportError:
 
 logger = logging.getLogger(__name__)
 
+MOST_CHANNELS = 256
+"""Width of a block up to which its recursion is one kernel, for the same reason as MOST_PIXELS."""
 MOST_PIXELS = 256
 """Pixels of a map up to which the global filter is one kernel: it holds all of them at a time, and
 the shared memory of a GPU takes no more."""
@@ -76,7 +80,136 @@ def filter_by_kernel(x: Tensor, weight: Tensor) -> Tensor:
     return _spectral(x, planes.permute(2, 1, 0).contiguous())
 
 
+def norm_linear(x: Tensor, norm: nn.LayerNorm, layer: nn.Module) -> Tensor:
+    """layer(norm(x)) for a pointwise layer, without gradients."""
+    reason = reason_against(x)
+    if reason:
+        _log_once("norm and proj_in", reason)
+        return layer(norm(x))
+    weight, bias = _in_precision_of(x, layer.weight, layer.bias)  # type: ignore[arg-type]
+    return _norm_linear(x, weight.flatten(1), bias, norm.weight, norm.bias, norm.eps)
+
+
+def gated_projection(
+    p: Tensor, q_all: Tensor, pws: Sequence[nn.Module], proj_out: nn.Module
+) -> Tensor:
+    """The recursion from p_0 and all q_k on, and proj_out, without gradients."""
+    channels = proj_out.weight.shape[0]  # type: ignore[union-attr,index]
+    reason = reason_against(p) or reason_against(q_all)
+    if not reason and (len(pws) not in (1, 2) or channels > MOST_CHANNELS):
+        reason = f"order {len(pws) + 1} at {channels} channels"
+    if reason:
+        _log_once("the gated recursion", reason)
+        widths = [p.shape[1], *(int(pw.weight.shape[0]) for pw in pws)]  # type: ignore[union-attr,index,arg-type]
+        first, *others = torch.split(q_all, widths, dim=1)
+        p = p * first
+        for pw, q in zip(pws, others, strict=True):
+            p = pw(p) * q
+        return proj_out(p)
+    q_all = q_all.to(p.dtype)
+    weights, biases = [], []
+    for layer in (*pws, proj_out):
+        weight, bias = _in_precision_of(p, layer.weight, layer.bias)  # type: ignore[arg-type]
+        weights.append(weight.flatten(1))
+        biases.append(bias)
+    return _gated_projection(p, q_all, weights, biases)
+
+
+def _in_precision_of(x: Tensor, *parameters: Tensor) -> list[Tensor]:
+    """Parameters in the type that a product with x has, autocast or not."""
+    device = x.device.type
+    autocast = torch.is_autocast_enabled(device)
+    dtype = torch.get_autocast_dtype(device) if autocast else x.dtype
+    return [parameter.detach().to(dtype) for parameter in parameters]
+
+
 if triton is not None:
+
+    @triton.jit
+    def _norm_linear_kernel(
+        x, weight, bias, scale, shift, y, ROWS, N, C, PIXELS, x_batch, x_pixel, eps,
+        AFFINE: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
+    ):  # fmt: skip
+        """BLOCK_R pixels of y, BLOCK_N channels. weight (N, C)."""
+        row = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
+        n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+        at = x + (row // PIXELS).to(tl.int64) * x_batch + (row % PIXELS) * x_pixel
+        total = tl.zeros([BLOCK_R], tl.float32)
+        for start in range(0, C, BLOCK_C):
+            c = start + tl.arange(0, BLOCK_C)
+            mask = (row < ROWS)[:, None] & (c < C)[None, :]
+            total += tl.sum(tl.load(at[:, None] + c, mask=mask, other=0.0).to(tl.float32), axis=1)
+        mean = total / C
+        squares = tl.zeros([BLOCK_R], tl.float32)
+        for start in range(0, C, BLOCK_C):
+            c = start + tl.arange(0, BLOCK_C)
+            mask = (row < ROWS)[:, None] & (c < C)[None, :]
+            values = tl.load(at[:, None] + c, mask=mask, other=0.0).to(tl.float32)
+            centred = tl.where(mask, values - mean[:, None], 0.0)
+            squares += tl.sum(centred * centred, axis=1)
+        factor = 1.0 / tl.sqrt(squares / C + eps)
+        result = tl.zeros([BLOCK_R, BLOCK_N], tl.float32)
+        for start in range(0, C, BLOCK_C):
+            c = start + tl.arange(0, BLOCK_C)
+            mask = (row < ROWS)[:, None] & (c < C)[None, :]
+            values = tl.load(at[:, None] + c, mask=mask, other=0.0).to(tl.float32)
+            values = (values - mean[:, None]) * factor[:, None]
+            if AFFINE:
+                values *= tl.load(scale + c, mask=c < C, other=0.0).to(tl.float32)[None, :]
+                values += tl.load(shift + c, mask=c < C, other=0.0).to(tl.float32)[None, :]
+            values = tl.where(mask, values, 0.0).to(weight.dtype.element_ty)
+            w_mask = (c < C)[:, None] & (n < N)[None, :]
+            w = tl.load(weight + n[None, :] * C + c[:, None], mask=w_mask, other=0.0)
+            result += tl.dot(values, w, input_precision="ieee")
+        result += tl.load(bias + n, mask=n < N, other=0.0).to(tl.float32)[None, :]
+        out = y + row.to(tl.int64)[:, None] * N + n[None, :]
+        mask = (row < ROWS)[:, None] & (n < N)[None, :]
+        tl.store(out, result.to(y.dtype.element_ty), mask=mask)
+
+    @triton.jit
+    def _gated_kernel(
+        p, q, w_1, b_1, w_2, b_2, w_out, b_out, y, ROWS, C_0, C_1, C_2, C, PIXELS,
+        p_batch, p_pixel, q_batch, q_pixel,
+        THREE: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_0: tl.constexpr, BLOCK_1: tl.constexpr,
+        BLOCK_2: tl.constexpr, BLOCK_N: tl.constexpr,
+    ):  # fmt: skip
+        """BLOCK_R pixels: p_1 = p q_0, p_2 = (p_1 w_1 + b_1) q_1, of order three p_3 likewise; then
+        y = the last of them times w_out, plus b_out. Weights (out, in)."""
+        row = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
+        live = (row < ROWS)[:, None]
+        batch, pixel = (row // PIXELS).to(tl.int64), row % PIXELS
+        at_p = p + batch * p_batch + pixel * p_pixel
+        at_q = q + batch * q_batch + pixel * q_pixel
+        kind = w_out.dtype.element_ty
+        c = tl.arange(0, BLOCK_0)
+        mask = live & (c < C_0)[None, :]
+        values = tl.load(at_p[:, None] + c, mask=mask, other=0.0).to(tl.float32)
+        values *= tl.load(at_q[:, None] + c, mask=mask, other=0.0).to(tl.float32)
+        d = tl.arange(0, BLOCK_1)
+        w_mask = (c < C_0)[:, None] & (d < C_1)[None, :]
+        w = tl.load(w_1 + d[None, :] * C_0 + c[:, None], mask=w_mask, other=0.0)
+        wider = tl.dot(values.to(kind), w, input_precision="ieee")
+        wider += tl.load(b_1 + d, mask=d < C_1, other=0.0).to(tl.float32)[None, :]
+        mask = live & (d < C_1)[None, :]
+        wider *= tl.load(at_q[:, None] + C_0 + d, mask=mask, other=0.0).to(tl.float32)
+        last, e = wider, d
+        if THREE:
+            e = tl.arange(0, BLOCK_2)
+            w_mask = (d < C_1)[:, None] & (e < C_2)[None, :]
+            w = tl.load(w_2 + e[None, :] * C_1 + d[:, None], mask=w_mask, other=0.0)
+            last = tl.dot(wider.to(kind), w, input_precision="ieee")
+            last += tl.load(b_2 + e, mask=e < C_2, other=0.0).to(tl.float32)[None, :]
+            mask = live & (e < C_2)[None, :]
+            last *= tl.load(at_q[:, None] + C_0 + C_1 + e, mask=mask, other=0.0).to(tl.float32)
+        operand = last.to(kind)
+        for start in range(0, C, BLOCK_N):
+            n = start + tl.arange(0, BLOCK_N)
+            out_mask = (e < C)[:, None] & (n < C)[None, :]
+            columns = tl.load(w_out + n[None, :] * C + e[:, None], mask=out_mask, other=0.0)
+            result = tl.dot(operand, columns, input_precision="ieee")
+            result += tl.load(b_out + n, mask=n < C, other=0.0).to(tl.float32)[None, :]
+            out = y + row.to(tl.int64)[:, None] * C + n[None, :]
+            tl.store(out, result.to(y.dtype.element_ty), mask=live & (n < C)[None, :])
 
     @triton.jit
     def _depthwise_kernel(
@@ -189,6 +322,60 @@ def _depthwise_run(x: Tensor, taps: Tensor, flipped: bool) -> Tensor:
         K=int(len(taps) ** 0.5), FLIPPED=flipped, BLOCK_W=block_w, BLOCK_C=block_c,
     )  # fmt: skip
     return y
+
+
+@torch.library.custom_op("hornet::norm_linear", mutates_args=())
+def _norm_linear(
+    x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor | None, shift: Tensor | None, eps: float
+) -> Tensor:
+    batch, channels, height, width = x.shape
+    y = _map_like(x, len(weight), weight.dtype)
+    rows, block_r, block_n = batch * height * width, 64, 64
+    grid = (triton.cdiv(rows, block_r), triton.cdiv(len(weight), block_n))
+    affine = scale is not None
+    _norm_linear_kernel[grid](
+        x, weight, bias, scale if affine else bias, shift if affine else bias, y,
+        rows, len(weight), channels, height * width, x.stride(0), x.stride(3), eps,
+        AFFINE=affine, BLOCK_R=block_r, BLOCK_N=block_n, BLOCK_C=32,
+    )  # fmt: skip
+    return y
+
+
+@torch.library.custom_op("hornet::gated_projection", mutates_args=())
+def _gated_projection(
+    p: Tensor, q: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]
+) -> Tensor:
+    batch, _, height, width = p.shape
+    channels = len(weights[-1])
+    y = _map_like(p, channels, weights[-1].dtype)
+    rows, block_r = batch * height * width, 32
+    widths = [p.shape[1], *(len(weight) for weight in weights[:-1])]
+    three = len(widths) == 3
+    blocks = [_power_of_two(width, MOST_CHANNELS) for width in widths]
+    _gated_kernel[(triton.cdiv(rows, block_r),)](
+        p, q, weights[0], biases[0], weights[-2], biases[-2], weights[-1], biases[-1], y,
+        rows, widths[0], widths[1], widths[-1], channels, height * width,
+        p.stride(0), p.stride(3), q.stride(0), q.stride(3),
+        THREE=three, BLOCK_R=block_r, BLOCK_0=blocks[0], BLOCK_1=blocks[1], BLOCK_2=blocks[-1],
+        BLOCK_N=32, num_stages=1,
+    )  # fmt: skip
+    return y
+
+
+def _map_like(x: Tensor, channels: int, dtype: torch.dtype) -> Tensor:
+    batch, _, height, width = x.shape
+    y = x.new_empty(batch, height, width, channels, dtype=dtype)
+    return y.permute(0, 3, 1, 2)
+
+
+@_norm_linear.register_fake
+def _(x, weight, bias, scale, shift, eps):
+    return _map_like(x, len(weight), weight.dtype)
+
+
+@_gated_projection.register_fake
+def _(p, q, weights, biases):
+    return _map_like(p, len(weights[-1]), weights[-1].dtype)
 
 
 def _taps(weight: Tensor) -> Tensor:
