@@ -98,7 +98,7 @@ class GnConv(nn.Module):
             q_all = self.dwconv(q_all)
             if self.scale != 1.0:
                 q_all = q_all * self.scale
-        if not torch.jit.is_scripting() and self.use_triton and not torch.is_grad_enabled():
+        if not torch.jit.is_scripting() and self._projects_by_triton():
             return self._projection_by_triton(p, q_all)
         q = torch.split(q_all, self.dims, dim=1)
         p = cheap_product(p, q[0])
@@ -107,6 +107,16 @@ class GnConv(nn.Module):
         if out_scale is None:
             return self.proj_out(p)
         return self.proj_out(p, out_scale)
+
+    @torch.jit.ignore
+    def _projects_by_triton(self) -> bool:
+        """For inference, and for the layers that the kernel stands for."""
+        layers = (*self.pws, self.proj_out)
+        return (
+            self.use_triton
+            and not torch.is_grad_enabled()
+            and all(type(layer) is PointwiseConv for layer in layers)
+        )
 
     @torch.jit.ignore
     def _projection_by_triton(self, p: Tensor, q_all: Tensor) -> Tensor:
