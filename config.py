@@ -120,7 +120,7 @@ class AugmentConfig:
     fast_decode: bool = False
     """Decode training images faster, with other pixels than the release: JPEGs of folders no
     larger than the random crop needs, crops resized by OpenCV. Needs the extra 'fast'. Evaluation
-    images stay exact."""
+    images stay exact, and so do inputs of up to 32 pixels, which are not cropped so."""
     resplit: bool = False
     """Unused, as in the original release."""
 

@@ -1,6 +1,5 @@
 """Reading image files: exactly as Pillow does, or faster with other pixels."""
 
-import io
 import os
 import stat
 import tarfile
@@ -87,7 +86,7 @@ class Jpeg:
             )
         except ValueError:  # Pillow takes some files that are refused here
             with readable(self.path):
-                return np.asarray(decoded(io.BytesIO(self.data)))
+                return np.asarray(decoded(self.path))
 
 
 def load_lazily(path: str) -> Jpeg | Image.Image:
@@ -100,12 +99,12 @@ def load_lazily(path: str) -> Jpeg | Image.Image:
         try:
             height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
         except ValueError:
-            return decoded(io.BytesIO(data))
+            return decoded(path)
     usual = max(height, width) <= MOST_ASPECT * min(height, width) and colours in ("YCbCr", "Gray")
     if usual and height * width <= MOST_PIXELS:
         return Jpeg(path, data, height, width)
     with readable(path):
-        return decoded(io.BytesIO(data))
+        return decoded(path)
 
 
 def crop_resized(

@@ -1,7 +1,6 @@
 """From an image to the network's input: augmentation for training, one view for evaluation."""
 
 import random
-from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -58,12 +57,12 @@ def train_transform(
             f"{config.train_interpolation}: {error or type(error).__name__}"
         ) from None
     allow_zero_bits(transform)
-    if config.fast_decode:
-        transform.transforms[0] = _fast_crop(transform.transforms[0])
     if size <= SMALL_INPUT and config.scale is None:
         transform.transforms[0] = transforms.Compose(
             [_warp(size), transforms.RandomCrop(size, padding=4)]
         )
+    elif config.fast_decode:
+        transform.transforms[0] = _fast_crop(transform.transforms[0])
     return transform
 
 
@@ -79,11 +78,13 @@ class FastCrop(RandomResizedCropAndInterpolation):
 
 
 def _fast_crop(crop: Any) -> FastCrop:
-    missing = [name for name in ("cv2", "simplejpeg") if find_spec(name) is None]
-    if missing:
+    try:
+        import cv2  # noqa: F401 - to see that they are there, and work
+        import simplejpeg  # noqa: F401
+    except ImportError as error:
         raise UserError(
-            f"--fast_decode needs {' and '.join(missing)}: pip install 'hornet-pytorch[fast]'"
-        )
+            f"--fast_decode needs cv2 and simplejpeg, pip install '.[fast]': {error}"
+        ) from None
     fast = FastCrop(crop.size, crop.scale, crop.ratio)
     fast.interpolation = crop.interpolation
     return fast

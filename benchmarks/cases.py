@@ -32,6 +32,7 @@ from engine import _clip
 from images import load_image, load_lazily
 from loaders import TrainImages
 from optim_factory import create_optimizer
+from runtime.errors import UserError
 from transforms import allow_zero_bits, mean_std, train_transform
 
 ROOT = Path(__file__).parents[1]
@@ -83,13 +84,22 @@ class Setting:
     def pair(self) -> tuple[nn.Module, nn.Module]:
         """Our model and the peer's, of the same weights."""
         torch.manual_seed(0)
-        theirs = self.peer()
+        try:
+            theirs = self.peer()
+        except Exception as error:
+            raise UserError(f"--peer: its {self.model} cannot be built: {error!r}") from None
         ours = timm.create_model(self.model)
         with torch.no_grad():
             for name, parameter in theirs.named_parameters():
                 if "gamma" in name:
                     parameter.fill_(0.5)  # at 1e-6 a block could be wrong unseen
-        ours.load_state_dict(theirs.state_dict())
+        try:
+            ours.load_state_dict(theirs.state_dict())
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())[:300]
+            raise UserError(
+                f"--peer: the weights of its {self.model} do not fit: {reason}"
+            ) from None
         layout = torch.channels_last
         ours = ours.to(self.device, memory_format=layout)  # type: ignore[call-overload]
         return ours, theirs.to(self.device)
@@ -253,8 +263,14 @@ def loader(rounds: int, targets: dict[str, float]) -> list[Row]:
         )  # fmt: skip
         allow_zero_bits(transform)  # which the policy needs with today's Pillow
         contenders: dict[str, Dataset] = {"peer": ImageFolder(folder, transform)}
+        missing = ""
         for name, fast in (("same pixels", False), ("--fast_decode", True)):
-            view = train_transform(replace(config, fast_decode=fast), 224, *mean_std(DataConfig()))
+            try:
+                augment = replace(config, fast_decode=fast)
+                view = train_transform(augment, 224, *mean_std(DataConfig()))
+            except UserError as error:  # its packages are not installed
+                missing = str(error)
+                continue
             images = ImageFolder(folder, view, loader=load_lazily if fast else load_image)
             bad_images = BadImages(Path(folder) / "bad_images.txt", 0)
             contenders[name] = TrainImages(images, 0, bad_images)
@@ -266,11 +282,14 @@ def loader(rounds: int, targets: dict[str, float]) -> list[Row]:
         runs = {name: partial(load, images) for name, images in contenders.items()}
         timings = paired(runs, rounds, torch.device("cpu"))
     rows = []
+    case = "500 x 375 JPEG to 224, RandAugment"
     for name in targets:
+        if name not in timings:
+            rows.append(Row(case, f"loader, {name}", None, missing, targets[name]))
+            continue
         rates = [32 / timings[contender].median for contender in (name, "peer")]
         detail = f"{rates[0]:.0f} images/s a core, peer {rates[1]:.0f}, n = {rounds}"
         ratio = median(timings[name].ratios_to(timings["peer"]))
-        case = "500 x 375 JPEG to 224, RandAugment"
         rows.append(Row(case, f"loader, {name}", ratio, detail, targets[name]))
     return rows
 

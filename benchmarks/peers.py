@@ -34,8 +34,8 @@ def load_peer(path: Path) -> dict[str, Callable[..., nn.Module]]:
             for model, create in _registry._model_entrypoints.items()
             if model.startswith("hornet_") and known.get(model) is not create
         }
-    except Exception as error:
-        raise UserError(f"--peer {path} cannot be imported: {error}") from None
+    except (Exception, SystemExit) as error:
+        raise UserError(f"--peer {path} cannot be imported: {error!r}") from None
     finally:
         for table, old in zip(tables, before, strict=True):
             table.clear()

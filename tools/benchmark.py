@@ -26,6 +26,7 @@ from benchmarks.measure import machine
 from benchmarks.peers import PLAIN, load_peer
 from runtime.errors import UserError, near_names
 
+MOST_THREADS = 1024
 MODES = ("inference", "training", "loop", "loader", "start")
 TRAINING = {
     "training": 1.7,
@@ -58,10 +59,10 @@ def parser() -> argparse.ArgumentParser:
         help="training at batch 128, inference at 256, 32 and 1, bfloat16, compiled too, of "
         f"{', '.join(GPU_MODELS)}, within 8 minutes if not said otherwise")  # fmt: skip
     add("--models", nargs="+", metavar="NAME", help=f"({' '.join(GPU_MODELS[:2])})")
-    add("--batch-size", nargs="+", type=int, default=[8], metavar="N", help="images (8)")
+    add("--batch-size", nargs="+", type=int, metavar="N", help="images (8)")
     add("--input-size", nargs="+", type=int, default=[224], metavar="PIXELS", help="side (224)")
-    add("--dtype", nargs="+", choices=("float32", "bfloat16"), default=["float32", "bfloat16"])
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add("--dtype", nargs="+", choices=("float32", "bfloat16"), help="(both)")
+    add("--device", choices=("cpu", "cuda"), help="(cuda where there is one)")
     add("--threads", type=int, default=1, metavar="N", help="of a CPU (1)")
     add("--rounds", type=int, default=7, metavar="N", help="how often each is timed (7)")
     add("--compile", action="store_true", help="inference also compiled, with frozen weights")
@@ -110,7 +111,8 @@ def networks(
     names = arguments.models or (GPU_MODELS if arguments.gpu else GPU_MODELS[:2])
     for model in names:
         if model not in timm.list_models("hornet_*"):
-            raise UserError(f"--models {model}{near_names(model, timm.list_models('hornet_*'))}")
+            known = timm.list_models("hornet_*")
+            raise UserError(f"--models {model} is no HorNet{near_names(model, known)}")
         if model not in peers:
             raise UserError(f"--peer {arguments.peer} has no {model}; it has {', '.join(peers)}")
     choices = product(names, arguments.input_size, arguments.dtype, runs)
@@ -134,24 +136,47 @@ def line(row: Row) -> str:
 def main(argv: list[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     try:
-        unknown = set(arguments.modes) - set(MODES)
-        if unknown:
-            raise UserError(f"there is no mode {min(unknown)}; choose of {', '.join(MODES)}")
-        if min(arguments.rounds, arguments.threads, *arguments.batch_size) < 1:
-            raise UserError("--rounds, --threads and --batch-size have to be 1 or more")
-        if arguments.device.startswith("cuda") and not torch.cuda.is_available():
-            raise UserError(f"--device {arguments.device}: this machine offers no GPU")
-        if arguments.gpu and arguments.modes:
-            raise UserError("--gpu says what is measured: leave out the modes")
-        if arguments.gpu:
-            arguments.dtype, arguments.compile = ["bfloat16"], True
-            arguments.minutes = 8.0 if arguments.minutes is None else arguments.minutes
+        complete(arguments)
         torch.set_num_threads(arguments.threads)
         report(arguments)
     except (UserError, OSError) as error:
         sys.stderr.write(f"tools.benchmark: error: {' '.join(str(error).split())}\n")
         return 1
+    except KeyboardInterrupt:
+        sys.stderr.write("tools.benchmark: stopped\n")
+        return 130
     return 0
+
+
+def complete(arguments: argparse.Namespace) -> None:
+    """Checks what was given, and adds what was not."""
+    unknown = set(arguments.modes) - set(MODES)
+    if unknown:
+        raise UserError(f"there is no mode {min(unknown)}; choose of {', '.join(MODES)}")
+    if arguments.gpu:
+        fixed = {"modes": arguments.modes, "--batch-size": arguments.batch_size,
+                 "--dtype": arguments.dtype}  # fmt: skip
+        for name, given in fixed.items():
+            if given:
+                raise UserError(f"--gpu says what is measured: leave out {name}")
+        arguments.dtype, arguments.compile = ["bfloat16"], True
+        arguments.minutes = 8.0 if arguments.minutes is None else arguments.minutes
+        arguments.device = arguments.device or "cuda"
+    arguments.device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    arguments.batch_size = arguments.batch_size or [8]
+    arguments.dtype = arguments.dtype or ["float32", "bfloat16"]
+    if arguments.device.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(f"--device {arguments.device}: this machine offers no GPU")
+    if min(arguments.rounds, arguments.threads, *arguments.batch_size) < 1:
+        raise UserError("--rounds, --threads and --batch-size have to be 1 or more")
+    if arguments.threads > MOST_THREADS:
+        raise UserError(f"--threads {arguments.threads}: at most {MOST_THREADS}")
+    if min(arguments.input_size) < 32:
+        raise UserError("--input-size has to be 32 or more")
+    if arguments.minutes is not None and not 0 < arguments.minutes < float("inf"):
+        raise UserError(f"--minutes {arguments.minutes}: give a number above 0")
+    if arguments.output and (arguments.output.is_dir() or not arguments.output.parent.is_dir()):
+        raise UserError(f"--output {arguments.output} cannot be a file: give FILE in a folder")
 
 
 def report(arguments: argparse.Namespace) -> None:
@@ -164,7 +189,8 @@ def report(arguments: argparse.Namespace) -> None:
             rows.append(row)
             sys.stderr.write(line(row) + "\n")
     finally:  # what was measured before an error is not lost
-        write(rows, facts, arguments)
+        if rows:
+            write(rows, facts, arguments)
 
 
 def write(rows: list[Row], facts: dict[str, str], arguments: argparse.Namespace) -> None:
@@ -174,9 +200,9 @@ def write(rows: list[Row], facts: dict[str, str], arguments: argparse.Namespace)
     text += "\nTimes as fast as the peer (memory, and where it says so: share of the peer's).\n"
     text += "\n| case | what | ratio | target | reached | median |\n" + 6 * "| --- " + "|\n"
     text += "".join(f"{line(row)}\n" for row in rows)
+    sys.stdout.write(text)
     if arguments.output:
         arguments.output.write_text(text)
-    sys.stdout.write(text)
 
 
 if __name__ == "__main__":

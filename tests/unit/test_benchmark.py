@@ -48,7 +48,11 @@ def test_a_peer_leaves_our_models_alone():
 
 
 def test_peers_that_are_none(tmp_path):
-    for content, message in (("1 +", "cannot be imported"), ("a = 1", "registers no hornet_")):
+    for content, message in (
+        ("1 +", "cannot be imported"),
+        ("raise SystemExit(3)", "cannot be imported"),
+        ("a = 1", "registers no hornet_"),
+    ):
         (tmp_path / "peer.py").write_text(content)
         with pytest.raises(UserError, match=message):
             load_peer(tmp_path / "peer.py")
@@ -72,6 +76,29 @@ def test_report(tmp_path, capsys):
         *(f"peak memory, {name}" for name in ("training", "lean", "convnext_tiny")),
     ]
     assert all(0.05 < float(row.split("|")[3]) < 20 for row in rows)
+
+
+def test_a_mistake_leaves_an_older_report(tmp_path, capsys):
+    (tmp_path / "report.md").write_text("kept")
+    (tmp_path / "peer.py").write_text(PEER_OF_OTHER_WEIGHTS)
+    arguments = ["training", "--output", str(tmp_path / "report.md"), "--dtype", "float32"]
+    assert main([*arguments, "--peer", str(tmp_path / "peer.py")]) == 1
+    assert "the weights of its hornet_tiny_7x7 do not fit" in capsys.readouterr().err
+    assert (tmp_path / "report.md").read_text() == "kept"
+
+
+PEER_OF_OTHER_WEIGHTS = """
+from timm.models import register_model
+from torch import nn
+
+@register_model
+def hornet_tiny_7x7(pretrained=False, **_):
+    return nn.Linear(1, 1)
+
+@register_model
+def hornet_tiny_gf(pretrained=False, **_):
+    return nn.Linear(1, 1)
+"""
 
 
 def test_what_there_is_no_time_for_is_named(capsys):
@@ -110,7 +137,13 @@ sys.exit(main(["--gpu", "--device", "cpu", "--minutes", "1e-9", "--rounds", "1"]
         (["training", "--models", "hornet_atto_gf"], "has no hornet_atto_gf; it has hornet_tiny"),
         (["trainning"], "there is no mode trainning"),
         (["--rounds", "0"], "have to be 1 or more"),
-        (["training", "--gpu", "--device", "cpu"], "leave out the modes"),
+        (["training", "--gpu", "--device", "cpu"], "leave out modes"),
+        (["--gpu", "--device", "cpu", "--dtype", "float32"], "leave out --dtype"),
+        (["--minutes", "nan"], "give a number above 0"),
+        (["--input-size", "5"], "has to be 32 or more"),
+        (["--threads", "100000"], "at most 1024"),
+        (["--output", "/nowhere/report.md"], "--output /nowhere/report.md cannot be a file"),
+        (["--models", "resnet50"], "resnet50 is no HorNet"),
     ],
 )
 def test_mistakes_end_in_one_line(capsys, arguments, message):
