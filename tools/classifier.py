@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from models import checkpoint_filter_fn
 from runtime import checkpoint
 from runtime.distributed import DistributedContext
 from runtime.errors import UserError
+from tools.exported import FORMATS, Exported
 from trainer import build_model
 from transforms import eval_transform, mean_std
 from weights import local_file, saved_model
@@ -27,8 +29,25 @@ class Classifier:
     """A model in evaluation mode: transform(image) (3, S, S) -> model -> logits of `classes`."""
 
     model: nn.Module
-    transform: Callable[[Image.Image], torch.Tensor]
     classes: list[str]
+    view: "View"
+
+    def transform(self, image: Image.Image) -> torch.Tensor:
+        return self.view.transform(image)
+
+
+@dataclass(frozen=True)
+class View:
+    """How an image becomes the input of a model."""
+
+    input_size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    crop_pct: float | None = None
+
+    @cached_property
+    def transform(self) -> Callable[[Image.Image], torch.Tensor]:
+        return eval_transform(self.input_size, self.mean, self.std, self.crop_pct)
 
 
 def load_classifier(
@@ -37,7 +56,7 @@ def load_classifier(
     """The classifier of a checkpoint: of this project, of the release, or published by name.
 
     Args:
-        source: Path, address, or name of published weights.
+        source: Path, address, or name of published weights; or a file of tools.export.
         model: Name of the model, where the checkpoint does not name it.
         ema: Take the moving average of the weights.
         input_size: Height and width of the images; those of the checkpoint's run if not given.
@@ -45,6 +64,8 @@ def load_classifier(
     Raises:
         UserError: the file can't be had, read, or does not fit the model.
     """
+    if Path(source).suffix in FORMATS.values():
+        return _exported_classifier(Path(source), model, ema, input_size)
     path = local_file(source, DistributedContext(0, 0, 1, torch.device("cpu")))
     state = checkpoint.load(path)
     flags = checkpoint.saved_flags(state)
@@ -60,11 +81,21 @@ def load_classifier(
     if input_size is None and not flags and timm.is_model(config.model):
         input_size = timm.get_pretrained_cfg(config.model).input_size[-1]  # type: ignore[union-attr]
     data = _known(DataConfig, flags)
-    transform = eval_transform(
-        input_size or config.input_size, *mean_std(data), _known(AugmentConfig, flags).crop_pct
-    )
+    size = input_size or config.input_size
+    view = View(size, *mean_std(data), _known(AugmentConfig, flags).crop_pct)
     names = state.get("classes") or unnamed(num_classes)
-    return Classifier(network.eval(), transform, readable(names))
+    return Classifier(network.eval(), readable(names), view)
+
+
+def _exported_classifier(path: Path, model: str, ema: bool, input_size: int | None) -> Classifier:
+    network = Exported(path)
+    facts = network.facts
+    if model or ema or input_size not in (None, facts.input_size):
+        raise UserError(
+            f"{path} is exported: its model, weights and input size ({facts.input_size}) are fixed"
+        )
+    view = View(facts.input_size, tuple(facts.mean), tuple(facts.std), facts.crop_pct)
+    return Classifier(network.eval(), facts.classes, view)
 
 
 def _rows_of_head(weights: dict[str, torch.Tensor], model: str, path: Path) -> int:

@@ -60,7 +60,8 @@ def _angles(rows: int, columns: int, period: int, like: Tensor) -> Tensor:
     """
     r = torch.arange(rows, device=like.device)
     c = torch.arange(columns, device=like.device)
-    turns = (r[:, None] * c[None, :]) % period
+    products = r[:, None] * c[None, :]
+    turns = products % torch.full_like(products, period)  # a tensor, for exporters to ONNX
     return turns.to(like.dtype) * (2 * math.pi / period)
 
 
@@ -87,7 +88,7 @@ def _width_matrices(width: int, like: Tensor) -> tuple[Tensor, Tensor]:
     angles = _angles(frequencies, width, width, like)
     forward = torch.cat((angles.cos(), -angles.sin()))
     v = torch.arange(frequencies, device=like.device)
-    twice = ((2 * v) % width != 0).to(like.dtype) + 1
+    twice = (2 * v % torch.full_like(v, width) != 0).to(like.dtype) + 1
     inverse = (forward * torch.cat((twice, twice))[:, None]).t()
     return forward * width**-0.5, inverse * width**-0.5
 
