@@ -303,6 +303,8 @@ def prepare_model(model: nn.Module, config: ComputeConfig, device: torch.device)
     if config.memory == "lean":
         if not hasattr(model, "set_lean_memory"):
             raise UserError("--memory lean: the model cannot")
+        if config.compile:
+            raise UserError("--memory lean: a compiler chooses by itself; leave out --compile true")
         model.set_lean_memory()  # type: ignore[operator]
     if config.triton:
         if not hasattr(model, "set_triton"):

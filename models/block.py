@@ -4,17 +4,15 @@ Shapes: (B, C, H, W) in and out, logically channels first; in memory channels la
 norm on, which runs over the last axis of that layout.
 """
 
-from typing import Any
-
 import torch
 from timm.layers import DropPath, LayerNorm2d
 from timm.models import checkpoint_seq
 from torch import Tensor, nn
 
-from .global_filter import GlobalLocalFilter
 from .gnconv import GnConv
 from .layers import PointwiseConv, PointwiseLinear, fold_norm, fold_scale
-from .ops.recompute import lean_memory, make_cheap
+from .lean import cheap, has_hooks
+from .ops.recompute import lean_memory
 
 NORM_EPS = 1e-6
 
@@ -88,30 +86,40 @@ class Block(nn.Module):
                 nn.init.constant_(gamma, self.layer_scale_init_value)
 
     def forward(self, x: Tensor) -> Tensor:
-        if not torch.jit.is_scripting() and self.training and self.scales_weights(x):
-            x = x + self.drop_path(self.gnconv(self.norm1(x), self.gamma1))
-            y = self.act(self.pwconv1(self.norm2(x)))
-            return x + self.drop_path(self.pwconv2(y, self.gamma2))
-        x = self._add(x, self._gnconv_of_norm(x), self.gamma1)
-        return self._add(x, self.pwconv2(self.act(self.pwconv1(self.norm2(x)))), self.gamma2)
-
-    def _gnconv_of_norm(self, x: Tensor) -> Tensor:
-        if not torch.jit.is_scripting() and self._uses_triton():
-            return self._gnconv_by_triton(x)
-        return self.gnconv(self.norm1(x))
+        if torch.jit.is_scripting():
+            x = self._add(x, self.gnconv(self.norm1(x)), self.gamma1)
+            x = self._add(x, self.pwconv2(self.act(self.pwconv1(self.norm2(x)))), self.gamma2)
+        else:
+            x = self._forward(x)
+        return x
 
     @torch.jit.ignore
+    def _forward(self, x: Tensor) -> Tensor:
+        into_weights = self.training and self.scales_weights(x)
+        if self._uses_triton():
+            y = self._gnconv_by_triton(x)
+        else:
+            first = self.gnconv.proj_in if type(self.gnconv) is GnConv else self.gnconv
+            y = cheap(self.norm1, x, is_operand=type(first) is PointwiseConv)
+            y = self.gnconv(y, self.gamma1) if into_weights else self.gnconv(y)
+        x = self._add(x, y, None if into_weights else self.gamma1)
+        y = cheap(self.norm2, x, is_operand=type(self.pwconv1) is PointwiseLinear)
+        y = cheap(self.act, self.pwconv1(y), is_operand=type(self.pwconv2) is PointwiseLinear)
+        y = self.pwconv2(y, self.gamma2) if into_weights else self.pwconv2(y)
+        return self._add(x, y, None if into_weights else self.gamma2)
+
     def _uses_triton(self) -> bool:
         """For inference, and for the layers that the kernels stand for."""
         return (
-            not torch.is_grad_enabled()
+            not self.training
+            and not torch.is_grad_enabled()
             and type(self.gnconv) is GnConv
             and self.gnconv.use_triton
             and type(self.norm1) is LayerNorm2d
             and type(self.gnconv.proj_in) is PointwiseConv
+            and not has_hooks(self.norm1, self.gnconv, self.gnconv.proj_in)
         )
 
-    @torch.jit.ignore
     def _gnconv_by_triton(self, x: Tensor) -> Tensor:
         from .ops.kernels import norm_linear  # only now, for it imports Triton
 
@@ -161,17 +169,6 @@ class Block(nn.Module):
             fold_scale(self.pwconv2, self.gamma2)
             self.gamma2 = None
 
-    @torch.jit.ignore
-    def cheap(self) -> list[Any]:
-        """Names what is cheap to compute again; returns the handles to undo that."""
-        handles = [make_cheap(norm, is_operand=True) for norm in (self.norm1, self.norm2)]
-        parts: list[nn.Module] = [self.act]
-        if type(self.gnconv) is GnConv:
-            parts += list(self.gnconv.pws)
-            if isinstance(self.gnconv.dwconv, GlobalLocalFilter):
-                parts += [self.gnconv.dwconv.pre_norm, self.gnconv.dwconv.post_norm]
-        return handles + [make_cheap(part, is_operand=False) for part in parts]
-
     def _add(self, x: Tensor, y: Tensor, gamma: Tensor | None) -> Tensor:
         if gamma is None:
             return x + self.drop_path(y)
@@ -190,12 +187,11 @@ class Stage(nn.Sequential):
         super().__init__(*blocks)
         self.grad_checkpointing = False
         self.lean_memory = False
-        self.cheap: list[Any] = []
 
     def forward(self, x: Tensor) -> Tensor:
         if self.grad_checkpointing and not torch.jit.is_scripting():
             return checkpoint_seq(self, x)
-        if self.lean_memory and not torch.jit.is_scripting() and not torch.compiler.is_compiling():
+        if not torch.jit.is_scripting() and self.lean_memory and torch.is_grad_enabled():
             return self._forward_lean(x)
         for block in self:
             x = block(x)
@@ -207,15 +203,3 @@ class Stage(nn.Sequential):
             with lean_memory():
                 x = block(x)
         return x
-
-    @torch.jit.ignore
-    def set_lean_memory(self, enable: bool) -> None:
-        """Whether the cheap part of the blocks is computed again in the backward pass."""
-        if enable == self.lean_memory:
-            return
-        self.lean_memory = enable
-        for handle in self.cheap:
-            handle.remove()
-        self.cheap = []
-        for block in self if enable else ():
-            self.cheap += block.cheap()  # type: ignore[operator]

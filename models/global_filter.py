@@ -6,6 +6,7 @@ from timm.models import register_notrace_module
 from torch import Tensor, nn
 
 from .layers import DepthwiseConv, ScaledLayerNorm2d
+from .lean import cheap
 from .ops.global_filter import filter_by_fft, filter_by_matmul
 
 IMPLEMENTATIONS = ("fft", "matmul", "triton")
@@ -64,13 +65,23 @@ class GlobalLocalFilter(nn.Module):
 
     def forward(self, x: Tensor, scale: float = 1.0) -> Tensor:
         """`scale` multiplies the output, by way of the last norm's weight and bias."""
-        x_local, x_global = self.pre_norm(x).chunk(2, dim=1)
+        # noqa below: TorchScript passes no modules to functions
+        if torch.jit.is_scripting():  # noqa: SIM108
+            x = self.pre_norm(x)
+        else:
+            x = cheap(self.pre_norm, x)
+        x_local, x_global = x.chunk(2, dim=1)
         x_local = self.dw(x_local)
         x_global = _filter(x_global, self.complex_weight, self.impl)
         # interleaved along the last axis of the channels-last layout, where it moves least
         halves = (x_local.permute(0, 2, 3, 1), x_global.to(x_local.dtype).permute(0, 2, 3, 1))
         x = torch.stack(halves, dim=-1).flatten(-2).permute(0, 3, 1, 2)
-        return self.post_norm(x, scale)
+        # noqa below: TorchScript passes no modules to functions
+        if torch.jit.is_scripting():  # noqa: SIM108
+            x = self.post_norm(x, scale)
+        else:
+            x = cheap(self.post_norm, x, scale)
+        return x
 
 
 @torch.fx.wrap  # one node of a symbolic trace, for the same reason

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from .global_filter import GlobalLocalFilter
 from .layers import DepthwiseConv, PointwiseConv, fold_scale
+from .lean import cheap, has_hooks
 from .ops.recompute import cheap_product
 
 
@@ -98,12 +99,17 @@ class GnConv(nn.Module):
             q_all = self.dwconv(q_all)
             if self.scale != 1.0:
                 q_all = q_all * self.scale
-        if not torch.jit.is_scripting() and self._projects_by_triton():
+        if not torch.jit.is_scripting() and out_scale is None and self._projects_by_triton():
             return self._projection_by_triton(p, q_all)
         q = torch.split(q_all, self.dims, dim=1)
         p = cheap_product(p, q[0])
         for k, pw in enumerate(self.pws):
-            p = cheap_product(pw(p), q[k + 1])
+            # noqa below: TorchScript passes no modules to functions
+            if torch.jit.is_scripting():  # noqa: SIM108
+                wider = pw(p)
+            else:
+                wider = cheap(pw, p)
+            p = cheap_product(wider, q[k + 1])
         if out_scale is None:
             return self.proj_out(p)
         return self.proj_out(p, out_scale)
@@ -116,6 +122,7 @@ class GnConv(nn.Module):
             self.use_triton
             and not torch.is_grad_enabled()
             and all(type(layer) is PointwiseConv for layer in layers)
+            and not has_hooks(*layers)
         )
 
     @torch.jit.ignore

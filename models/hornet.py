@@ -181,10 +181,13 @@ class HorNet(nn.Module):
 
     @torch.jit.ignore
     def set_lean_memory(self, enable: bool = True) -> None:
-        """Recompute what is cheap of each block in the backward pass: about half the memory."""
+        """Recompute what is cheap of each block in the backward pass: about half the memory.
+
+        Not in a compiled model, whose compiler chooses what to recompute.
+        """
         for stage in self.modules():
             if isinstance(stage, Stage):
-                stage.set_lean_memory(enable)
+                stage.lean_memory = enable
 
     @torch.jit.ignore
     def set_triton(self, enable: bool = True) -> None:
@@ -196,7 +199,8 @@ class HorNet(nn.Module):
         for module in self.modules():
             if isinstance(module, DepthwiseConv | GnConv):
                 module.use_triton = enable
-        set_global_filter_impl(self, "triton" if enable else "fft")
+            elif isinstance(module, GlobalLocalFilter) and enable != (module.impl == "triton"):
+                module.set_impl("triton" if enable else "fft")
 
     @torch.jit.ignore
     def set_global_filter_impl(self, impl: str) -> None:

@@ -34,10 +34,12 @@ def _serves(x: Tensor, weight: Tensor) -> bool:
     return (
         type(x) is Tensor  # no proxy, and none of the subclasses with rules of their own
         and not torch._C._are_functorch_transforms_active()
+        and torch.autograd.forward_ad._current_level < 0
         and type(weight) in (Tensor, nn.Parameter)
         and x.device.type == weight.device.type == "cpu"
+        and x.numel() > 0
         and x.stride(1) == 1
-        and _dtype(x) in (torch.float32, torch.bfloat16)
+        and _common_type(x, weight) in (torch.float32, torch.bfloat16)
         and torch.backends.mkldnn.is_available()
         and bool(torch.backends.mkldnn.enabled)
         and torch.backends.cpu.get_cpu_capability().startswith("AVX512")
@@ -45,14 +47,18 @@ def _serves(x: Tensor, weight: Tensor) -> bool:
     )
 
 
-def _dtype(x: Tensor) -> torch.dtype:
-    """What a convolution of x computes in."""
-    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+def _common_type(x: Tensor, weight: Tensor) -> torch.dtype | None:
+    """What a convolution of x by weight computes in; None where PyTorch has to say."""
+    if torch.float64 in (x.dtype, weight.dtype):
+        return None
+    if torch.is_autocast_enabled("cpu"):
+        return torch.get_autocast_dtype("cpu")
+    return x.dtype if x.dtype == weight.dtype else None
 
 
 @torch.jit.ignore
 def _on_cpu(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    dtype = _dtype(x)
+    dtype = _common_type(x, weight)
     # of a large kernel on a small map, the outer parts meet padding alone
     rows, columns = (max(0, k // 2 + 1 - n) for k, n in zip(weight.shape[2:], x.shape[2:]))  # noqa: B905
     weight = weight[:, :, rows : weight.shape[2] - rows, columns : weight.shape[3] - columns]

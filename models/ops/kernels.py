@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .global_filter import filter_by_fft, fit_filter
+from .recompute import autocast_dtype
 
 try:
     import triton
@@ -31,11 +32,13 @@ except ImportError:
 
 logger = logging.getLogger(__name__)
 
-MOST_CHANNELS = 256
-"""Width of a block up to which its recursion is one kernel, for the same reason as MOST_PIXELS."""
 MOST_PIXELS = 256
 """Pixels of a map up to which the global filter is one kernel: it holds all of them at a time, and
 the shared memory of a GPU takes no more."""
+MOST_CHANNELS = {torch.float32: 128, torch.float16: 256, torch.bfloat16: 256}
+"""Width of a block up to which its recursion is one kernel: it holds the weights, likewise."""
+CAPABILITY = (8, 0)
+"""From which on a GPU has that much shared memory: 99 KB a program."""
 
 
 def reason_against(x: Tensor) -> str:
@@ -45,6 +48,10 @@ def reason_against(x: Tensor) -> str:
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
     if x.device.type != "cuda" and not interpreted:
         return f"Triton does not run on {x.device.type}"
+    if x.device.type == "cuda" and torch.cuda.get_device_capability(x.device) < CAPABILITY:
+        return f"a GPU older than compute capability {CAPABILITY[0]}.{CAPABILITY[1]}"
+    if x.numel() == 0:
+        return "the batch is empty"
     if x.dtype not in (torch.float32, torch.float16, torch.bfloat16):
         return f"no kernel for {x.dtype}"
     if x.stride(1) != 1 or x.stride(2) != x.shape[3] * x.stride(3):
@@ -52,13 +59,23 @@ def reason_against(x: Tensor) -> str:
     return ""
 
 
-@cache
 def _log_once(what: str, reason: str) -> None:
+    if not torch.compiler.is_compiling():  # it would break the graph
+        _log(what, reason)
+
+
+@cache
+def _log(what: str, reason: str) -> None:
     logger.warning("%s runs on PyTorch's operators: %s", what, reason)
 
 
 def depthwise_conv(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """The depthwise convolution of x by weight (C, 1, K, K), plus bias; K odd, same size."""
+    """The depthwise convolution of x by weight (C, 1, K, K), plus bias; K odd, same size.
+
+    It has first derivatives only, as the global filter.
+    """
+    dtype = autocast_dtype(x)
+    x = x if dtype is None else x.to(dtype)
     reason = reason_against(x)
     if reason:
         _log_once("the depthwise convolution", reason)
@@ -75,7 +92,7 @@ def filter_by_kernel(x: Tensor, weight: Tensor) -> Tensor:
         reason = f"maps of more than {MOST_PIXELS} pixels"
     if reason:
         _log_once("the global filter", reason)
-        return filter_by_fft(x.float(), weight)
+        return filter_by_fft(x if x.dtype == torch.float64 else x.float(), weight)
     planes = fit_filter(weight.float(), x.shape[2], x.shape[3]).flatten(1, 2)  # (C, F, 2)
     return _spectral(x, planes.permute(2, 1, 0).contiguous())
 
@@ -96,7 +113,8 @@ def gated_projection(
     """The recursion from p_0 and all q_k on, and proj_out, without gradients."""
     channels = proj_out.weight.shape[0]  # type: ignore[union-attr,index]
     reason = reason_against(p) or reason_against(q_all)
-    if not reason and (len(pws) not in (1, 2) or channels > MOST_CHANNELS):
+    dtype = autocast_dtype(p) or p.dtype
+    if not reason and (len(pws) not in (1, 2) or channels > MOST_CHANNELS[dtype]):
         reason = f"order {len(pws) + 1} at {channels} channels"
     if reason:
         _log_once("the gated recursion", reason)
@@ -117,9 +135,7 @@ def gated_projection(
 
 def _in_precision_of(x: Tensor, *parameters: Tensor) -> list[Tensor]:
     """Parameters in the type that a product with x has, autocast or not."""
-    device = x.device.type
-    autocast = torch.is_autocast_enabled(device)
-    dtype = torch.get_autocast_dtype(device) if autocast else x.dtype
+    dtype = autocast_dtype(x) or x.dtype
     return [parameter.detach().to(dtype) for parameter in parameters]
 
 
@@ -317,10 +333,11 @@ def _depthwise_run(x: Tensor, taps: Tensor, flipped: bool) -> Tensor:
     batch, channels, height, width = x.shape
     block_w, block_c = 16, _power_of_two(channels, 32)  # twice as many would spill registers
     grid = (batch * height, triton.cdiv(width, block_w), triton.cdiv(channels, block_c))
-    _depthwise_kernel[grid](
-        x, taps, y, height, width, channels, x.stride(0), x.stride(3),
-        K=int(len(taps) ** 0.5), FLIPPED=flipped, BLOCK_W=block_w, BLOCK_C=block_c,
-    )  # fmt: skip
+    with torch.cuda.device_of(x):
+        _depthwise_kernel[grid](
+            x, taps, y, height, width, channels, x.stride(0), x.stride(3),
+            K=int(len(taps) ** 0.5), FLIPPED=flipped, BLOCK_W=block_w, BLOCK_C=block_c,
+        )  # fmt: skip
     return y
 
 
@@ -333,11 +350,12 @@ def _norm_linear(
     rows, block_r, block_n = batch * height * width, 64, 64
     grid = (triton.cdiv(rows, block_r), triton.cdiv(len(weight), block_n))
     affine = scale is not None
-    _norm_linear_kernel[grid](
-        x, weight, bias, scale if affine else bias, shift if affine else bias, y,
-        rows, len(weight), channels, height * width, x.stride(0), x.stride(3), eps,
-        AFFINE=affine, BLOCK_R=block_r, BLOCK_N=block_n, BLOCK_C=32,
-    )  # fmt: skip
+    with torch.cuda.device_of(x):
+        _norm_linear_kernel[grid](
+            x, weight, bias, scale if affine else bias, shift if affine else bias, y,
+            rows, len(weight), channels, height * width, x.stride(0), x.stride(3), eps,
+            AFFINE=affine, BLOCK_R=block_r, BLOCK_N=block_n, BLOCK_C=32,
+        )  # fmt: skip
     return y
 
 
@@ -351,14 +369,15 @@ def _gated_projection(
     rows, block_r = batch * height * width, 32
     widths = [p.shape[1], *(len(weight) for weight in weights[:-1])]
     three = len(widths) == 3
-    blocks = [_power_of_two(width, MOST_CHANNELS) for width in widths]
-    _gated_kernel[(triton.cdiv(rows, block_r),)](
-        p, q, weights[0], biases[0], weights[-2], biases[-2], weights[-1], biases[-1], y,
-        rows, widths[0], widths[1], widths[-1], channels, height * width,
-        p.stride(0), p.stride(3), q.stride(0), q.stride(3),
-        THREE=three, BLOCK_R=block_r, BLOCK_0=blocks[0], BLOCK_1=blocks[1], BLOCK_2=blocks[-1],
-        BLOCK_N=32, num_stages=1,
-    )  # fmt: skip
+    blocks = [_power_of_two(width, 256) for width in widths]
+    with torch.cuda.device_of(p):
+        _gated_kernel[(triton.cdiv(rows, block_r),)](
+            p, q, weights[0], biases[0], weights[-2], biases[-2], weights[-1], biases[-1], y,
+            rows, widths[0], widths[1], widths[-1], channels, height * width,
+            p.stride(0), p.stride(3), q.stride(0), q.stride(3),
+            THREE=three, BLOCK_R=block_r, BLOCK_0=blocks[0], BLOCK_1=blocks[1], BLOCK_2=blocks[-1],
+            BLOCK_N=32, num_stages=1,
+        )  # fmt: skip
     return y
 
 
@@ -398,11 +417,12 @@ def _depthwise_backward(g: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, T
     parts = min(rows, 64)  # summed afterwards, in a fixed order
     out = x.new_empty(parts, kernel, kernel, channels, dtype=torch.float32)
     block_c = _power_of_two(channels, 32)
-    _depthwise_weight_kernel[(parts, kernel, triton.cdiv(channels, block_c))](
-        x, g, out, rows, height, width, channels, x.stride(0), x.stride(3), g.stride(0),
-        g.stride(3), triton.cdiv(rows, parts),
-        K=kernel, BLOCK_K=triton.next_power_of_2(kernel), BLOCK_W=8, BLOCK_C=block_c,
-    )  # fmt: skip
+    with torch.cuda.device_of(x):
+        _depthwise_weight_kernel[(parts, kernel, triton.cdiv(channels, block_c))](
+            x, g, out, rows, height, width, channels, x.stride(0), x.stride(3), g.stride(0),
+            g.stride(3), triton.cdiv(rows, parts),
+            K=kernel, BLOCK_K=triton.next_power_of_2(kernel), BLOCK_W=8, BLOCK_C=block_c,
+        )  # fmt: skip
     return of_x, out.sum(0).permute(2, 0, 1)[:, None].to(weight.dtype).contiguous()
 
 
@@ -417,7 +437,7 @@ def _spectral_backward(g: Tensor, x: Tensor, planes: Tensor) -> tuple[Tensor, Te
     g = g if not reason_against(g) else g.contiguous(memory_format=torch.channels_last)
     analysis, synthesis = _transforms(x.shape[2], x.shape[3], x.device)
     # the transposed function: transforms swapped, filter conjugated
-    conjugated = planes * planes.new_tensor([1.0, -1.0])[:, None, None]
+    conjugated = torch.stack((planes[0], -planes[1]))
     of_x = _spectral_run(g, conjugated, synthesis, analysis).to(x.dtype)
     x_bpc, g_bpc = (t.float().permute(0, 2, 3, 1).flatten(1, 2) for t in (x, g))
     of_real, of_imag = torch.matmul(analysis[:, None], x_bpc)
@@ -433,12 +453,13 @@ def _spectral_run(x: Tensor, planes: Tensor, analysis: Tensor, synthesis: Tensor
     pixels = height * width
     block_p = _power_of_two(pixels, MOST_PIXELS)
     block_c = 32
-    _spectral_kernel[(batch, triton.cdiv(channels, block_c))](
-        x, planes, analysis, synthesis, y, pixels, planes.shape[1], channels,
-        x.stride(0), x.stride(3),
-        BLOCK_P=block_p, BLOCK_F=16, BLOCK_C=block_c,
-        num_stages=1, num_warps=8 if block_p > 64 else 4,
-    )  # fmt: skip
+    with torch.cuda.device_of(x):
+        _spectral_kernel[(batch, triton.cdiv(channels, block_c))](
+            x, planes, analysis, synthesis, y, pixels, planes.shape[1], channels,
+            x.stride(0), x.stride(3),
+            BLOCK_P=block_p, BLOCK_F=16, BLOCK_C=block_c,
+            num_stages=1, num_warps=8 if block_p > 64 else 4,
+        )  # fmt: skip
     return y
 
 

@@ -36,6 +36,7 @@ def onednn_serves(x: Tensor, weight: Tensor) -> bool:
         ONEDNN_MATMUL is not None
         and type(x) is Tensor  # no proxy, and none of the subclasses with rules of their own
         and not torch._C._are_functorch_transforms_active()
+        and torch.autograd.forward_ad._current_level < 0
         and type(weight) in (Tensor, nn.Parameter)
         and x.dtype == weight.dtype == torch.float32
         and x.device.type == weight.device.type == "cpu"
@@ -50,16 +51,18 @@ def onednn_serves(x: Tensor, weight: Tensor) -> bool:
 @torch.jit.ignore
 def _by_onednn(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool) -> Tensor:
     x_bhwc, matrix = x.permute(0, 2, 3, 1), weight.flatten(1)
-    if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
-        y_bhwn = _OneDnnLinear.apply(x_bhwc, matrix, bias)
-        y_bhwn = F.gelu(y_bhwn) if gelu else y_bhwn
+    rows = x_bhwc.flatten(0, 2)  # with more axes the result would be a view, not to be changed
+    inputs = (rows, matrix, bias)
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs):
+        y = _OneDnnLinear.apply(*inputs)
+        y = F.gelu(y) if gelu else y
     else:
-        y_bhwn = _matmul(x_bhwc, matrix, bias, "gelu" if gelu else "none")
-    return y_bhwn.permute(0, 3, 1, 2)
+        y = _matmul(*inputs, "gelu" if gelu else "none")
+    return y.unflatten(0, x_bhwc.shape[:3]).permute(0, 3, 1, 2)
 
 
 def _matmul(x: Tensor, weight: Tensor, bias: Tensor | None = None, after: str = "none") -> Tensor:
-    """x (..., C) times weight (N, C) transposed, plus bias."""
+    """x (rows, C) times weight (N, C) transposed, plus bias."""
     return ONEDNN_MATMUL(x, weight, bias, after, [], "none")
 
 
@@ -75,17 +78,16 @@ class _OneDnnLinear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        rows = gradients[0].reshape(-1, len(weight))
+        rows = gradients[0]
         of_x = of_weight = of_bias = None
         if ctx.needs_input_grad[0]:
-            of_x = _OneDnnLinear.apply(rows, weight.t(), None).reshape(x.shape)
+            of_x = _OneDnnLinear.apply(rows, weight.t(), None)
         if ctx.needs_input_grad[1]:
-            inputs = x.reshape(-1, x.shape[-1])
             # oneDNN is faster where the result has fewer rows than columns
             if weight.shape[0] <= weight.shape[1]:
-                of_weight = _OneDnnLinear.apply(rows.t(), inputs.t(), None)
+                of_weight = _OneDnnLinear.apply(rows.t(), x.t(), None)
             else:
-                of_weight = _OneDnnLinear.apply(inputs.t(), rows.t(), None).t()
+                of_weight = _OneDnnLinear.apply(x.t(), rows.t(), None).t()
         if ctx.has_bias and ctx.needs_input_grad[2]:
             of_bias = rows.sum(0)
         return of_x, of_weight, of_bias

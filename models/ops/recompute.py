@@ -13,23 +13,18 @@ from contextvars import ContextVar
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 
 class _Recipe:
     """How to compute a tensor again, and that tensor while it is wanted."""
 
-    def __init__(
-        self,
-        function: Callable[..., Tensor],
-        inputs: list[Any],
-        result: Tensor,
-    ) -> None:
+    def __init__(self, function: Callable[..., Tensor], inputs: list[Any], result: Tensor) -> None:
         self.function, self.inputs, self.dtype = function, inputs, result.dtype
+        self.versions = [_version(packed) for packed in inputs]
         self.original = weakref.ref(result)
+        self.autocast_dtype = autocast_dtype(result)
         self.device = result.device.type
-        self.autocast = torch.is_autocast_enabled(self.device)
-        self.autocast_dtype = torch.get_autocast_dtype(self.device)
         self.wanted = 0
         self.result: Tensor | None = None
 
@@ -37,13 +32,32 @@ class _Recipe:
         self.wanted -= 1
         result = self.result
         if result is None:
+            if self.versions != [_version(packed) for packed in self.inputs]:
+                raise RuntimeError(
+                    "a tensor that lean memory needs for the backward pass has been modified by an "
+                    "inplace operation"
+                )
             inputs = [_unpack(packed) for packed in self.inputs]
-            with torch.no_grad(), torch.autocast(
-                self.device, self.autocast_dtype, enabled=self.autocast
-            ):  # fmt: skip
-                result = self.function(*inputs).to(self.dtype)
+            with torch.no_grad():
+                if self.autocast_dtype is None:
+                    result = self.function(*inputs).to(self.dtype)
+                else:
+                    with torch.autocast(self.device, self.autocast_dtype):
+                        result = self.function(*inputs).to(self.dtype)
         self.result = result if self.wanted > 0 else None
         return result
+
+
+def autocast_dtype(x: Tensor) -> torch.dtype | None:
+    """What autocast makes of the operands of a product with x; None where it is off."""
+    device = x.device.type
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+        return None
+    return torch.get_autocast_dtype(device)
+
+
+def _version(packed: Any) -> int | None:
+    return packed._version if isinstance(packed, Tensor) else None
 
 
 class _Recipes:
@@ -54,12 +68,10 @@ class _Recipes:
 
     def add(self, result: Tensor, function: Callable[..., Tensor], inputs: tuple[Any, ...]) -> None:
         storage = result.untyped_storage()
-        if storage.nbytes() == result.numel() * result.element_size():  # no part of another tensor
-            packed = [
-                self.pack(value.detach()) if isinstance(value, Tensor) else value
-                for value in inputs
-            ]
-            self.known[storage.data_ptr()] = _Recipe(function, packed, result)
+        if storage.nbytes() != result.numel() * result.element_size():
+            return  # a part of another tensor
+        packed = [self.pack(x.detach()) if isinstance(x, Tensor) else x for x in inputs]
+        self.known[storage.data_ptr()] = _Recipe(function, packed, result)
 
     def pack(self, tensor: Tensor) -> Any:
         recipe = self.known.get(tensor.untyped_storage().data_ptr())
@@ -82,7 +94,7 @@ _active: ContextVar[_Recipes | None] = ContextVar("recipes", default=None)
 
 @contextmanager
 def lean_memory() -> Iterator[None]:
-    """Forward passes in here save how to compute what `cheap_product` and `make_cheap` name."""
+    """Forward passes in here save how to compute what `named` and `cheap_product` name."""
     recipes = _Recipes()
     token = _active.set(recipes)
     try:
@@ -92,37 +104,42 @@ def lean_memory() -> Iterator[None]:
         _active.reset(token)
 
 
-def cheap_product(x: Tensor, y: Tensor) -> Tensor:
-    """x * y, named as cheap, for matrix products alone."""
-    if torch.jit.is_scripting():
-        return x * y
-    return _named(x * y, torch.mul, (x, y), is_operand=True)
+@torch.jit.ignore
+def is_active() -> bool:
+    """Whether this is inside `lean_memory`."""
+    return not torch.compiler.is_compiling() and _active.get() is not None
 
 
-def make_cheap(module: nn.Module, is_operand: bool) -> Any:
-    """Names a module's outputs as cheap; returns the handle to undo that.
+def named(
+    result: Tensor, function: Callable[..., Tensor], *inputs: Any, is_operand: bool
+) -> Tensor:
+    """The result of function(*inputs), named as cheap to compute again.
 
     Args:
-        module: What is cheap to compute.
-        is_operand: Whether its output goes into matrix products alone, whose type it may have.
+        result: What the function gave, or would give.
+        function: Without state: it draws no random numbers, and its weights are among the inputs.
+        inputs: Tensors, and whatever else it takes.
+        is_operand: Whether the result goes into matrix products alone, whose type it may have.
     """
-
-    def hook(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
-        return _named(output, module.forward, inputs, is_operand)
-
-    return module.register_forward_hook(hook)
-
-
-@torch.jit.ignore
-def _named(
-    result: Tensor, function: Callable[..., Tensor], inputs: tuple[Any, ...], is_operand: bool
-) -> Tensor:
     recipes = _active.get()
     if recipes is None:
         return result
-    device = result.device.type
-    if is_operand and torch.is_autocast_enabled(device):
+    dtype = autocast_dtype(result)
+    if is_operand and dtype is not None:
         # what autocast would do now, unseen: then the copy would be saved
-        result = result.to(torch.get_autocast_dtype(device))
+        result = result.to(dtype)
     recipes.add(result, function, inputs)
     return result
+
+
+def cheap_product(x: Tensor, y: Tensor) -> Tensor:
+    """x * y, named as cheap, for matrix products alone."""
+    product = x * y
+    if not torch.jit.is_scripting() and is_active():
+        return _named_product(product, x, y)
+    return product
+
+
+@torch.jit.ignore
+def _named_product(product: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    return named(product, torch.mul, x, y, is_operand=True)

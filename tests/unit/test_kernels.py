@@ -162,7 +162,7 @@ def test_the_network_takes_them(monkeypatch):
 
 @pytest.mark.skipif(DEVICE == "cuda", reason="needs the interpreter")
 def test_what_they_cannot_take_runs_otherwise_and_says_why(monkeypatch, caplog):
-    kernels._log_once.cache_clear()
+    kernels._log.cache_clear()
     x, weight = torch.randn(1, 4, 5, 6), torch.randn(4, 1, 3, 3)
     with caplog.at_level(logging.WARNING):
         y = kernels.depthwise_conv(x, weight, None)
@@ -179,8 +179,50 @@ def test_what_they_cannot_take_runs_otherwise_and_says_why(monkeypatch, caplog):
     ]
 
 
+def test_layer_scale_and_hooks_are_heeded(monkeypatch):
+    """In training mode without gradients, as batch norms are estimated; with features hooked."""
+    model = timm.create_model("hornet_atto_7x7", base_dim=16, depths=(1, 1, 1, 1), num_classes=3)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "gamma" in name:
+                parameter.fill_(0.5)
+    model = model.to(DEVICE, memory_format=torch.channels_last).train()
+    x = torch.randn(4, 3, 32, 32, device=DEVICE)
+    with torch.no_grad():
+        expected = model(x)
+        model.set_triton()
+        assert_near(model(x), expected)
+        model.eval()
+        seen = []
+        block = model.stages[0][0]
+        for layer in (block.norm1, block.gnconv.proj_in, block.gnconv.proj_out):
+            layer.register_forward_hook(lambda layer, *_: seen.append(layer))
+        model(x)
+        assert seen == [block.norm1, block.gnconv.proj_in, block.gnconv.proj_out]
+
+
+def test_an_empty_batch_and_double_precision():
+    x = torch.randn(0, 4, 5, 6, device=DEVICE).to(memory_format=torch.channels_last)
+    weight = torch.randn(4, 1, 3, 3, device=DEVICE, requires_grad=True)
+    kernels.depthwise_conv(x, weight, None).sum().backward()
+    assert not weight.grad.any()
+    x = torch.randn(1, 4, 4, 4, dtype=torch.float64, device=DEVICE)
+    filtered = kernels.filter_by_kernel(x, torch.randn(4, 4, 3, 2, device=DEVICE))
+    assert filtered.dtype == torch.float64
+
+
+def test_falling_back_breaks_no_graph():
+    model = timm.create_model("hornet_atto_7x7", base_dim=16, depths=(1, 1, 1, 1), num_classes=3)
+    model.set_triton()
+    x = torch.randn(1, 3, 32, 32, dtype=torch.float64)  # which no kernel takes
+    torch.compiler.reset()
+    compiled = torch.compile(model.double().eval(), fullgraph=True, backend="eager")
+    with torch.no_grad():
+        assert_near(compiled(x), model(x))
+
+
 def test_large_maps_are_left_to_the_fft(caplog):
-    kernels._log_once.cache_clear()
+    kernels._log.cache_clear()
     x = channels_last_slice(1, 2, 17, 16, torch.float32)
     weight = torch.randn(2, 17, 9, 2, device=DEVICE)
     with caplog.at_level(logging.WARNING):
@@ -203,7 +245,7 @@ def compile(function, capability, pointers, constants, **options):
     compiled = triton.compile(source, target=target, options=options)
     print(function.__name__, compiled.metadata.shared)
 
-for capability in (80, 90):
+for capability in (80, 86, 90):
     for kind in ("*fp32", "*bf16", "*fp16"):
         maps = {"x": kind, "y": kind, "weight": "*fp32"}
         sizes = {"K": 7, "FLIPPED": True, "BLOCK_W": 16, "BLOCK_C": 32}
@@ -211,13 +253,14 @@ for capability in (80, 90):
     maps = {"x": "*bf16", "g": "*bf16", "out": "*fp32"}
     sizes = {"K": 7, "BLOCK_K": 8, "BLOCK_W": 8, "BLOCK_C": 32}
     compile(kernels._depthwise_weight_kernel, capability, maps, sizes)
-    for kind in ("*fp32", "*bf16"):
+    for kind, wide in (("*fp32", 128), ("*bf16", 256)):
         maps = dict.fromkeys(("weight", "bias", "y"), kind) | {"eps": "fp32"}
         maps |= dict.fromkeys(("x", "scale", "shift"), "*fp32")
         sizes = {"AFFINE": True, "BLOCK_R": 64, "BLOCK_N": 64, "BLOCK_C": 32}
         compile(kernels._norm_linear_kernel, capability, maps, sizes)
         maps = dict.fromkeys(("p", "q", "w_1", "b_1", "w_2", "b_2", "w_out", "b_out", "y"), kind)
-        sizes = {"THREE": True, "BLOCK_R": 32, "BLOCK_0": 64, "BLOCK_1": 128, "BLOCK_2": 256}
+        sizes = {"THREE": True, "BLOCK_R": 32, "BLOCK_0": wide // 4}
+        sizes |= {"BLOCK_1": wide // 2, "BLOCK_2": wide}
         compile(kernels._gated_kernel, capability, maps, sizes | {"BLOCK_N": 32}, num_stages=1)
     for pixels in (64, 256):
         maps = {"x": "*bf16"} | dict.fromkeys(("planes", "analysis", "synthesis", "y"), "*fp32")
@@ -228,11 +271,11 @@ for capability in (80, 90):
 
 @pytest.mark.slow
 def test_they_compile_for_gpus_and_fit_into_their_memory():
-    """Triton needs no GPU for that. The smaller one here, an A100, has 163 KB a program."""
+    """Triton needs no GPU for that. The smallest ones served have 99 KB a program."""
     environment = {**os.environ, "TRITON_INTERPRET": "0"}
     command = [sys.executable, "-W", "ignore", "-c", COMPILATION]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     shared = [int(line.split()[1]) for line in done.stdout.splitlines()]
-    assert len(shared) == 20
-    assert max(shared) < 163 * 1024
+    assert len(shared) == 30
+    assert max(shared) <= 99 * 1024, done.stdout

@@ -63,12 +63,39 @@ def test_second_derivatives(kernel):
         assert_near(ours, theirs)
 
 
-def test_only_what_is_wanted_is_computed():
+@needs_avx512
+def test_only_what_is_wanted_is_computed(monkeypatch):
     x, weight, bias = tensors((2, 4, 8, 8), 7, torch.float32)
+    done = []
+    gradient = ops._weight_gradient
+    monkeypatch.setattr(ops, "_weight_gradient", lambda *a: done.append("weight") or gradient(*a))
+    monkeypatch.setattr(ops._Depthwise, "apply", lambda *a: done.append("x") or apply(*a))
     depthwise(x, weight, bias.requires_grad_()).sum().backward()
     assert torch.equal(bias.grad, torch.full((4,), 128.0))
-    weight.requires_grad_()
-    depthwise(x, weight, None).sum().backward()
-    assert weight.grad.shape == weight.shape
+    assert done == ["x"]  # the forward pass
+    depthwise(x, weight.requires_grad_(), None).sum().backward()
+    assert done == ["x", "x", "weight"]
+    depthwise(x.requires_grad_(), weight.detach(), None).sum().backward()
+    assert done == ["x", "x", "weight", "x", "x"]
     with torch.no_grad():
         assert depthwise(x, weight, bias).grad_fn is None
+
+
+def test_what_pytorch_decides():
+    x, weight, _ = tensors((2, 4, 8, 8), 7, torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert depthwise(x.double(), weight.double(), None).dtype == torch.float64
+    with pytest.raises(RuntimeError):
+        depthwise(x, weight.double(), None)
+    empty = x[:0].requires_grad_()
+    depthwise(empty, weight, None).sum().backward()
+    assert empty.grad.shape == empty.shape
+
+
+def test_forward_mode():
+    x, weight, _ = tensors((2, 4, 8, 8), 7, torch.float32)
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(x, torch.ones_like(x))
+        y = depthwise(dual, weight.requires_grad_(), None)
+        tangent = torch.autograd.forward_ad.unpack_dual(y).tangent
+    assert_near(tangent, F.conv2d(torch.ones_like(x), weight, padding=3, groups=4))

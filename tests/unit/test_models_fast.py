@@ -12,7 +12,7 @@ from timm.utils import reparameterize_model
 from torch import nn
 
 import models
-from benchmarks.measure import kept_bytes
+from benchmarks.measure import kept_bytes, peak_bytes
 from benchmarks.plain_hornet import PlainHorNet
 from models.layers import PointwiseLinear
 from models.ops import pointwise as ops
@@ -191,16 +191,75 @@ def test_lean_memory(name, dtype):
     assert kept[1] < (0.6 if dtype == torch.float32 else 0.75) * kept[0], kept
 
 
-def test_what_is_lean_is_plain_again(pair):
+def test_a_lean_model_can_do_what_others_can(pair, tmp_path):
+    ours = pair[0].eval()
+    x = formula_input(2, 64, 64)
+    expected = ours(x)
+    ours.set_lean_memory()
+    torch.save(ours, tmp_path / "model.pt")
+    saved = torch.load(tmp_path / "model.pt", weights_only=False)
+    for model in (saved, copy.deepcopy(ours), torch.jit.script(ours)):
+        assert_near(model(x), expected)
+    assert ours.to("meta")(x.to("meta")).shape == expected.shape
+
+
+def test_lean_memory_costs_none_in_evaluation(pair):
+    ours = pair[0].eval()
+    peaks = []
+    for is_lean in (False, True):
+        ours.set_lean_memory(is_lean)
+        with torch.no_grad():
+            peaks.append(peak_bytes(lambda: ours(formula_input(2, 96, 96)), torch.device("cpu")))
+    assert peaks[1] == peaks[0]
+
+
+class Noisy(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.GELU(), nn.Dropout(0.5))
+
+
+def double(module, inputs, output):
+    return 2 * output
+
+
+@pytest.mark.parametrize("part", ["dropout", "hook", "inplace"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_lean_memory_leaves_alone_what_it_does_not_know(pair, part, dtype):
     ours = pair[0].train()
-    ours.set_lean_memory()
-    ours.set_lean_memory()
-    twin = copy.deepcopy(ours)
-    for model in (ours, twin):
-        assert len(model.stages[0][0].norm1._forward_hooks) == 1
-        model.set_lean_memory(False)
-        assert not any(module._forward_hooks for module in model.modules())
-    torch.jit.script(ours)
+    for block in (block for stage in ours.stages for block in stage):
+        if part == "hook":
+            block.norm1.register_forward_hook(double)
+        else:
+            block.act = Noisy() if part == "dropout" else nn.ReLU(inplace=True)
+    gradients = []
+    for is_lean in (False, True):
+        ours.set_lean_memory(is_lean)
+        ours.zero_grad()
+        torch.manual_seed(0)
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+            logits = ours(formula_input(2, 64, 64))
+        logits.float().logsumexp(1).sum().backward()
+        gradients.append([p.grad.clone() for p in ours.parameters()])
+    assert all(map(torch.equal, *gradients))
+
+
+def test_lean_memory_with_other_weights(pair):
+    """Those of the call count, also in the backward pass; and none may change before it."""
+    ours = pair[0].train()
+    others = {name: 1.5 * p.detach() for name, p in ours.named_parameters()}
+    gradients = []
+    for is_lean in (False, True):
+        ours.set_lean_memory(is_lean)
+        weights = {name: value.clone().requires_grad_() for name, value in others.items()}
+        logits = torch.func.functional_call(ours, weights, formula_input(2, 64, 64))
+        logits.logsumexp(1).sum().backward()
+        gradients.append([value.grad for value in weights.values()])
+    assert all(map(torch.equal, *gradients))
+    loss = ours(formula_input(2, 64, 64)).sum()
+    with torch.no_grad():
+        ours.stages[0][0].norm1.weight.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
 
 
 def test_lean_memory_has_second_derivatives(pair):
@@ -260,6 +319,14 @@ def test_pointwise_by_onednn(channels, gelu):
     assert_near(results[0][0], F.gelu(expected) if gelu else expected)
     for ours, theirs in zip(*results, strict=True):
         assert_near(ours, theirs)
+
+
+@needs_onednn
+def test_a_bias_alone_can_be_trained():
+    x = torch.randn(2, 8, 5, 7).to(memory_format=torch.channels_last)
+    bias = torch.zeros(4, requires_grad=True)
+    pointwise(x, torch.randn(4, 8), bias).sum().backward()
+    assert torch.equal(bias.grad, torch.full((4,), 70.0))
 
 
 @needs_onednn
