@@ -46,7 +46,7 @@ setup: .venv/.installed
 .venv/.installed: pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet --editable '.[train,data,fast,wandb,dev]'
+	$(BIN)/pip install --quiet --editable '.[train,data,fast,export,openvino,wandb,dev]'
 	touch $@
 
 clean:

@@ -306,8 +306,9 @@ class ComputeConfig:
     compile: bool = False
     """Compile the network by torch.compile; the first step of each shape takes long."""
     triton: bool = False
-    """Depthwise convolutions and global filters by this project's GPU kernels (HorNet models);
-    tools.benchmark compares their speed. PyTorch's run where Triton or a shape does not allow."""
+    """Depthwise convolutions and global filters, and in evaluation the first and last products of a
+    gnConv, by this project's GPU kernels (HorNet models); tools.benchmark compares their speed.
+    PyTorch's operators run where Triton or a shape does not allow."""
     grad_checkpointing: bool = False
     """Recompute activations in the backward pass instead of storing them: slower, less memory."""
     memory: Literal["normal", "lean"] = "normal"

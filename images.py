@@ -117,12 +117,13 @@ def crop_resized(
     """
     import cv2
 
+    cv2.setNumThreads(0)  # each loader process is one thread
     top, left, height, width = box
     if isinstance(image, Jpeg):
         wanted = ceil(image.height * size[0] / height), ceil(image.width * size[1] / width)
         pixels = image.decode(*wanted)
         y, x = pixels.shape[0] / image.height, pixels.shape[1] / image.width
-        top, left = int(top * y), int(left * x)
+        top, left = round(top * y), round(left * x)
         height, width = max(1, round(height * y)), max(1, round(width * x))
     else:
         pixels = np.asarray(image)

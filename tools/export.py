@@ -104,7 +104,14 @@ def export(
             except Exception as error:  # each library has its own types
                 reason = " ".join(str(error).split())[:300] or type(error).__name__
                 raise UserError(f"--format {kind} cannot take {name}: {reason}") from None
-        errors = _errors(model, Exported(written), sizes)
+        try:
+            errors = _errors(model, Exported(written), sizes)
+        except Exception as error:  # of the library that runs it
+            reason = " ".join(str(error).replace(str(written), output.name).split())[:300]
+            raise UserError(
+                f"--format {kind}, --dtype {dtype}: the file does not run here, so it is not kept: "
+                f"{reason}"
+            ) from None
         worst = max(errors.values())
         if not worst <= LARGEST_ERROR[dtype]:
             raise UserError(

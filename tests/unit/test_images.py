@@ -52,6 +52,21 @@ def test_the_same_region_with_nearly_the_same_pixels(tmp_path, size, kind):
         assert np.abs(exact - fast).mean() < 4  # of 256 levels; a flip or a shift gives 20 to 90
 
 
+def test_crops_are_not_shifted(tmp_path):
+    """On a ramp, a shift is a difference of levels."""
+    ramp = np.linspace(0, 255, 2000).astype(np.uint8)
+    Image.fromarray(np.broadcast_to(ramp, (1500, 2000))).convert("RGB").save(
+        tmp_path / "ramp.jpg", quality=100
+    )
+    shifts = []
+    for seed in range(60):
+        exact, fast = both_crops(tmp_path / "ramp.jpg", seed)
+        slope = (exact[:, -4].mean() - exact[:, 3].mean()) / 57  # levels a pixel
+        shifts.append((fast - exact).mean() / slope)
+    assert abs(np.mean(shifts)) < 0.1, np.mean(shifts)  # pixels of the crop
+    assert np.abs(shifts).max() < 1
+
+
 def test_a_large_jpeg_is_decoded_no_larger_than_needed(tmp_path):
     photo(1600, 1200).save(tmp_path / "a.jpg")
     jpeg = load_lazily(str(tmp_path / "a.jpg"))
