@@ -60,6 +60,7 @@ def test_peers_that_are_none(tmp_path):
         load_peer(tmp_path / "none.py")
 
 
+@pytest.mark.slow
 def test_report(tmp_path, capsys):
     small = ["--input-size", "64", "--batch-size", "1", "--rounds", "1", "--dtype", "float32"]
     file = tmp_path / "report.md"

@@ -107,6 +107,7 @@ def test_an_initial_layer_scale_is_no_zero_in_float16(pair):
     assert (gradients[0] - gradients[1]).norm() < 0.1 * gradients[1].norm()
 
 
+@pytest.mark.slow
 def test_training_compiles_as_one_graph(pair):
     ours = pair[0].train()
     x = formula_input(2, 64, 64)
@@ -161,7 +162,9 @@ def test_another_activation_is_not_folded(pair):
         assert_near(reparameterize_model(ours)(x), ours(x))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("name", ["hornet_atto_7x7", "hornet_atto_gf"])
 def test_lean_memory(name, dtype):
     """The same gradients to the last bit, drop path included, for half the memory."""
