@@ -4,6 +4,7 @@ Shapes: images (B, 3, S, S) float32 -> logits (B, classes) float32, in every for
 """
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,7 @@ class Exported(nn.Module):
     """
 
     facts: Facts
+    run: Callable[[Tensor], Tensor]
 
     def __init__(self, path: Path, threads: int = 0) -> None:
         super().__init__()
@@ -66,7 +68,8 @@ class Exported(nn.Module):
         except Exception as error:  # each library has its own types
             reason = " ".join(str(error).split())[:200] or type(error).__name__
             raise UserError(f"{path} is no file that tools.export has written: {reason}") from None
-        self.run = run
+        # no submodule: a program refuses eval()
+        object.__setattr__(self, "run", run)
 
     def forward(self, images: Tensor) -> Tensor:
         """Any number of images, in as many runs as the file's batch size asks for."""
