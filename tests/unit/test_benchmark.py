@@ -110,6 +110,7 @@ def test_what_there_is_no_time_for_is_named(capsys):
     assert "| hornet_base_gf batch 1 at 224, bfloat16 | inference | not measured |" in rows[-1]
 
 
+@pytest.mark.slow
 def test_it_needs_the_packages_of_the_models_alone():
     """On a machine that has torch, timm and torchvision."""
     others = [
