@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from .gnconv import GnConv
 from .layers import PointwiseConv, PointwiseLinear, fold_norm, fold_scale
 from .lean import cheap, has_hooks
+from .ops.dispatch import autocast_dtype
 from .ops.recompute import lean_memory
 
 NORM_EPS = 1e-6
@@ -141,10 +142,7 @@ class Block(nn.Module):
             return False  # in a symbolic trace, or another layer in the place of one that can
         if x.shape[0] * x.shape[2] * x.shape[3] < self.pwconv2.in_features:
             return False
-        device, dtype = x.device.type, self.pwconv2.weight.dtype
-        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-            dtype = torch.get_autocast_dtype(device)
-        return dtype != torch.float16
+        return (autocast_dtype(x) or self.pwconv2.weight.dtype) != torch.float16
 
     @torch.jit.ignore
     def reparameterize(self) -> None:

@@ -100,7 +100,9 @@ class GnConv(nn.Module):
             if self.scale != 1.0:
                 q_all = q_all * self.scale
         if not torch.jit.is_scripting() and out_scale is None and self._projects_by_triton():
-            return self._projection_by_triton(p, q_all)
+            y = self._projection_by_triton(p, q_all)
+            if y is not None:
+                return y
         q = torch.split(q_all, self.dims, dim=1)
         p = cheap_product(p, q[0])
         for k, pw in enumerate(self.pws):
@@ -126,7 +128,7 @@ class GnConv(nn.Module):
         )
 
     @torch.jit.ignore
-    def _projection_by_triton(self, p: Tensor, q_all: Tensor) -> Tensor:
+    def _projection_by_triton(self, p: Tensor, q_all: Tensor) -> Tensor | None:
         from .ops.kernels import gated_projection  # only now, for it imports Triton
 
         return gated_projection(p, q_all, list(self.pws), self.proj_out)

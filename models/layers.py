@@ -95,12 +95,19 @@ class ScaledLayerNorm2d(LayerNorm2d):
 
     def forward(self, x: Tensor, scale: float = 1.0) -> Tensor:
         """`scale` multiplies the output."""
-        weight: Tensor = self.weight
-        bias: Tensor = self.bias
-        if scale != 1.0:
-            weight, bias = weight * scale, bias * scale
-        x = x.permute(0, 2, 3, 1)
-        return F.layer_norm(x, self.normalized_shape, weight, bias, self.eps).permute(0, 3, 1, 2)
+        return layer_norm_2d(x, self.weight, self.bias, self.eps, scale)
+
+
+def layer_norm_2d(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, scale: float = 1.0
+) -> Tensor:
+    """The layer norm over the channels of a map, times `scale`."""
+    if scale != 1.0:
+        assert weight is not None
+        assert bias is not None
+        weight, bias = weight * scale, bias * scale
+    x = x.permute(0, 2, 3, 1)
+    return F.layer_norm(x, x.shape[-1:], weight, bias, eps).permute(0, 3, 1, 2)
 
 
 @torch.no_grad()

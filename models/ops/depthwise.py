@@ -13,12 +13,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
+
+from .dispatch import autocast_dtype, eager_on_cpu, wants_gradient
 
 
 def depthwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """The depthwise convolution of x by weight, plus bias, that keeps height and width."""
-    if not torch.jit.is_scripting() and not torch.compiler.is_compiling() and _serves(x, weight):
+    if not torch.jit.is_scripting() and _serves(x, weight):
         return _on_cpu(x, weight, bias)
     return _convolution(x, weight, bias)
 
@@ -32,18 +34,11 @@ def _convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 def _serves(x: Tensor, weight: Tensor) -> bool:
     """Whether the fast gradients are for these; elsewhere they have not been measured."""
     return (
-        type(x) is Tensor  # no proxy, and none of the subclasses with rules of their own
-        and not torch._C._are_functorch_transforms_active()
-        and torch.autograd.forward_ad._current_level < 0
-        and type(weight) in (Tensor, nn.Parameter)
-        and x.device.type == weight.device.type == "cpu"
+        eager_on_cpu(x, weight)
         and x.numel() > 0
         and x.stride(1) == 1
         and _common_type(x, weight) in (torch.float32, torch.bfloat16)
-        and torch.backends.mkldnn.is_available()
-        and bool(torch.backends.mkldnn.enabled)
         and torch.backends.cpu.get_cpu_capability().startswith("AVX512")
-        and not torch.jit.is_tracing()
     )
 
 
@@ -51,9 +46,7 @@ def _common_type(x: Tensor, weight: Tensor) -> torch.dtype | None:
     """What a convolution of x by weight computes in; None where PyTorch has to say."""
     if torch.float64 in (x.dtype, weight.dtype):
         return None
-    if torch.is_autocast_enabled("cpu"):
-        return torch.get_autocast_dtype("cpu")
-    return x.dtype if x.dtype == weight.dtype else None
+    return autocast_dtype(x) or (x.dtype if x.dtype == weight.dtype else None)
 
 
 @torch.jit.ignore
@@ -63,7 +56,7 @@ def _on_cpu(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     rows, columns = (max(0, k // 2 + 1 - n) for k, n in zip(weight.shape[2:], x.shape[2:]))  # noqa: B905
     weight = weight[:, :, rows : weight.shape[2] - rows, columns : weight.shape[3] - columns]
     inputs = [t if t is None else t.to(dtype) for t in (x, weight, bias)]
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs):
+    if wants_gradient(*inputs):
         return _Depthwise.apply(*inputs)
     return _convolution(*inputs)  # type: ignore[arg-type]
 
@@ -92,18 +85,12 @@ class _Depthwise(torch.autograd.Function):
 def _weight_gradient(x: Tensor, g: Tensor, weight: Tensor) -> Tensor:
     batch, channels, height, width = x.shape
     kernel = weight.shape[2:]
+    padding = [k // 2 for k in kernel]
     if max(kernel) <= 3 and min(height, width) > 3:  # oneDNN's own is as fast
-        padding = [k // 2 for k in kernel]
         options: Any = ([1, 1], padding, [1, 1], False, [0, 0], channels, [False, True, False])
         return torch.ops.aten.convolution_backward(g, x, weight, None, *options)[1]
     # images side by side as channels: (1, B * C, H, W), channels last
     x_all = x.permute(2, 3, 0, 1).reshape(1, height, width, -1).permute(0, 3, 1, 2)
     g_all = g.reshape(-1, 1, height, width)
-    products = _convolution_to(x_all, g_all, kernel).reshape(batch, channels, *kernel)
-    return products.float().sum(0)[:, None].to(weight.dtype)
-
-
-def _convolution_to(x: Tensor, weight: Tensor, size: torch.Size) -> Tensor:
-    """The depthwise convolution whose result has that height and width."""
-    padding = (size[0] // 2, size[1] // 2)
-    return F.conv2d(x, weight, padding=padding, groups=len(weight))
+    products = F.conv2d(x_all, g_all, padding=padding, groups=len(g_all))
+    return products.reshape(batch, channels, *kernel).float().sum(0)[:, None].to(weight.dtype)

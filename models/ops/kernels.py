@@ -18,11 +18,11 @@ from functools import cache
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .depthwise import depthwise
+from .dispatch import autocast_dtype
 from .global_filter import filter_by_fft, fit_filter
-from .recompute import autocast_dtype
 
 try:
     import triton
@@ -79,8 +79,7 @@ def depthwise_conv(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     reason = reason_against(x)
     if reason:
         _log_once("the depthwise convolution", reason)
-        padding = weight.shape[-1] // 2
-        return F.conv2d(x, weight, bias, padding=padding, groups=len(weight))
+        return depthwise(x, weight, bias)
     y = _depthwise(x, weight)
     return y if bias is None else y + bias.to(y.dtype)[:, None, None]
 
@@ -109,8 +108,11 @@ def norm_linear(x: Tensor, norm: nn.LayerNorm, layer: nn.Module) -> Tensor:
 
 def gated_projection(
     p: Tensor, q_all: Tensor, pws: Sequence[nn.Module], proj_out: nn.Module
-) -> Tensor:
-    """The recursion from p_0 and all q_k on, and proj_out, without gradients."""
+) -> Tensor | None:
+    """The recursion from p_0 and all q_k on, and proj_out, without gradients.
+
+    None where there is no kernel for it.
+    """
     channels = proj_out.weight.shape[0]  # type: ignore[union-attr,index]
     reason = reason_against(p) or reason_against(q_all)
     dtype = autocast_dtype(p) or p.dtype
@@ -118,12 +120,7 @@ def gated_projection(
         reason = f"order {len(pws) + 1} at {channels} channels"
     if reason:
         _log_once("the gated recursion", reason)
-        widths = [p.shape[1], *(int(pw.weight.shape[0]) for pw in pws)]  # type: ignore[union-attr,index,arg-type]
-        first, *others = torch.split(q_all, widths, dim=1)
-        p = p * first
-        for pw, q in zip(pws, others, strict=True):
-            p = pw(p) * q
-        return proj_out(p)
+        return None
     q_all = q_all.to(p.dtype)
     weights, biases = [], []
     for layer in (*pws, proj_out):
@@ -320,8 +317,11 @@ if triton is not None:
         tl.store(out, total.to(y.dtype.element_ty), mask=mask)
 
 
-def _channels_last(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    return torch.empty_like(x, dtype=dtype, memory_format=torch.channels_last)
+def _map_like(x: Tensor, dtype: torch.dtype, channels: int | None = None) -> Tensor:
+    """An empty map of the size of x, channels last; with as many channels if not said otherwise."""
+    batch, as_many, height, width = x.shape
+    y = x.new_empty(batch, height, width, channels or as_many, dtype=dtype)
+    return y.permute(0, 3, 1, 2)
 
 
 def _power_of_two(number: int, most: int) -> int:
@@ -329,7 +329,7 @@ def _power_of_two(number: int, most: int) -> int:
 
 
 def _depthwise_run(x: Tensor, taps: Tensor, flipped: bool) -> Tensor:
-    y = _channels_last(x)
+    y = _map_like(x, x.dtype)
     batch, channels, height, width = x.shape
     block_w, block_c = 16, _power_of_two(channels, 32)  # twice as many would spill registers
     grid = (batch * height, triton.cdiv(width, block_w), triton.cdiv(channels, block_c))
@@ -346,7 +346,7 @@ def _norm_linear(
     x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor | None, shift: Tensor | None, eps: float
 ) -> Tensor:
     batch, channels, height, width = x.shape
-    y = _map_like(x, len(weight), weight.dtype)
+    y = _map_like(x, weight.dtype, len(weight))
     rows, block_r, block_n = batch * height * width, 64, 64
     grid = (triton.cdiv(rows, block_r), triton.cdiv(len(weight), block_n))
     affine = scale is not None
@@ -365,7 +365,7 @@ def _gated_projection(
 ) -> Tensor:
     batch, _, height, width = p.shape
     channels = len(weights[-1])
-    y = _map_like(p, channels, weights[-1].dtype)
+    y = _map_like(p, weights[-1].dtype, channels)
     rows, block_r = batch * height * width, 32
     widths = [p.shape[1], *(len(weight) for weight in weights[:-1])]
     three = len(widths) == 3
@@ -381,20 +381,14 @@ def _gated_projection(
     return y
 
 
-def _map_like(x: Tensor, channels: int, dtype: torch.dtype) -> Tensor:
-    batch, _, height, width = x.shape
-    y = x.new_empty(batch, height, width, channels, dtype=dtype)
-    return y.permute(0, 3, 1, 2)
-
-
 @_norm_linear.register_fake
 def _(x, weight, bias, scale, shift, eps):
-    return _map_like(x, len(weight), weight.dtype)
+    return _map_like(x, weight.dtype, len(weight))
 
 
 @_gated_projection.register_fake
 def _(p, q, weights, biases):
-    return _map_like(p, len(weights[-1]), weights[-1].dtype)
+    return _map_like(p, weights[-1].dtype, len(weights[-1]))
 
 
 def _taps(weight: Tensor) -> Tensor:
@@ -448,7 +442,7 @@ def _spectral_backward(g: Tensor, x: Tensor, planes: Tensor) -> tuple[Tensor, Te
 
 
 def _spectral_run(x: Tensor, planes: Tensor, analysis: Tensor, synthesis: Tensor) -> Tensor:
-    y = _channels_last(x, torch.float32)
+    y = _map_like(x, torch.float32)
     batch, channels, height, width = x.shape
     pixels = height * width
     block_p = _power_of_two(pixels, MOST_PIXELS)
@@ -481,22 +475,22 @@ def _transforms(height: int, width: int, device: torch.device) -> tuple[Tensor, 
 
 @_depthwise.register_fake
 def _(x: Tensor, weight: Tensor) -> Tensor:
-    return _channels_last(x)
+    return _map_like(x, x.dtype)
 
 
 @_depthwise_backward.register_fake
 def _(g: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    return _channels_last(x), torch.empty_like(weight)
+    return _map_like(x, x.dtype), torch.empty_like(weight)
 
 
 @_spectral.register_fake
 def _(x: Tensor, planes: Tensor) -> Tensor:
-    return _channels_last(x, torch.float32)
+    return _map_like(x, torch.float32)
 
 
 @_spectral_backward.register_fake
 def _(g: Tensor, x: Tensor, planes: Tensor) -> tuple[Tensor, Tensor]:
-    return _channels_last(x), torch.empty_like(planes)
+    return _map_like(x, x.dtype), torch.empty_like(planes)
 
 
 def _save(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:

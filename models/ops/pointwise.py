@@ -13,8 +13,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
+
+from .dispatch import autocast_dtype, eager_on_cpu, wants_gradient
 
 ONEDNN_MATMUL: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
 """oneDNN's matrix product as an operator; None where torch was built without it."""
@@ -22,8 +24,7 @@ ONEDNN_MATMUL: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
 
 def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool = False) -> Tensor:
     """The 1x1 convolution of x by weight, plus bias; then GELU if asked for."""
-    recorded = torch.jit.is_scripting() or torch.compiler.is_compiling()
-    if not recorded and onednn_serves(x, weight):
+    if not torch.jit.is_scripting() and onednn_serves(x, weight):
         return _by_onednn(x, weight, bias, gelu)
     y = F.conv2d(x, weight.flatten(1)[:, :, None, None], bias)
     return F.gelu(y) if gelu else y
@@ -33,18 +34,11 @@ def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool = False
 def onednn_serves(x: Tensor, weight: Tensor) -> bool:
     """Whether `pointwise` takes oneDNN's matrix product for these, here and now."""
     return (
-        ONEDNN_MATMUL is not None
-        and type(x) is Tensor  # no proxy, and none of the subclasses with rules of their own
-        and not torch._C._are_functorch_transforms_active()
-        and torch.autograd.forward_ad._current_level < 0
-        and type(weight) in (Tensor, nn.Parameter)
+        eager_on_cpu(x, weight)
+        and ONEDNN_MATMUL is not None
         and x.dtype == weight.dtype == torch.float32
-        and x.device.type == weight.device.type == "cpu"
         and x.is_contiguous(memory_format=torch.channels_last)
-        and torch.backends.mkldnn.is_available()
-        and bool(torch.backends.mkldnn.enabled)
-        and not torch.is_autocast_enabled("cpu")
-        and not torch.jit.is_tracing()
+        and autocast_dtype(x) is None
     )
 
 
@@ -53,7 +47,7 @@ def _by_onednn(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool) -> Te
     x_bhwc, matrix = x.permute(0, 2, 3, 1), weight.flatten(1)
     rows = x_bhwc.flatten(0, 2)  # with more axes the result would be a view, not to be changed
     inputs = (rows, matrix, bias)
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs):
+    if wants_gradient(*inputs):
         y = _OneDnnLinear.apply(*inputs)
         y = F.gelu(y) if gelu else y
     else:

@@ -8,12 +8,14 @@ recursion. The gradient is the same to the last bit.
 
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from .dispatch import autocast_dtype
 
 
 class _Recipe:
@@ -38,22 +40,15 @@ class _Recipe:
                     "inplace operation"
                 )
             inputs = [_unpack(packed) for packed in self.inputs]
-            with torch.no_grad():
-                if self.autocast_dtype is None:
-                    result = self.function(*inputs).to(self.dtype)
-                else:
-                    with torch.autocast(self.device, self.autocast_dtype):
-                        result = self.function(*inputs).to(self.dtype)
+            autocast = (
+                nullcontext()
+                if self.autocast_dtype is None
+                else torch.autocast(self.device, self.autocast_dtype)
+            )
+            with torch.no_grad(), autocast:
+                result = self.function(*inputs).to(self.dtype)
         self.result = result if self.wanted > 0 else None
         return result
-
-
-def autocast_dtype(x: Tensor) -> torch.dtype | None:
-    """What autocast makes of the operands of a product with x; None where it is off."""
-    device = x.device.type
-    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
-        return None
-    return torch.get_autocast_dtype(device)
 
 
 def _version(packed: Any) -> int | None:
@@ -104,7 +99,6 @@ def lean_memory() -> Iterator[None]:
         _active.reset(token)
 
 
-@torch.jit.ignore
 def is_active() -> bool:
     """Whether this is inside `lean_memory`."""
     return not torch.compiler.is_compiling() and _active.get() is not None
@@ -113,7 +107,7 @@ def is_active() -> bool:
 def named(
     result: Tensor, function: Callable[..., Tensor], *inputs: Any, is_operand: bool
 ) -> Tensor:
-    """The result of function(*inputs), named as cheap to compute again.
+    """The result of function(*inputs), named as cheap to compute again; inside `lean_memory`.
 
     Args:
         result: What the function gave, or would give.
@@ -122,8 +116,7 @@ def named(
         is_operand: Whether the result goes into matrix products alone, whose type it may have.
     """
     recipes = _active.get()
-    if recipes is None:
-        return result
+    assert recipes is not None
     dtype = autocast_dtype(result)
     if is_operand and dtype is not None:
         # what autocast would do now, unseen: then the copy would be saved
@@ -135,11 +128,8 @@ def named(
 def cheap_product(x: Tensor, y: Tensor) -> Tensor:
     """x * y, named as cheap, for matrix products alone."""
     product = x * y
-    if not torch.jit.is_scripting() and is_active():
-        return _named_product(product, x, y)
+    # nested, or TorchScript would look inside
+    if not torch.jit.is_scripting():  # noqa: SIM102
+        if is_active():
+            product = named(product, torch.mul, x, y, is_operand=True)
     return product
-
-
-@torch.jit.ignore
-def _named_product(product: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    return named(product, torch.mul, x, y, is_operand=True)
