@@ -7,6 +7,7 @@ import re
 import shutil
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from torchvision.datasets import CIFAR100, ImageFolder
 
 from config import AugmentConfig, DataConfig
 from images import decoded, is_image, load_image, load_lazily, readable
-from runtime.errors import UserError
+from runtime.errors import UserError, reason_of
 from transforms import crops_fast, eval_transform, mean_std, train_transform
 
 logger = logging.getLogger(__name__)
@@ -206,11 +207,16 @@ def _held_out(opened: dict[str, ImageFolder], share: float) -> dict[str, Dataset
     return {part: Subset(dataset, sorted(chosen[part])) for part, dataset in opened.items()}
 
 
+def loader_for(transform: Any) -> Callable[[str], Any]:
+    """What opens an image file for that transform."""
+    return load_lazily if crops_fast(transform) else load_image
+
+
 def _image_folder(folder: Path, transform: Any) -> ImageFolder:
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder")
+    loader = loader_for(transform)
     try:
-        loader = load_lazily if crops_fast(transform) else load_image
         return ImageFolder(str(folder), transform, loader=loader, is_valid_file=is_image)
     except FileNotFoundError as error:
         raise UserError(
@@ -246,7 +252,7 @@ def _from_timm(config: DataConfig, part: str, transform: Any) -> Dataset:
     except ImportError as error:
         raise UserError(f"--data_set {config.data_set} needs a package: {error}") from None
     except Exception as error:  # each reader has its own types for what is missing
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = reason_of(error)
         if prefix == "wds":
             reason += f"; shards are named as in --{part}_split '{part}-{{000..099}}.tar|50000'"
         raise UserError(f"--data_set {config.data_set}, split {split}: {reason}") from None
@@ -254,7 +260,7 @@ def _from_timm(config: DataConfig, part: str, transform: Any) -> Dataset:
         return ReaderImages("", dataset.reader, transform=transform)
     dataset.transform = transform
     if isinstance(dataset, ImageFolder):
-        dataset.loader = load_lazily if crops_fast(transform) else load_image
+        dataset.loader = loader_for(transform)
     if isinstance(dataset, IterableImageDataset):
         dataset.target_transform = _KnownLabel(len(_class_names(dataset, config)))
     return dataset

@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -100,11 +101,26 @@ def load_lazily(path: str) -> Jpeg | Image.Image:
             height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
         except ValueError:
             return decoded(path)
-    usual = max(height, width) <= MOST_ASPECT * min(height, width) and colours in ("YCbCr", "Gray")
-    if usual and height * width <= MOST_PIXELS:
-        return Jpeg(path, data, height, width)
-    with readable(path):
+        usual = max(height, width) <= MOST_ASPECT * min(height, width)
+        if usual and height * width <= MOST_PIXELS and colours in ("YCbCr", "Gray"):
+            return Jpeg(path, data, height, width)
         return decoded(path)
+
+
+_OPENCV_NAMES = {
+    "nearest": "INTER_NEAREST",
+    "bilinear": "INTER_LINEAR",
+    "bicubic": "INTER_CUBIC",
+    "lanczos": "INTER_LANCZOS4",
+}
+
+
+@cache
+def _opencv() -> Any:
+    import cv2
+
+    cv2.setNumThreads(0)  # each loader process is one thread
+    return cv2
 
 
 def crop_resized(
@@ -115,9 +131,7 @@ def crop_resized(
     Approximately: a JPEG is decoded no larger than the result needs, and what shrinks by less than
     a half is not smoothed first.
     """
-    import cv2
-
-    cv2.setNumThreads(0)  # each loader process is one thread
+    cv2 = _opencv()
     top, left, height, width = box
     if isinstance(image, Jpeg):
         wanted = ceil(image.height * size[0] / height), ceil(image.width * size[1] / width)
@@ -128,8 +142,8 @@ def crop_resized(
     else:
         pixels = np.asarray(image)
     pixels = pixels[top : top + height, left : left + width]
-    methods = {"nearest": cv2.INTER_NEAREST, "bilinear": cv2.INTER_LINEAR,
-               "bicubic": cv2.INTER_CUBIC, "lanczos": cv2.INTER_LANCZOS4}  # fmt: skip
     shrinks = height > 1.5 * size[0] or width > 1.5 * size[1]
-    how = cv2.INTER_AREA if shrinks else methods.get(method, cv2.INTER_AREA)
+    how = cv2.INTER_AREA
+    if not shrinks and method in _OPENCV_NAMES:
+        how = getattr(cv2, _OPENCV_NAMES[method])
     return Image.fromarray(cv2.resize(pixels, size[::-1], interpolation=how))

@@ -293,22 +293,24 @@ def build_model(config: ModelConfig, num_classes: int) -> nn.Module:
 
 def prepare_model(model: nn.Module, config: ComputeConfig, device: torch.device) -> nn.Module:
     """The model on its device, laid out, checkpointed and compiled as the flags say."""
+    asked = {
+        "--grad_checkpointing true": (config.grad_checkpointing, "set_grad_checkpointing"),
+        "--memory lean": (config.memory == "lean", "set_lean_memory"),
+        "--triton true": (config.triton, "set_triton"),
+    }
+    for flag, (is_on, method) in asked.items():
+        if is_on and not hasattr(model, method):
+            raise UserError(f"{flag}: the model cannot")
     if config.grad_checkpointing:
-        if not hasattr(model, "set_grad_checkpointing"):
-            raise UserError("--grad_checkpointing true: the model cannot")
         try:
             model.set_grad_checkpointing(True)  # type: ignore[operator]
         except (AssertionError, NotImplementedError) as error:
             raise UserError(f"--grad_checkpointing true: the model cannot: {error}") from None
     if config.memory == "lean":
-        if not hasattr(model, "set_lean_memory"):
-            raise UserError("--memory lean: the model cannot")
         if config.compile:
             raise UserError("--memory lean: a compiler chooses by itself; leave out --compile true")
         model.set_lean_memory()  # type: ignore[operator]
     if config.triton:
-        if not hasattr(model, "set_triton"):
-            raise UserError("--triton true: the model cannot")
         model.set_triton()  # type: ignore[operator]
     # HorNets compute channels last: with weights laid out so, gradients have the strides of the
     # weights, which DistributedDataParallel wants

@@ -27,12 +27,11 @@ from torchvision.datasets import ImageFolder
 import models  # noqa: F401 - registers the HorNets with timm
 from benchmarks.measure import Timing, kept_bytes, paired, peak_bytes
 from config import AugmentConfig, DataConfig, OptimConfig
-from datasets import BadImages
+from datasets import BadImages, loader_for
 from engine import _clip
-from images import load_image, load_lazily
 from loaders import TrainImages
 from optim_factory import create_optimizer
-from runtime.errors import UserError
+from runtime.errors import UserError, reason_of
 from transforms import allow_zero_bits, mean_std, train_transform
 
 ROOT = Path(__file__).parents[1]
@@ -96,9 +95,8 @@ class Setting:
         try:
             ours.load_state_dict(theirs.state_dict())
         except RuntimeError as error:
-            reason = " ".join(str(error).split())[:300]
             raise UserError(
-                f"--peer: the weights of its {self.model} do not fit: {reason}"
+                f"--peer: the weights of its {self.model} do not fit: {reason_of(error)}"
             ) from None
         layout = torch.channels_last
         ours = ours.to(self.device, memory_format=layout)  # type: ignore[call-overload]
@@ -129,6 +127,15 @@ class Setting:
         )
         return Row(self.name, f"{mode}, {what}", median(ratios), detail, self.targets.get(what))
 
+    def shares(self, megabytes: dict[str, float], whats: dict[str, str]) -> list[Row]:
+        """Rows of the memory that contenders take, as shares of the peer's."""
+        of_peer = megabytes["peer"]
+        return [
+            Row(self.name, what, megabytes[name] / of_peer,
+                f"{megabytes[name]:.0f} MB, peer {of_peer:.0f} MB", self.targets.get(what), True)
+            for name, what in whats.items()
+        ]  # fmt: skip
+
 
 def inference(setting: Setting, compiles: bool) -> list[Row]:
     """As built, folded by `reparameterize_model`, and compiled with frozen weights if asked for."""
@@ -138,14 +145,12 @@ def inference(setting: Setting, compiles: bool) -> list[Row]:
     if setting.device.type == "cuda":
         contenders["folded, triton"] = _with_triton(folded)
     convnext = {name: model.eval() for name, model in setting.convnext().items()}
-    same = list(contenders)
     if compiles:
         # imported late: it takes seconds
         from torch._inductor import config as inductor
 
         inductor.freezing = True
         contenders["compiled"] = _compiled(folded)
-        same.append("compiled")
         convnext |= {f"{name}, compiled": _compiled(model) for name, model in convnext.items()}
     images = setting.images()
 
@@ -154,8 +159,8 @@ def inference(setting: Setting, compiles: bool) -> list[Row]:
             return model(images)
 
     expected = run(theirs).float()
-    for name in same:
-        error = (run(contenders[name]).float() - expected).abs().max() / expected.abs().max()
+    for name, model in contenders.items():
+        error = (run(model).float() - expected).abs().max() / expected.abs().max()
         if error > (1e-5 if setting.dtype == torch.float32 else 3e-2):
             raise AssertionError(f"{setting.name}, {name}: another result, error {error:.1e}")
     runs = {name: partial(run, model) for name, model in (contenders | convnext).items()}
@@ -193,18 +198,10 @@ def training(setting: Setting, compiles: bool) -> list[Row]:
         name: kept_bytes(partial(loss, contenders[name]), setting.device) / 1e6
         for name in ("peer", "training", "lean")
     }
-    for name in ("training", "lean"):
-        what = "saved for backward" + (", lean" if name == "lean" else "")
-        detail = f"{kept[name]:.0f} MB, peer {kept['peer']:.0f} MB"
-        share = kept[name] / kept["peer"]
-        rows.append(Row(setting.name, what, share, detail, setting.targets.get(what), True))
     peaks = {name: peak_bytes(run, setting.device) / 1e6 for name, run in runs.items()}
-    for name in runs:
-        if name != "peer":
-            what = f"peak memory, {name}"
-            detail = f"{peaks[name]:.0f} MB, peer {peaks['peer']:.0f} MB"
-            share = peaks[name] / peaks["peer"]
-            rows.append(Row(setting.name, what, share, detail, setting.targets.get(what), True))
+    saved = {"training": "saved for backward", "lean": "saved for backward, lean"}
+    rows += setting.shares(kept, saved)
+    rows += setting.shares(peaks, {n: f"peak memory, {n}" for n in runs if n != "peer"})
     return rows
 
 
@@ -271,7 +268,7 @@ def loader(rounds: int, targets: dict[str, float]) -> list[Row]:
             except UserError as error:  # its packages are not installed
                 missing = str(error)
                 continue
-            images = ImageFolder(folder, view, loader=load_lazily if fast else load_image)
+            images = ImageFolder(folder, view, loader=loader_for(view))
             bad_images = BadImages(Path(folder) / "bad_images.txt", 0)
             contenders[name] = TrainImages(images, 0, bad_images)
 

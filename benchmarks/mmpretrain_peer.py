@@ -1,11 +1,13 @@
 """mmpretrain's HorNet as a peer, where mmpretrain and mmcv are installed: --peer this file."""
 
 import re
+from functools import partial
 from typing import Any
 
 from mmpretrain.models.backbones import HorNet
-from timm.models import register_model
 from torch import Tensor, nn
+
+from benchmarks.peers import register
 
 
 class Classifier(nn.Module):
@@ -31,18 +33,7 @@ class Classifier(nn.Module):
         return self.head(self.backbone(images)[-1].flatten(1))
 
 
-def _register(name: str, arch: str) -> None:
-    def create(
-        pretrained: bool = False, pretrained_cfg=None, pretrained_cfg_overlay=None, **kwargs
-    ):
-        return Classifier(arch, **kwargs)
-
-    create.__name__ = name
-    create.__module__ = __name__
-    register_model(create)
-
-
 __all__: list[str] = []
 for _size in ("tiny", "small", "base", "large"):
-    _register(f"hornet_{_size}_7x7", _size)
-    _register(f"hornet_{_size}_gf", f"{_size}-gf")
+    register(f"hornet_{_size}_7x7", partial(Classifier, _size), __name__)
+    register(f"hornet_{_size}_gf", partial(Classifier, f"{_size}-gf"), __name__)

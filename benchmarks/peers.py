@@ -5,13 +5,30 @@ import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from timm.models import _registry
+from timm.models import _registry, register_model
 from torch import nn
 
 from runtime.errors import UserError
 
 PLAIN = Path(__file__).with_name("plain_peer.py")
+
+
+def register(name: str, build: Callable[..., nn.Module], module: str) -> None:
+    """Registers build(**options) with timm under that name, as a peer's file of that module."""
+
+    def create(
+        pretrained: bool = False,
+        pretrained_cfg: Any = None,
+        pretrained_cfg_overlay: Any = None,
+        **options: Any,
+    ) -> nn.Module:
+        return build(**options)
+
+    create.__name__ = name
+    create.__module__ = module
+    register_model(create)
 
 
 def load_peer(path: Path) -> dict[str, Callable[..., nn.Module]]:

@@ -15,7 +15,7 @@ from mmengine.logging import print_log
 from mmseg.datasets import BaseSegDataset
 from PIL import Image
 
-from runtime.errors import UserError
+from runtime.errors import UserError, reason_of
 
 
 def check(dataset: Any) -> None:
@@ -68,7 +68,7 @@ class Guarded(BaseTransform):
                 what = "the annotations of image"
                 if results.get("seg_map_path"):
                     what, path = "mask", results["seg_map_path"]
-            reason = " ".join(str(error).split())[:300]
+            reason = reason_of(error)
             if isinstance(error, KeyError) and reason == "'mask'":
                 reason = "they have no segmentation; a detector of boxes alone needs none"
             raise UserError(f"{what} {path} cannot be read: {reason}") from None

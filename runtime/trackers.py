@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from config import Config
-from runtime.errors import UserError
+from runtime.errors import UserError, reason_of
 
 
 class Trackers:
@@ -67,7 +67,7 @@ def _wandb_run(config: Config) -> Any:
             dir=config.checkpoint.output_dir or None,
         )
     except wandb.Error as error:  # without a login, among others
-        reason = " ".join(str(error).split())
         raise UserError(
-            f"--enable_wandb true: {reason}; WANDB_MODE=offline keeps the run on this machine"
+            f"--enable_wandb true: {reason_of(error)}; "
+            "WANDB_MODE=offline keeps the run on this machine"
         ) from None

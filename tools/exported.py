@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from runtime.errors import UserError
+from runtime.errors import UserError, reason_of
 
 FORMATS = {"onnx": ".onnx", "torchscript": ".torchscript", "exported": ".pt2", "openvino": ".xml"}
 KEY = "hornet"
@@ -66,8 +66,9 @@ class Exported(nn.Module):
                 f"{path} needs {error.name}: pip install '.[export]' (OpenVINO: '.[openvino]')"
             ) from None
         except Exception as error:  # each library has its own types
-            reason = " ".join(str(error).split())[:200] or type(error).__name__
-            raise UserError(f"{path} is no file that tools.export has written: {reason}") from None
+            raise UserError(
+                f"{path} is no file that tools.export has written: {reason_of(error)}"
+            ) from None
         # no submodule: a program refuses eval()
         object.__setattr__(self, "run", run)
 

@@ -13,7 +13,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from images import is_image, load_image
-from runtime.errors import UserError
+from runtime.errors import UserError, check_positive
 from tools.classifier import Classifier, load_classifier
 
 CAPTION_WIDTH = 320  # pixels
@@ -140,10 +140,7 @@ def save_captioned(predictions: Predictions, folder: Path) -> None:
 def main(argv: list[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     try:
-        for name in ("topk", "batch_size", "input_size"):
-            value = getattr(arguments, name)
-            if value is not None and value < 1:
-                raise UserError(f"--{name.replace('_', '-')} {value}: has to be at least 1")
+        check_positive(arguments, "topk", "batch_size", "input_size")
         if arguments.device == "cuda" and not torch.cuda.is_available():
             raise UserError("--device cuda: this machine offers no GPU")
         on_gpu = arguments.device != "cpu" and torch.cuda.is_available()
