@@ -21,6 +21,7 @@ from images import Jpeg, crop_resized
 from runtime.errors import UserError
 
 SMALL_INPUT = 32  # pixels; up to here images are padded and cropped rather than rescaled
+CROP_PCT = 224 / 256  # share of the short side that evaluation shows, if not said otherwise
 WARPED_INPUT = 384  # pixels; from here on evaluation shows the whole image, warped to the square
 
 
@@ -115,15 +116,20 @@ def eval_transform(
     size: int, mean: tuple[float, ...], std: tuple[float, ...], crop_pct: float | None = None
 ) -> transforms.Compose:
     """The deterministic view of an image: float tensor (3, size, size)."""
-    if size >= WARPED_INPUT or size <= SMALL_INPUT:
+    if is_warped(size):
         view = [_warp(size)]
     else:
-        short_side = int(size / (crop_pct or 224 / 256))
+        short_side = int(size / (crop_pct or CROP_PCT))
         view = [
             transforms.Resize(short_side, transforms.InterpolationMode.BICUBIC),
             transforms.CenterCrop(size),
         ]
     return transforms.Compose([*view, transforms.ToTensor(), transforms.Normalize(mean, std)])
+
+
+def is_warped(size: int) -> bool:
+    """Whether evaluation shows whole images at that size, warped to the square."""
+    return size >= WARPED_INPUT or size <= SMALL_INPUT
 
 
 def _warp(size: int) -> transforms.Resize:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from .layers import DepthwiseConv, ScaledLayerNorm2d
 from .lean import cheap
+from .ops.dispatch import is_recorded
 from .ops.global_filter import filter_by_fft, filter_by_matmul
 
 IMPLEMENTATIONS = ("fft", "matmul", "triton")
@@ -73,15 +74,23 @@ class GlobalLocalFilter(nn.Module):
         x_local, x_global = x.chunk(2, dim=1)
         x_local = self.dw(x_local)
         x_global = _filter(x_global, self.complex_weight, self.impl)
-        # interleaved along the last axis of the channels-last layout, where it moves least
-        halves = (x_local.permute(0, 2, 3, 1), x_global.to(x_local.dtype).permute(0, 2, 3, 1))
-        x = torch.stack(halves, dim=-1).flatten(-2).permute(0, 3, 1, 2)
+        x = _interleave(x_local, x_global.to(x_local.dtype))
         # noqa below: TorchScript passes no modules to functions
         if torch.jit.is_scripting():  # noqa: SIM108
             x = self.post_norm(x, scale)
         else:
             x = cheap(self.post_norm, x, scale)
         return x
+
+
+@torch.fx.wrap  # one node of a symbolic trace, which cannot see the layout's reason
+def _interleave(a: Tensor, b: Tensor) -> Tensor:
+    """Maps (B, C, H, W) -> (B, 2 C, H, W): channel 0 of a, channel 0 of b, channel 1 of a, ..."""
+    if is_recorded():  # other libraries lay maps out as they are written
+        return torch.stack((a, b), dim=2).flatten(1, 2)
+    # along the last axis of the channels-last layout, where it moves least
+    halves = (a.permute(0, 2, 3, 1), b.permute(0, 2, 3, 1))
+    return torch.stack(halves, dim=-1).flatten(-2).permute(0, 3, 1, 2)
 
 
 @torch.fx.wrap  # one node of a symbolic trace, for the same reason

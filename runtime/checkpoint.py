@@ -44,7 +44,8 @@ from pathlib import Path, PosixPath
 from typing import IO, Any, BinaryIO
 
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_INCEPTION_MEAN
 
 from config import CheckpointConfig, Config, FinetuneConfig
 from runtime.errors import UserError
@@ -60,6 +61,10 @@ RESTARTS = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
 MODEL_KEY = FinetuneConfig.model_key
 # weights, their average and two moments of an optimizer are four times the model
 MOST_TIMES = 10
+METADATA = "hornet"
+"""Under which a .safetensors file may have the rest of a checkpoint (args, classes), as JSON."""
+FOLDER_FILES = ("config.json", "model.safetensors", "README.md")
+"""What a folder in timm's form holds: what the weights are, the weights, the model card."""
 SMALL = 2**24
 """Bytes that the file of the smallest model may have."""
 
@@ -386,10 +391,14 @@ def _are_weights(value: dict[str, Any]) -> bool:
 def read(path: str | Path, model: torch.nn.Module | None = None) -> dict[str, Any]:
     """The dict that a .pth or .safetensors file holds, on the CPU, without running its code.
 
+    Of a folder in timm's form (FOLDER_FILES) as if it were a checkpoint of that model.
+
     Raises UserError for a path or file that is none, one that differs from the checksum beside it,
     and one of over MOST_TIMES the size of `model`.
     """
     path = Path(path)
+    if (path / FOLDER_FILES[0]).is_file():
+        return _read_folder(path, model)
     if not path.is_file():
         is_what = "is a folder; give a file of it" if path.is_dir() else "does not exist"
         raise UserError(f"checkpoint {path} {is_what}")
@@ -406,7 +415,7 @@ def read(path: str | Path, model: torch.nn.Module | None = None) -> dict[str, An
         with torch.serialization.safe_globals(RELEASED_FLAGS), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a refused pickle is told of below
             if path.suffix == ".safetensors":
-                state = load_file(path)
+                state = _read_safetensors(path)
             else:
                 state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises half a dozen types for damaged files
@@ -414,6 +423,35 @@ def read(path: str | Path, model: torch.nn.Module | None = None) -> dict[str, An
     if not isinstance(state, dict):
         raise UserError(f"checkpoint {path} has no weights: it holds a {type(state).__name__}")
     return state
+
+
+def _read_safetensors(path: Path) -> dict[str, Any]:
+    with safe_open(path, "pt") as file:
+        rest = json.loads((file.metadata() or {}).get(METADATA, "{}"))
+        weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no dict
+    return {"model": weights, **rest} if rest else weights
+
+
+def _read_folder(folder: Path, model: torch.nn.Module | None) -> dict[str, Any]:
+    config, weights = (folder / name for name in FOLDER_FILES[:2])
+    state = read(weights, model)
+    try:
+        facts = json.loads(config.read_text())
+        cfg = facts.get("pretrained_cfg", facts)  # older folders have all of it at one level
+        mean = tuple(cfg["mean"])
+        if mean not in (IMAGENET_DEFAULT_MEAN, IMAGENET_INCEPTION_MEAN):
+            raise ValueError(f"the mean {mean} is neither ImageNet's nor Inception's")
+        flags = {
+            "model": facts["architecture"],
+            "model_kwargs": facts.get("model_args", {}),
+            "input_size": cfg["input_size"][-1],
+            "crop_pct": None if cfg.get("crop_mode") == "squash" else cfg["crop_pct"],
+            "imagenet_default_mean_and_std": mean == IMAGENET_DEFAULT_MEAN,
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise UserError(f"{config} is none of timm's: {error!r}") from None
+    names = facts.get("label_names")
+    return {"model": state, "args": flags} | ({"classes": names} if names else {})
 
 
 def _check_size(path: Path, model: torch.nn.Module | None) -> None:

@@ -12,7 +12,7 @@ from PIL import Image
 from timm.data import ImageNetInfo
 from torch import nn
 
-from config import AugmentConfig, DataConfig
+from config import AugmentConfig, DataConfig, ModelConfig
 from datasets import unnamed
 from models import checkpoint_filter_fn
 from runtime import checkpoint
@@ -20,7 +20,7 @@ from runtime.distributed import DistributedContext
 from runtime.errors import UserError
 from tools.exported import FORMATS, Exported
 from trainer import build_model
-from transforms import eval_transform, mean_std
+from transforms import CROP_PCT, eval_transform, is_warped, mean_std
 from weights import local_file, saved_model
 
 
@@ -29,8 +29,15 @@ class Classifier:
     """A model in evaluation mode: transform(image) (3, S, S) -> model -> logits of `classes`."""
 
     model: nn.Module
+    config: ModelConfig
+    """What it is an instance of; of an exported one the name alone."""
     classes: list[str]
     view: "View"
+
+    @property
+    def labels(self) -> list[str]:
+        """The classes, those of ImageNet in words."""
+        return readable(self.classes)
 
     def transform(self, image: Image.Image) -> torch.Tensor:
         return self.view.transform(image)
@@ -44,6 +51,7 @@ class View:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     crop_pct: float | None = None
+    """Share of the short side that is shown; None where the image is warped to the square."""
 
     @cached_property
     def transform(self) -> Callable[[Image.Image], torch.Tensor]:
@@ -56,7 +64,8 @@ def load_classifier(
     """The classifier of a checkpoint: of this project, of the release, or published by name.
 
     Args:
-        source: Path, address, or name of published weights; or a file of tools.export.
+        source: Path, address, or name of published weights; a folder in timm's form; or a file of
+            tools.export.
         model: Name of the model, where the checkpoint does not name it.
         ema: Take the moving average of the weights.
         input_size: Height and width of the images; those of the checkpoint's run if not given.
@@ -82,9 +91,12 @@ def load_classifier(
         input_size = timm.get_pretrained_cfg(config.model).input_size[-1]  # type: ignore[union-attr]
     data = _known(DataConfig, flags)
     size = input_size or config.input_size
-    view = View(size, *mean_std(data), _known(AugmentConfig, flags).crop_pct)
+    crop_pct = None if is_warped(size) else _known(AugmentConfig, flags).crop_pct or CROP_PCT
+    view = View(size, *mean_std(data), crop_pct)
     names = state.get("classes") or unnamed(num_classes)
-    return Classifier(network.eval(), readable(names), view)
+    if not isinstance(names, list) or [type(name) for name in names] != num_classes * [str]:
+        raise UserError(f"checkpoint {path}: its classes are no list of {num_classes} names")
+    return Classifier(network.eval(), replace(config, input_size=size), names, view)
 
 
 def _exported_classifier(path: Path, model: str, ema: bool, input_size: int | None) -> Classifier:
@@ -95,7 +107,7 @@ def _exported_classifier(path: Path, model: str, ema: bool, input_size: int | No
             f"{path} is exported: its model, weights and input size ({facts.input_size}) are fixed"
         )
     view = View(facts.input_size, tuple(facts.mean), tuple(facts.std), facts.crop_pct)
-    return Classifier(network.eval(), facts.classes, view)
+    return Classifier(network.eval(), ModelConfig(model=facts.model), facts.classes, view)
 
 
 def _rows_of_head(weights: dict[str, torch.Tensor], model: str, path: Path) -> int:

@@ -1,15 +1,19 @@
 """Exports a classifier to one file that other programs run, and checks that it gives the same.
 
 python -m tools.export --checkpoint runs/mine/checkpoint-best.pth --format onnx --output mine.onnx
+python -m tools.export --checkpoint runs/mine/checkpoint-best.pth --output small.onnx \\
+    --dtype int8 --calibration my_images
 python -m tools.export hornet_tiny_gf --checkpoint hornet_tiny_gf.pth --format exported \\
     --dynamic size --output tiny.pt2
 """
 
 import argparse
-import os
+import copy
+import logging
 import sys
-import tempfile
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +22,19 @@ import torch
 from timm.utils import reparameterize_model
 from torch import Tensor, nn
 
+from config import DataConfig, ModelConfig
 from datasets import unnamed
-from runtime.errors import UserError, near_names
+from runtime.errors import UserError, check_positive, near_names, reason_of
 from tools.classifier import Classifier, View, load_classifier
 from tools.exported import FORMATS, KEY, Exported, Facts, format_of
-from transforms import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from tools.outputs import kept_when_done
+from tools.quantize import Quality, batches, quality, quantize, split
+from transforms import mean_std
 
 LARGEST_ERROR = {"float32": 1e-4, "float16": 5e-3, "bfloat16": 3e-2}
 """Relative to the largest logit; a file beyond is not kept."""
+LARGEST_WEIGHT = 2**31
+"""Bytes of a weight that is folded into one constant of an ONNX file."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -44,7 +53,11 @@ def parser() -> argparse.ArgumentParser:
     add("--batch-size", type=int, default=1, help="images at a time, where it is fixed (1)")
     add("--dynamic", choices=("batch", "size"),
         help="any number of images; size: any height and width too")  # fmt: skip
-    add("--dtype", choices=LARGEST_ERROR, default="float32", help="of the computation (float32)")
+    add("--dtype", choices=(*LARGEST_ERROR, "int8"), default="float32",
+        help="of the computation (float32)")  # fmt: skip
+    add("--calibration", type=Path, metavar="FOLDER",
+        help="images for --dtype int8: some give the ranges, the others show the accuracy, where "
+        "they lie in folders of the classes' names")  # fmt: skip
     add("--no-fold", action="store_true", help="leave norms and scales as layers of their own")
     add("--opset", type=int, default=20, help="version of ONNX's operators (20)")
     return this
@@ -62,69 +75,84 @@ class _Computed(nn.Module):
 
 
 def export(
-    classifier: Classifier, name: str, output: Path, arguments: argparse.Namespace
-) -> dict[str, float]:
+    classifier: Classifier, output: Path, arguments: argparse.Namespace
+) -> tuple[dict[str, float], Quality | None]:
     """Writes the file; returns its largest error relative to the largest logit, by input shape.
+
+    Of an int8 file its quality on the images of --calibration instead.
 
     Raises:
         UserError: the format cannot take the model, or the error is too large; no file is left.
     """
-    view, dtype = classifier.view, arguments.dtype
+    view, dtype, kind = classifier.view, arguments.dtype, format_of(output)
+    is_int8 = dtype == "int8"
+    calibration, held_out = split(arguments.calibration) if is_int8 else ([], [])
     batch = None if arguments.dynamic else arguments.batch_size
-    facts = Facts(name, classifier.classes, view.input_size, list(view.mean), list(view.std),
-                  view.crop_pct, dtype, batch)  # fmt: skip
-    model = classifier.model.eval()
-    ready = model if arguments.no_fold else reparameterize_model(model)
+    facts = Facts(classifier.config.model, classifier.labels, view.input_size, list(view.mean),
+                  list(view.std), view.crop_pct, dtype, batch)  # fmt: skip
+    ready = copy.deepcopy(classifier.model)
+    if not arguments.no_fold:
+        ready = reparameterize_model(ready, inplace=True)
     if hasattr(ready, "set_global_filter_impl"):
         ready.set_global_filter_impl("matmul")  # type: ignore[operator]
-    kind = format_of(output)
-    # OpenVINO computes in the type that it is told to where it runs
-    computed = torch.float32 if kind == "openvino" else getattr(torch, dtype)
+    # OpenVINO computes in the type that it is told to where it runs, int8 is made of float32
+    in_float32 = is_int8 or kind == "openvino"
+    computed = _Computed(ready, torch.float32 if in_float32 else getattr(torch, dtype)).eval()
     sizes = [(batch or 2, view.input_size, view.input_size)]
     if arguments.dynamic:
         sizes.append((3, view.input_size, view.input_size))
     if arguments.dynamic == "size":
         sizes.append((1, view.input_size + 32, view.input_size + 96))
     example = torch.randn(sizes[0][0], 3, *sizes[0][1:])
-    try:
-        folder = Path(tempfile.mkdtemp(dir=output.parent, prefix=".export-"))
-    except OSError as error:
-        raise UserError(f"--output {output} cannot be written: {error.strerror}") from None
-    try:
-        written = folder / output.name
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of exporters, about their own workings
+    with kept_when_done(output) as written:
+        first = written.with_name("float32.onnx") if is_int8 else written
+        with _quiet():
             try:
-                _WRITERS[kind](_Computed(ready, computed), example, written, facts, arguments)
+                _WRITERS[kind](computed, example, first, facts, arguments)
+                if is_int8:
+                    quantize(first, written, batches(calibration, classifier, batch or 8))
             except ImportError as error:
                 raise UserError(
                     f"--format {kind} needs {error.name}: pip install '.[export]' "
                     "(OpenVINO: '.[openvino]')"
                 ) from None
+            except UserError:
+                raise
             except Exception as error:  # each library has its own types
-                reason = " ".join(str(error).split())[:300] or type(error).__name__
-                raise UserError(f"--format {kind} cannot take {name}: {reason}") from None
+                raise UserError(
+                    f"--format {kind} cannot take {facts.model}: {reason_of(error)}"
+                ) from None
         try:
-            errors = _errors(model, Exported(written), sizes)
+            errors = _errors(classifier.model, Exported(first), sizes)
+            exported = Exported(written)
         except Exception as error:  # of the library that runs it
-            reason = " ".join(str(error).replace(str(written), output.name).split())[:300]
+            reason = reason_of(error).replace(str(first), output.name)
             raise UserError(
                 f"--format {kind}, --dtype {dtype}: the file does not run here, so it is not kept: "
                 f"{reason}"
             ) from None
-        worst = max(errors.values())
-        if not worst <= LARGEST_ERROR[dtype]:
+        worst, most = max(errors.values()), LARGEST_ERROR["float32" if is_int8 else dtype]
+        if not worst <= most:
             raise UserError(
                 f"the exported file differs from PyTorch by {worst:.1e} of the largest logit, more "
-                f"than {LARGEST_ERROR[dtype]:.0e}: it is not kept"
+                f"than {most:.0e}: it is not kept"
             )
-        for file in folder.iterdir():  # OpenVINO has its weights in a second file
-            os.replace(file, output.parent / file.name)
-    finally:
-        for file in folder.iterdir():
-            file.unlink()
-        folder.rmdir()
-    return errors
+        if not is_int8:
+            return errors, None
+        first.unlink()
+        return {}, quality(classifier.model, exported, held_out, classifier, batch or 8)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what exporters tell of their own workings; their errors are raised all the same."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logging.disable(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            logging.disable(logging.NOTSET)
 
 
 @torch.no_grad()
@@ -148,14 +176,14 @@ def _program(
         vary = (0,) if arguments.dynamic == "batch" else (0, 2, 3)
         shapes = (dict.fromkeys(vary, torch.export.Dim.DYNAMIC),)
     with torch.no_grad():
-        return torch.export.export(model.eval(), (example,), dynamic_shapes=shapes)
+        return torch.export.export(model, (example,), dynamic_shapes=shapes)
 
 
 def _write_onnx(
     model: nn.Module, example: Tensor, path: Path, facts: Facts, arguments: argparse.Namespace
 ) -> None:
     import onnx  # noqa: F401 - what writes the file, named if it is missing
-    import onnxscript  # noqa: F401 - as above
+    from onnxscript.optimizer import optimize
 
     program = torch.onnx.export(
         _program(model, example, arguments),
@@ -167,6 +195,10 @@ def _write_onnx(
         verbose=False,
     )
     assert program is not None
+    if program.model.opset_imports[""] != arguments.opset:
+        raise UserError(f"--opset {arguments.opset}: torch.onnx cannot write it; 20 works")
+    # weights that are reshaped in the graph become plain ones, which is what quantisation takes
+    optimize(program.model, input_size_limit=LARGEST_WEIGHT, output_size_limit=LARGEST_WEIGHT)
     program.model.metadata_props[KEY] = facts.dumps()
     program.save(path)
 
@@ -175,7 +207,7 @@ def _write_torchscript(
     model: nn.Module, example: Tensor, path: Path, facts: Facts, _: argparse.Namespace
 ) -> None:
     with torch.no_grad():
-        traced = torch.jit.trace(model.eval(), (example,), check_trace=False)
+        traced = torch.jit.trace(model, (example,), check_trace=False)
     torch.jit.save(traced, str(path), _extra_files={KEY: facts.dumps()})
 
 
@@ -208,53 +240,67 @@ _WRITERS: dict[str, Any] = {
 }
 
 
-def _classifier(arguments: argparse.Namespace) -> tuple[Classifier, str]:
+def _classifier(arguments: argparse.Namespace) -> Classifier:
     known = timm.list_models("hornet_*")
     if arguments.model and not timm.is_model(arguments.model):
         raise UserError(f"there is no model {arguments.model}{near_names(arguments.model, known)}")
     if arguments.checkpoint:
-        found = load_classifier(
+        return load_classifier(
             arguments.checkpoint, arguments.model, arguments.ema, arguments.input_size
         )
-        return found, arguments.model or type(found.model).__name__
     if not arguments.model:
         raise UserError("give --checkpoint FILE, or a model to export with random weights")
     sys.stderr.write(f"{arguments.model} with random weights: no --checkpoint was given\n")
-    cfg = timm.get_pretrained_cfg(arguments.model)
-    size = arguments.input_size or (cfg.input_size[-1] if cfg else 224)
+    return random_classifier(arguments.model, arguments.input_size)
+
+
+def random_classifier(model: str, input_size: int | None = None) -> Classifier:
+    """A model with weights drawn by a fixed seed, whose every block shows in the logits."""
+    cfg = timm.get_pretrained_cfg(model)
+    size = input_size or (cfg.input_size[-1] if cfg else 224)
     torch.manual_seed(0)
-    model = timm.create_model(arguments.model)
+    network = timm.create_model(model).eval()
     with torch.no_grad():
-        for parameter_name, parameter in model.named_parameters():
-            if "gamma" in parameter_name:
+        for name, parameter in network.named_parameters():
+            if "gamma" in name:
                 parameter.fill_(0.5)  # as small as at first, they would hide every error
-    num_classes: int = model.num_classes  # type: ignore[assignment]
-    view = View(size, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
-    return Classifier(model, unnamed(num_classes), view), arguments.model
+    num_classes: int = network.num_classes  # type: ignore[assignment]
+    config = ModelConfig(model=model, input_size=size)
+    return Classifier(network, config, unnamed(num_classes), View(size, *mean_std(DataConfig())))
+
+
+def _check(arguments: argparse.Namespace) -> str:
+    """The format; raises UserError for arguments that contradict each other."""
+    kind = format_of(arguments.output)
+    if arguments.format not in (None, kind):
+        suffix = FORMATS[arguments.format]
+        raise UserError(
+            f"--output {arguments.output}: --format {arguments.format} ends in {suffix}"
+        )
+    check_positive(arguments, "batch_size", "input_size", "opset")
+    if not arguments.output.parent.is_dir():
+        raise UserError(f"--output {arguments.output}: {arguments.output.parent} is no folder")
+    if (arguments.dtype == "int8") != (arguments.calibration is not None):
+        raise UserError("--dtype int8 and --calibration FOLDER go together")
+    if arguments.dtype == "int8" and kind != "onnx":
+        raise UserError(f"--dtype int8 is for --format onnx, not {kind}")
+    if arguments.calibration and not arguments.calibration.is_dir():
+        raise UserError(f"--calibration {arguments.calibration} is no folder")
+    return kind
 
 
 def main(argv: list[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     try:
-        kind = format_of(arguments.output)
-        if arguments.format not in (None, kind):
-            suffix = FORMATS[arguments.format]
-            raise UserError(
-                f"--output {arguments.output}: --format {arguments.format} ends in {suffix}"
-            )
-        for name in ("batch_size", "input_size", "opset"):
-            value = getattr(arguments, name)
-            if value is not None and value < 1:
-                raise UserError(f"--{name.replace('_', '-')} {value}: has to be at least 1")
-        if not arguments.output.parent.is_dir():
-            raise UserError(f"--output {arguments.output}: {arguments.output.parent} is no folder")
-        classifier, name = _classifier(arguments)
-        errors = export(classifier, name, arguments.output, arguments)
+        kind = _check(arguments)
+        errors, int8_quality = export(_classifier(arguments), arguments.output, arguments)
     except UserError as error:
         sys.stderr.write(f"tools.export: error: {' '.join(str(error).split())}\n")
         return 1
     for shape, largest in errors.items():
         sys.stdout.write(f"{shape}: largest error {largest:.1e} of the largest logit\n")
+    if int8_quality:
+        sys.stdout.write(f"{int8_quality}\n")
     files = [arguments.output]
     if kind == "openvino":
         files.append(arguments.output.with_suffix(".bin"))

@@ -64,6 +64,7 @@ def predict(
 ) -> tuple[Predictions, dict[Path, str]]:
     """The most probable classes of each file, and why the unreadable ones can't be read."""
     model = classifier.model.to(device)
+    names = classifier.labels
     predictions: Predictions = {}
     unreadable: dict[Path, str] = {}
     for start in range(0, len(files), batch_size):
@@ -81,11 +82,10 @@ def predict(
         except (ValueError, RuntimeError, AssertionError) as error:
             size = images.shape[-1]
             raise UserError(f"--input-size {size}: the model fails: {error}") from None
-        top = probabilities.topk(min(topk, len(classifier.classes)))
+        top = probabilities.topk(min(topk, len(names)))
         for file, values, labels in zip(batch, *map(torch.Tensor.tolist, top), strict=True):
             predictions[file] = [
-                (classifier.classes[label], value)
-                for label, value in zip(labels, values, strict=True)
+                (names[label], value) for label, value in zip(labels, values, strict=True)
             ]
     return predictions, unreadable
 

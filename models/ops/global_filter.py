@@ -16,12 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-
-def sizes_may_vary() -> bool:
-    """Whether the graph being recorded has to serve other sizes than the one at hand."""
-    if not torch.jit.is_scripting():
-        return torch.jit.is_tracing() or torch.compiler.is_exporting()
-    return False
+from .dispatch import is_recorded
 
 
 def resize_filter(weight: Tensor, height: int, width: int) -> Tensor:
@@ -38,7 +33,7 @@ def fit_filter(weight: Tensor, height: int, width: int) -> Tensor:
     the size would tie it to the size at hand.
     """
     frequencies = width // 2 + 1
-    if not sizes_may_vary() and weight.shape[1] == height and weight.shape[2] == frequencies:
+    if not is_recorded() and weight.shape[1] == height and weight.shape[2] == frequencies:
         return weight
     return resize_filter(weight, height, frequencies)
 

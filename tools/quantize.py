@@ -1,0 +1,104 @@
+"""int8 for ONNX Runtime: ranges from a folder of images, and what it costs in accuracy."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from images import load_image
+from runtime.errors import UserError
+from tools.classifier import Classifier
+from tools.predict import find_images
+
+CALIBRATION_IMAGES = 128
+"""As many give the ranges of the activations at most."""
+
+
+@dataclass(frozen=True)
+class Quality:
+    """How two networks classify the same images."""
+
+    images: int
+    before: float | None
+    """Share of right answers; None where the folders do not name the classes."""
+    after: float | None
+    same: float
+    """Share of images that both give the same class."""
+    error: float
+    """Largest difference, relative to the largest logit."""
+
+    def __str__(self) -> str:
+        accuracy = "unknown: they do not lie in folders of the classes' names"
+        if self.before is not None:
+            accuracy = f"{self.before:.2%} before, {self.after:.2%} after"
+        return (
+            f"{self.images} images beside those of the ranges: accuracy {accuracy}; the same class "
+            f"for {self.same:.2%}; largest error {self.error:.1e} of the largest logit"
+        )
+
+
+def split(folder: Path) -> tuple[list[Path], list[Path]]:
+    """The images that give the ranges, and those that show what is lost: no image does both.
+
+    Raises:
+        UserError: there are fewer than two images.
+    """
+    files = find_images([str(folder)])
+    if len(files) < 2:
+        raise UserError(f"--calibration {folder}: give a folder of two images or more")
+    order = torch.randperm(len(files), generator=torch.Generator().manual_seed(0)).tolist()
+    count = min(CALIBRATION_IMAGES, len(files) // 2)
+    return [files[i] for i in order[:count]], [files[i] for i in order[count:]]
+
+
+def batches(files: list[Path], classifier: Classifier, size: int) -> Iterator[Tensor]:
+    """The images as the network takes them, `size` at a time, the last ones repeated to fill up."""
+    for start in range(0, len(files), size):
+        part = files[start : start + size]
+        part += (size - len(part)) * part[-1:]
+        yield torch.stack([classifier.transform(load_image(str(file))) for file in part])
+
+
+def quantize(source: Path, target: Path, images: Iterator[Tensor]) -> None:
+    """Writes an ONNX file whose convolutions and head compute in int8.
+
+    Weights have a scale an output channel; activations the range that `images` give. Norms, gates
+    and Fourier transforms stay float32.
+    """
+    from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
+
+    class Images(CalibrationDataReader):
+        def get_next(self) -> dict[str, Any] | None:
+            batch = next(images, None)
+            return None if batch is None else {"images": batch.numpy()}
+
+    quantize_static(
+        source,
+        target,
+        Images(),
+        op_types_to_quantize=["Conv", "Gemm"],
+        per_channel=True,
+        activation_type=QuantType.QUInt8,
+        weight_type=QuantType.QInt8,
+    )
+
+
+@torch.no_grad()
+def quality(
+    before: nn.Module, after: nn.Module, files: list[Path], classifier: Classifier, size: int
+) -> Quality:
+    """Compares two networks on images; the folder of an image names its class, if it is one."""
+    logits = [(before(batch), after(batch)) for batch in batches(files, classifier, size)]
+    first, second = (torch.cat(parts)[: len(files)] for parts in zip(*logits, strict=True))
+    error = float((second - first).abs().max() / first.abs().max())
+    labels = [first.argmax(1), second.argmax(1)]
+    same = float((labels[0] == labels[1]).float().mean())
+    folders = [file.parent.name for file in files]
+    if not set(folders) <= set(classifier.classes):
+        return Quality(len(files), None, None, same, error)
+    truth = torch.tensor([classifier.classes.index(name) for name in folders])
+    right = [float((found == truth).float().mean()) for found in labels]
+    return Quality(len(files), right[0], right[1], same, error)
