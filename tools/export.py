@@ -250,7 +250,6 @@ def _classifier(arguments: argparse.Namespace) -> Classifier:
         )
     if not arguments.model:
         raise UserError("give --checkpoint FILE, or a model to export with random weights")
-    sys.stderr.write(f"{arguments.model} with random weights: no --checkpoint was given\n")
     return random_classifier(arguments.model, arguments.input_size)
 
 
@@ -305,7 +304,10 @@ def main(argv: list[str] | None = None) -> int:
     if kind == "openvino":
         files.append(arguments.output.with_suffix(".bin"))
     megabytes = sum(file.stat().st_size for file in files) / 1e6
-    sys.stdout.write(f"{arguments.output}: {kind}, {arguments.dtype}, {megabytes:.1f} MB\n")
+    weights = "" if arguments.checkpoint else ", random weights: no --checkpoint was given"
+    sys.stdout.write(
+        f"{arguments.output}: {kind}, {arguments.dtype}, {megabytes:.1f} MB{weights}\n"
+    )
     return 0
 
 

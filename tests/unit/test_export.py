@@ -1,15 +1,22 @@
 """Exported files give what the model gives, and bad exports end in one line."""
 
+import json
+
 import pytest
+import timm
 import torch
 
+import models
 from runtime.errors import UserError
-from tools import export
+from tests.drawings import CLASSES as SHAPES
+from tests.drawings import write_drawings
+from tools import export, predict, quantize
 from tools.classifier import load_classifier
 from tools.export import main
 from tools.exported import FORMATS, Exported
 
 SMALL = ["--input-size", "64"]
+INT8 = ["--dtype", "int8", "--calibration"]
 
 
 def exported(tmp_path, kind, *arguments):
@@ -75,6 +82,11 @@ def test_a_file_that_gives_something_else_is_not_kept(tmp_path, capsys, monkeypa
         (["--output", "a.onnx"], "give --checkpoint FILE, or a model"),
         (["--checkpoint", "none.pth", "--output", "a.onnx"], "none.pth"),
         (["hornet_atto_7x7", "--batch-size", "0", "--output", "a.onnx"], "at least 1"),
+        (["hornet_atto_7x7", "--output", "a.onnx", "--dtype", "int8"], "FOLDER go together"),
+        (["hornet_atto_7x7", *INT8, "none", "--output", "a.onnx"], "none is no folder"),
+        (["hornet_atto_7x7", *INT8, ".", "--output", "a.onnx"], "folder . holds no images"),
+        (["hornet_atto_7x7", *INT8, ".", "--output", "a.pt2"], "int8 is for --format onnx"),
+        (["hornet_atto_7x7", "--output", "/proc/a.pt2"], "/proc/a.pt2 cannot be written"),
     ],
 )
 def test_mistakes_are_one_line(tmp_path, monkeypatch, capsys, arguments, message):
@@ -84,6 +96,110 @@ def test_mistakes_are_one_line(tmp_path, monkeypatch, capsys, arguments, message
     assert message in error
     assert error.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_a_checkpoint_of_another_model(tmp_path, capsys):
+    torch.save(timm.create_model("hornet_atto_7x7").state_dict(), tmp_path / "a.pth")
+    output = tmp_path / "a.torchscript"
+    arguments = ["hornet_atto_gf", "--checkpoint", str(tmp_path / "a.pth"), "--output", str(output)]
+    assert main(arguments) == 1
+    error = capsys.readouterr().err
+    assert "a.pth is of another model: it lacks " in error
+    assert error.count("\n") == 1
+    assert not output.exists()
+
+
+def test_an_unknown_opset(tmp_path, capsys):
+    pytest.importorskip("onnxruntime")
+    for opset in ("5", "99"):
+        arguments = ["hornet_atto_7x7", *SMALL, "--opset", opset]
+        assert main([*arguments, "--output", str(tmp_path / "a.onnx")]) == 1
+        error = capsys.readouterr().err
+        assert error.startswith(f"tools.export: error: --opset {opset}: torch.onnx cannot write it")
+        assert error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_model_is_left_as_it_was(tmp_path):
+    classifier = export.random_classifier("hornet_atto_gf", 64)
+    before = {name: value.clone() for name, value in classifier.model.state_dict().items()}
+    arguments = ["--no-fold", "--dtype", "bfloat16", "--output", str(tmp_path / "a.torchscript")]
+    export.export(classifier, tmp_path / "a.torchscript", export.parser().parse_args(arguments))
+    after = classifier.model.state_dict()
+    assert list(before) == list(after)
+    for name, value in before.items():
+        torch.testing.assert_close(after[name], value, rtol=0, atol=0)
+    mixers = [m for m in classifier.model.modules() if isinstance(m, models.GlobalLocalFilter)]
+    assert {mixer.impl for mixer in mixers} == {"fft"}
+
+
+@pytest.mark.parametrize("kind", ["torchscript", pytest.param("onnx", marks=pytest.mark.slow)])
+def test_a_file_says_what_it_is_to_others(tmp_path, kind):
+    """Its facts are where each library keeps them, in JSON."""
+    torch.manual_seed(0)
+    state = {"model": timm.create_model("hornet_atto_7x7", num_classes=2).state_dict()}
+    flags = {"model": "hornet_atto_7x7", "input_size": 64, "crop_pct": 0.9}
+    torch.save(state | {"args": flags, "classes": ["cat", "dog"]}, tmp_path / "a.pth")
+    file = tmp_path / f"a{FORMATS[kind]}"
+    assert main(["--checkpoint", str(tmp_path / "a.pth"), "--output", str(file)]) == 0
+    if kind == "onnx":
+        metadata = pytest.importorskip("onnx").load(file).metadata_props
+        text = {item.key: item.value for item in metadata}["hornet"]
+    else:
+        extra = {"hornet": ""}
+        torch.jit.load(file, _extra_files=extra)
+        text = extra["hornet"]
+    facts = json.loads(text)
+    assert facts["model"] == "hornet_atto_7x7"
+    assert facts["classes"] == ["cat", "dog"]
+    assert (facts["input_size"], facts["crop_pct"]) == (64, 0.9)
+    assert facts["mean"] == [0.485, 0.456, 0.406]
+    assert facts["std"] == [0.229, 0.224, 0.225]
+    assert load_classifier(str(file)).classes == ["cat", "dog"]
+
+
+@pytest.mark.slow
+def test_int8_with_its_accuracy(tmp_path, capsys):
+    onnx = pytest.importorskip("onnx")
+    write_drawings(tmp_path / "images", 10)
+    torch.manual_seed(0)
+    network = timm.create_model("hornet_atto_gf", num_classes=3, layer_scale_init_value=0.5)
+    with torch.no_grad():
+        network.head.weight.mul_(20)  # answers that rounding alone does not turn
+    flags = {"model": "hornet_atto_gf", "input_size": 64}
+    state = {"model": network.state_dict(), "args": flags, "classes": list(SHAPES)}
+    torch.save(state, tmp_path / "a.pth")
+    file = tmp_path / "a.onnx"
+    command = ["--checkpoint", str(tmp_path / "a.pth"), "--output", str(file)]
+    assert main([*command, *INT8, str(tmp_path / "images"), "--dynamic", "batch"]) == 0
+    first = capsys.readouterr().out.splitlines()[0]
+    images = [path for path in sorted((tmp_path / "images").rglob("*.png"))]
+    held_out = quantize.split(tmp_path / "images")[1]
+    assert len(images) == 2 * len(held_out) == 30
+    # what it says is what tools.predict finds, before and after
+    shares, found = [], []
+    for checkpoint in (tmp_path / "a.pth", file):
+        predictions, _ = predict.predict(
+            load_classifier(str(checkpoint)), held_out, torch.device("cpu"), 1, 7
+        )
+        found.append([predictions[path][0][0] for path in held_out])
+        right = [path.parent.name == name for path, name in zip(held_out, found[-1], strict=True)]
+        shares.append(sum(right) / len(right))
+    assert first.startswith(
+        f"15 images beside those of the ranges: accuracy {shares[0]:.2%} before"
+    )
+    assert f"{shares[1]:.2%} after" in first
+    same = sum(a == b for a, b in zip(*found, strict=True)) / 15
+    assert f"the same class for {same:.2%}" in first
+    assert same > 0.8
+    operators = [node.op_type for node in onnx.load(file).graph.node]
+    assert operators.count("QuantizeLinear") > 50
+    assert file.stat().st_size < 0.35 * (tmp_path / "a.pth").stat().st_size
+    # without folders that name classes there is no accuracy, and that is said
+    for index, path in enumerate(images):
+        path.rename(tmp_path / "images" / f"{index}.png")
+    assert main([*command, *INT8, str(tmp_path / "images")]) == 0
+    assert "accuracy unknown" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("suffix", FORMATS.values())
