@@ -67,13 +67,14 @@ def evaluate_checkpoint(
     path = config.checkpoint.resume
     state = checkpoint.load(local_file(path, context), model)
     checkpoint.check_classes(state, data.classes, path)
-    evaluated = [("test", "", "model")]
+    evaluated = [("test", "", state["model"])]
     if config.ema.model_ema_eval:
-        if checkpoint.average_in(state, path) is None:
+        average = checkpoint.average_in(state, path)
+        if average is None:
             raise UserError(f"--model_ema_eval true: checkpoint {path} holds no moving average")
-        evaluated.append(("test EMA", "_ema", "model_ema"))
-    for title, suffix, name in evaluated:
-        weights = checkpoint_filter_fn(state[name], model)
+        evaluated.append(("test EMA", "_ema", average))
+    for title, suffix, saved in evaluated:
+        weights = checkpoint_filter_fn(saved, model)
         check_head(weights, model, data.classes, path)
         checkpoint.load_weights(model, weights, path)
         predictions: list[torch.Tensor] = []

@@ -370,11 +370,12 @@ def find_weights(
 
 def average_in(state: dict[str, Any], path: str | Path) -> dict[str, torch.Tensor] | None:
     """The moving average in a checkpoint; None if it has none."""
-    average = state.get("model_ema")
+    name = "state_dict_ema" if "state_dict_ema" in state else "model_ema"  # the first is timm's
+    average = state.get(name)
     if not average:
         return None
     if not isinstance(average, dict) or not _are_weights(average):
-        raise UserError(f"checkpoint {path}: its model_ema are no weights")
+        raise UserError(f"checkpoint {path}: its {name} are no weights")
     return average
 
 
@@ -553,11 +554,15 @@ def check_classes(state: dict[str, Any], classes: list[str], path: str | Path) -
 
 
 def saved_flags(state: dict[str, Any]) -> dict[str, Any]:
-    """The flags of the run that wrote a checkpoint; of a released one those of the release."""
+    """The flags of the run that wrote a checkpoint: of this project, the release, or timm."""
     flags = state.get("args")
     flags = vars(flags) if isinstance(flags, argparse.Namespace) else flags
     if not isinstance(flags, dict):
         return {}
+    if "img_size" in flags:  # timm's train.py, where None is the model's own
+        size = flags.get("input_size") or flags["img_size"]
+        size = size[-1] if isinstance(size, list | tuple) else size
+        flags = {k: v for k, v in (flags | {"input_size": size}).items() if v is not None}
     return {name: value for name, value in flags.items() if not torch.is_tensor(value)}
 
 

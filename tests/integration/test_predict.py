@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import shutil
+from argparse import Namespace
 
 import pytest
 import timm
@@ -120,8 +121,8 @@ def test_released_checkpoint_of_imagenet(digits, tmp_path, capsys):
     flags = {"model": "hornet_atto_gf", "model_kwargs": small, "input_size": 64, "crop_pct": 0.9}
     torch.save({"model": model.state_dict(), "args": flags}, tmp_path / "w.pth")
     classifier = load_classifier(str(tmp_path / "w.pth"))
-    assert len(classifier.classes) == 1000
-    assert classifier.classes[0].startswith("tench")
+    assert len(classifier.labels) == 1000
+    assert classifier.labels[0].startswith("tench")
     assert classifier.transform(Image.new("RGB", (99, 80))).shape == (3, 64, 64)
     image = next(digits.glob("val/3/*.png"))
     assert run(capsys, image, "--checkpoint", tmp_path / "w.pth")[0] == 0
@@ -129,6 +130,21 @@ def test_released_checkpoint_of_imagenet(digits, tmp_path, capsys):
     status, _, errors = run(capsys, image, "--checkpoint", tmp_path / "bare.pth")
     assert status == 1
     assert "does not name its model: give --model" in errors
+
+
+@pytest.mark.parametrize("size", [{"img_size": 64}, {"img_size": None, "input_size": [3, 64, 64]}])
+def test_checkpoint_of_timms_own_script(tmp_path, size):
+    """Its flags share names with ours, at other types; the average has a name of its own."""
+    kwargs = {"base_dim": 16, "depths": (1, 1, 1, 1)}
+    networks = [timm.create_model("hornet_atto_7x7", num_classes=2, **kwargs) for _ in range(2)]
+    flags = Namespace(model="hornet_atto_7x7", model_kwargs=kwargs, drop_path=None, crop_pct=None)
+    vars(flags).update({"input_size": None} | size)
+    weights = {n: m.state_dict() for n, m in zip(("state_dict", "state_dict_ema"), networks)}  # noqa: B905
+    torch.save(weights | {"args": flags, "epoch": 1}, tmp_path / "last.pth.tar")
+    for network, ema in zip(networks, (False, True), strict=True):
+        classifier = load_classifier(str(tmp_path / "last.pth.tar"), ema=ema)
+        assert classifier.view.input_size == 64
+        torch.testing.assert_close(classifier.model.head.weight, network.head.weight)
 
 
 def test_view_follows_the_flags_of_the_run(tmp_path):
