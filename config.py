@@ -35,8 +35,8 @@ class FinetuneConfig:
 
     finetune: str = ""
     """Weights to start from: the name of published ones, a path or an address (a .pth of this
-    project or of the release, or .safetensors). Global filters are resized; a head of another class
-    count is replaced; all else has to fit."""
+    project, the release or timm, .safetensors, or a folder in the form of timm). Global filters are
+    resized; a head of another class count is replaced; all else has to fit."""
     model_key: str = "model|module"
     """Entries of the file to look for the weights in, tried in turn; else the file itself."""
     model_prefix: str = ""

@@ -4,20 +4,23 @@ python -m tools.benchmark                              # everything, against the
 python -m tools.benchmark inference --models hornet_small_gf --batch-size 1 8 --input-size 224 256
 python -m tools.benchmark training --peer other_hornet.py --device cuda --dtype bfloat16
 python -m tools.benchmark --gpu --output report.md     # T, S, B within 8 minutes
+python -m tools.benchmark exports --checkpoint runs/mine/checkpoint-best.pth
 
 It needs torch, timm and torchvision only; ConvNeXts of the same size are timed beside the models.
+Exports need their libraries: pip install '.[export,openvino]'.
 """
 
 import argparse
 import datetime
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import product
 from pathlib import Path
 
 import timm
 import torch
+from torch import nn
 
 import models  # noqa: F401 - registers the HorNets with timm
 from benchmarks import cases
@@ -27,7 +30,8 @@ from benchmarks.peers import PLAIN, load_peer
 from runtime.errors import UserError, near_names
 
 MOST_THREADS = 1024
-MODES = ("inference", "training", "loop", "loader", "start")
+NETWORKS = ("inference", "training")
+MODES = (*NETWORKS, "loop", "loader", "start", "exports")
 TRAINING = {
     "training": 1.7,
     "lean": 1.25,
@@ -42,6 +46,11 @@ TARGETS: dict[tuple[str, str], dict[str, float]] = {
     ("gf", "bfloat16"): {"as built": 1.4, "compiled": 1.8, "training": 1.6},
 }
 
+
+EXPORT_TARGETS = {
+    "7x7": {"onnx float32": 2.2, "openvino bfloat16": 4.0},
+    "gf": {"onnx float32": 2.2, "openvino bfloat16": 2.8},
+}
 
 GPU_MODELS = [
     f"hornet_{size}_{kind}" for size in ("tiny", "small", "base") for kind in ("7x7", "gf")
@@ -70,6 +79,9 @@ def parser() -> argparse.ArgumentParser:
         help="begin nothing that might not end by then; what is left out is named")  # fmt: skip
     add("--peer", type=Path, default=PLAIN, metavar="FILE.py",
         help="file that registers hornet_* models (benchmarks/plain_peer.py)")  # fmt: skip
+    add("--checkpoint", metavar="FILE", help="exports: a trained model too, against itself")
+    add("--calibration", type=Path, metavar="FOLDER",
+        help="images for its int8 file (random photographs)")  # fmt: skip
     add("--output", type=Path, metavar="FILE.md", help="where the report goes too")
     return this
 
@@ -78,6 +90,8 @@ def measure(arguments: argparse.Namespace) -> Iterator[Row]:
     """The rows of the report, as they are measured."""
     device, rounds = torch.device(arguments.device), arguments.rounds
     modes = [] if arguments.gpu else arguments.modes or MODES
+    if device.type != "cpu" and not arguments.modes:
+        modes = [mode for mode in modes if mode != "exports"]
     has_targets = device.type == "cpu" and arguments.peer == PLAIN
     start, longest = time.monotonic(), 0.0
     for mode, setting in networks(arguments, device, has_targets):
@@ -88,6 +102,8 @@ def measure(arguments: argparse.Namespace) -> Iterator[Row]:
         torch.compiler.reset()  # which gives up after some networks, and runs them as they are
         yield from getattr(cases, mode)(setting, arguments.compile)
         longest = max(longest, time.monotonic() - begun)
+    if "exports" in modes:
+        yield from exports(arguments, device, has_targets)
     if "loop" in modes:
         yield from cases.loop("hornet_large_7x7", rounds, device, 0.25 if has_targets else None)
     if "loader" in modes:
@@ -103,10 +119,22 @@ def networks(
     if arguments.gpu:
         runs = [("training", 128), ("inference", 256), ("inference", 32), ("inference", 1)]
     else:
-        modes = [mode for mode in ("inference", "training") if mode in (arguments.modes or MODES)]
+        modes = [mode for mode in NETWORKS if mode in (arguments.modes or MODES)]
         runs = [(mode, batch) for batch in arguments.batch_size for mode in modes]
     if not runs:
         return
+    peers = peers_of(arguments)
+    choices = product(peers, arguments.input_size, arguments.dtype, runs)
+    for model, size, dtype, (mode, batch) in choices:
+        usual = has_targets and (size, batch) == (224, 8)
+        targets = TARGETS[variant(model), dtype] if usual else {}
+        kind = getattr(torch, dtype)
+        rounds = arguments.rounds
+        yield mode, Setting(model, peers[model], batch, size, kind, device, rounds, targets)
+
+
+def peers_of(arguments: argparse.Namespace) -> dict[str, Callable[..., nn.Module]]:
+    """The peer of each model that is measured."""
     peers = load_peer(arguments.peer)
     names = arguments.models or (GPU_MODELS if arguments.gpu else GPU_MODELS[:2])
     for model in names:
@@ -115,14 +143,36 @@ def networks(
             raise UserError(f"--models {model} is no HorNet{near_names(model, known)}")
         if model not in peers:
             raise UserError(f"--peer {arguments.peer} has no {model}; it has {', '.join(peers)}")
-    choices = product(names, arguments.input_size, arguments.dtype, runs)
-    for model, size, dtype, (mode, batch) in choices:
-        variant = "gf" if "_gf" in model else "7x7"
+    return {model: peers[model] for model in names}
+
+
+def variant(model: str) -> str:
+    return "gf" if "_gf" in model else "7x7"
+
+
+def exports(
+    arguments: argparse.Namespace, device: torch.device, has_targets: bool
+) -> Iterator[Row]:
+    """Exported files of the models, and of --checkpoint, whose peer is itself in PyTorch."""
+    # imported late: they need more packages than the rest
+    from benchmarks.exports import exported
+    from tools.classifier import load_classifier, untrained_classifier
+
+    rounds = arguments.rounds
+    trained = load_classifier(arguments.checkpoint) if arguments.checkpoint else None
+    peers = peers_of(arguments)
+    for model, size, batch in product(peers, arguments.input_size, arguments.batch_size):
         usual = has_targets and (size, batch) == (224, 8)
-        targets = TARGETS[variant, dtype] if usual else {}
-        kind = getattr(torch, dtype)
-        rounds = arguments.rounds
-        yield mode, Setting(model, peers[model], batch, size, kind, device, rounds, targets)
+        targets = EXPORT_TARGETS[variant(model)] if usual else {}
+        ours, theirs = Setting(model, peers[model], batch, size, torch.float32, device, 0).pair()
+        classifier = untrained_classifier(ours.eval(), model, size)
+        yield from exported(model, classifier, theirs.eval(), batch, rounds, targets)
+    if trained:
+        name = f"{trained.config.model} in {Path(arguments.checkpoint).name}"
+        for batch in arguments.batch_size:
+            yield from exported(
+                name, trained, trained.model, batch, rounds, {}, arguments.calibration
+            )
 
 
 def line(row: Row) -> str:
@@ -163,6 +213,10 @@ def complete(arguments: argparse.Namespace) -> None:
         arguments.minutes = 8.0 if arguments.minutes is None else arguments.minutes
         arguments.device = arguments.device or "cuda"
     arguments.device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if "exports" in arguments.modes and arguments.device != "cpu":
+        raise UserError("exports are measured on a CPU: give --device cpu")
+    if arguments.checkpoint and arguments.modes and "exports" not in arguments.modes:
+        raise UserError("--checkpoint is for exports")
     arguments.batch_size = arguments.batch_size or [8]
     arguments.dtype = arguments.dtype or ["float32", "bfloat16"]
     if arguments.device.startswith("cuda") and not torch.cuda.is_available():

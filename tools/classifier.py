@@ -99,6 +99,15 @@ def load_classifier(
     return Classifier(network.eval(), replace(config, input_size=size), names, view)
 
 
+def untrained_classifier(network: nn.Module, model: str, input_size: int) -> Classifier:
+    """A network that has learnt nothing, with the usual view of images, and numbered classes."""
+    num_classes: int = network.num_classes  # type: ignore[assignment]
+    config = ModelConfig(model=model, input_size=input_size)
+    crop_pct = None if is_warped(input_size) else CROP_PCT
+    view = View(input_size, *mean_std(DataConfig()), crop_pct)
+    return Classifier(network, config, unnamed(num_classes), view)
+
+
 def _exported_classifier(path: Path, model: str, ema: bool, input_size: int | None) -> Classifier:
     network = Exported(path)
     facts = network.facts

@@ -22,14 +22,11 @@ import torch
 from timm.utils import reparameterize_model
 from torch import Tensor, nn
 
-from config import DataConfig, ModelConfig
-from datasets import unnamed
 from runtime.errors import UserError, check_positive, near_names, reason_of
-from tools.classifier import Classifier, View, load_classifier
+from tools.classifier import Classifier, load_classifier, untrained_classifier
 from tools.exported import FORMATS, KEY, Exported, Facts, format_of
 from tools.outputs import kept_when_done
 from tools.quantize import Quality, batches, quality, quantize, split
-from transforms import mean_std
 
 LARGEST_ERROR = {"float32": 1e-4, "float16": 5e-3, "bfloat16": 3e-2}
 """Relative to the largest logit; a file beyond is not kept."""
@@ -263,9 +260,7 @@ def random_classifier(model: str, input_size: int | None = None) -> Classifier:
         for name, parameter in network.named_parameters():
             if "gamma" in name:
                 parameter.fill_(0.5)  # as small as at first, they would hide every error
-    num_classes: int = network.num_classes  # type: ignore[assignment]
-    config = ModelConfig(model=model, input_size=size)
-    return Classifier(network, config, unnamed(num_classes), View(size, *mean_std(DataConfig())))
+    return untrained_classifier(network, model, size)
 
 
 def _check(arguments: argparse.Namespace) -> str:

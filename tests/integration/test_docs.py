@@ -1,19 +1,29 @@
 """What README.md and TRAINING.md tell people to type: code runs, commands parse."""
 
 import json
+import os
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
+import torch
+from PIL import Image
 
 from cli import parse_args
 from run_with_submitit import plan
+from tests.drawings import draw
 from tests.integration.conftest import ROOT, launch
-from tools import flops, predict
+from tools import benchmark, convert, export, flops, predict
+from tools.classifier import load_classifier
 
-DOCS = ["README.md", "TRAINING.md", "CONTRIBUTING.md"]
+DOCS = ["README.md", "TRAINING.md", "CONTRIBUTING.md", "docs/deploy.md", "docs/RELIABILITY.md"]
+
+TOOLS = [predict, flops, export, convert, benchmark]
 
 
 def blocks(language):
@@ -33,11 +43,74 @@ def commands():
     ]
 
 
-@pytest.mark.parametrize(("name", "code"), blocks("python"))
-def test_code_runs(name, code):
+def test_code_of_the_readme_runs():
+    ((_, code),) = [block for block in blocks("python") if block[0] == "README.md"]
     done = launch("-c", code)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "torch.Size([1, 64, 40, 56])\n"
+
+
+@pytest.fixture
+def elsewhere(tmp_path):
+    """A folder with an image and two checkpoints, and what runs there, knowing hornet alone."""
+    image = draw("cross", np.random.RandomState(0), size=120).crop((0, 0, 120, 90))
+    image.save(tmp_path / "image.jpg", quality=95)
+    for name, size in (("crop", 64), ("warp", 32)):
+        torch.manual_seed(0)
+        model = timm.create_model("hornet_atto_7x7", num_classes=3, layer_scale_init_value=0.5)
+        flags = {"model": "hornet_atto_7x7", "input_size": size}
+        state = {"model": model.state_dict(), "args": flags, "classes": list("abc")}
+        torch.save(state, tmp_path / f"{name}.pth")
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "hornet").symlink_to(ROOT / "models")
+    environment = os.environ | {"PYTHONPATH": str(tmp_path / "site")}
+
+    def run(*command):
+        done = subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return tmp_path, run
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["crop", "warp"])
+def test_code_of_deploy_runs_without_this_project(elsewhere, name):
+    pytest.importorskip("onnxruntime")
+    folder, run = elsewhere
+    of_onnx, of_timm = (code for doc, code in blocks("python") if doc == "docs/deploy.md")
+    checkpoint = str(folder / f"{name}.pth")
+    assert export.main(["--checkpoint", checkpoint, "--output", str(folder / "mine.onnx")]) == 0
+    classifier = load_classifier(checkpoint)
+    image = Image.open(folder / "image.jpg").convert("RGB")
+    with torch.no_grad():
+        logits = classifier.model(classifier.transform(image)[None])[0]
+    found = run(sys.executable, "-c", of_onnx + "print(logits[0].tolist())").splitlines()
+    assert found[0] == "abc"[logits.argmax()]
+    # the image is as good as the same: Pillow's resize is told the same sizes
+    torch.testing.assert_close(torch.tensor(json.loads(found[1])), logits, rtol=1e-3, atol=1e-3)
+
+    assert convert.main([checkpoint, str(folder / "mine")]) == 0
+    code = "from PIL import Image\nimage = Image.open('image.jpg').convert('RGB')\n"
+    code += of_timm + "print(model(transform(image)[None])[0].tolist())"
+    found = json.loads(run(sys.executable, "-c", code))
+    torch.testing.assert_close(torch.tensor(found), logits, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_scripts_of_others_know_the_models(elsewhere):
+    folder, run = elsewhere
+    (block,) = [text for _, text in blocks("bash") if "WITH=" in text]
+    for name in ("train", "validate"):
+        script = "import sys, timm\nprint(timm.is_model('hornet_tiny_gf'), *sys.argv)\n"
+        (folder / f"{name}.py").write_text(script)
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    lines = run("env", f"PATH={path}", "bash", "-ec", block).splitlines()
+    assert [line.split()[:3] for line in lines] == [
+        ["True", "train.py", "--data-dir"], ["True", "validate.py", "my_images/val"],
+    ]  # fmt: skip
 
 
 def test_commands_parse(tmp_path, monkeypatch):
@@ -55,7 +128,7 @@ def test_commands_parse(tmp_path, monkeypatch):
             plan(shlex.split(command.partition("run_with_submitit.py")[2]))
 
 
-@pytest.mark.parametrize("tool", [predict, flops], ids=lambda module: module.__name__)
+@pytest.mark.parametrize("tool", TOOLS, ids=lambda module: module.__name__)
 def test_commands_of_tools_parse(tool):
     own = [command for command in commands() if f"-m {tool.__name__} " in command]
     inline = [f"python -m {tool.__name__} {rest}" for rest in inline_commands(tool.__name__)]
@@ -104,4 +177,4 @@ def test_make_targets_and_modules_exist():
 @pytest.mark.parametrize("name", DOCS)
 def test_links_lead_somewhere(name):
     for target in re.findall(r"\]\((?!http)([^)#]+)", (ROOT / name).read_text()):
-        assert (ROOT / Path(target)).exists(), target
+        assert (ROOT / name).parent.joinpath(target).exists(), target

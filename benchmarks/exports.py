@@ -1,0 +1,79 @@
+"""Exported files against eager PyTorch: how fast they are, and how far off."""
+
+import tempfile
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from statistics import median
+
+import torch
+from torch import nn
+
+from benchmarks.cases import Row, write_photos
+from benchmarks.measure import paired
+from runtime.errors import UserError
+from tools import export
+from tools.classifier import Classifier
+from tools.exported import FORMATS, Exported
+
+WAYS = (
+    ("onnx", "float32"),
+    ("onnx", "int8"),
+    ("openvino", "float32"),
+    ("openvino", "bfloat16"),
+    ("torchscript", "float32"),
+    ("exported", "float32"),
+)
+
+
+def exported(
+    name: str,
+    classifier: Classifier,
+    peer: nn.Module,
+    batch: int,
+    rounds: int,
+    targets: dict[str, float],
+    calibration: Path | None = None,
+) -> Iterator[Row]:
+    """The classifier exported in every way, against the peer in PyTorch, on the CPU.
+
+    Its int8 file takes its ranges from the images in `calibration`, or from random photographs.
+    """
+    size = classifier.view.input_size
+    images = torch.randn(batch, 3, size, size)
+    contenders = {"peer": peer, "PyTorch": classifier.model}
+    notes = {}
+    with tempfile.TemporaryDirectory() as folder:
+        if calibration is None:
+            calibration = Path(folder) / "photos"
+            write_photos(calibration, 16)
+        for kind, dtype in WAYS:
+            what = f"{kind} {dtype}"
+            output = Path(folder) / f"{dtype}{FORMATS[kind]}"
+            command = ["--output", str(output), "--dtype", dtype, "--batch-size", str(batch)]
+            if dtype == "int8":
+                command += ["--calibration", str(calibration)]
+            arguments = export.parser().parse_args(command)
+            try:
+                errors, quality = export.export(classifier, output, arguments)
+            except UserError as error:  # its library is not installed
+                yield Row(name, what, None, str(error), targets.get(what))
+                continue
+            notes[what] = f"largest error {quality.error if quality else max(errors.values()):.1e}"
+            if quality and quality.before is not None:
+                notes[what] += f"; accuracy {quality.before:.2%} before, {quality.after:.2%} after"
+            contenders[what] = Exported(output, torch.get_num_threads())
+        runs = {what: partial(model, images) for what, model in contenders.items()}
+        with torch.no_grad():
+            timings = paired(runs, rounds, torch.device("cpu"), warm_up=2)
+    for what, note in notes.items():
+        ratios = timings[what].ratios_to(timings["peer"])
+        ours = median(timings[what].ratios_to(timings["PyTorch"]))
+        lower, upper = ratios[len(ratios) // 4], ratios[-1 - len(ratios) // 4]
+        detail = (
+            f"{note}; {ours:.2f} times our own in PyTorch; {1e3 * timings[what].median:.1f} ms, "
+            f"peer {1e3 * timings['peer'].median:.1f} ms; quartiles {lower:.2f} to {upper:.2f}, "
+            f"n = {len(ratios)}"
+        )
+        case = f"{name}, batch {batch} at {size}"
+        yield Row(case, what, median(ratios), detail, targets.get(what))
