@@ -1,0 +1,122 @@
+"""tools.visualize: pictures and pages are written whole, mistakes are one line."""
+
+import re
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+
+import main
+from cli import parse_args
+from tools import visualize
+
+GF = ["--checkpoint", "gf.pth", "--output", "a.png"]
+
+
+@pytest.fixture
+def trained(flags, tmp_path):
+    out = tmp_path / "a run"
+    main.run(parse_args([*flags, "--output_dir", str(out)]))
+    return out
+
+
+@pytest.fixture
+def weights(tmp_path):
+    """Of a GF model that tells three classes."""
+    torch.manual_seed(0)
+    model = timm.create_model("hornet_atto_gf", num_classes=3, layer_scale_init_value=0.5)
+    flags = {"model": "hornet_atto_gf", "input_size": 64}
+    torch.save({"model": model.state_dict(), "args": flags}, tmp_path / "gf.pth")
+    return tmp_path / "gf.pth"
+
+
+def run(capsys, *argv):
+    status = visualize.main([str(argument) for argument in argv])
+    return (status, *capsys.readouterr())
+
+
+def test_every_picture(digits, weights, tmp_path, capsys):
+    image = next(digits.glob("val/0/*.png"))
+    for what, *images in (
+        ("field", digits / "val"), ("filters",), ("gates", image), ("cam", digits / "val"),
+    ):  # fmt: skip
+        output = tmp_path / f"{what}.png"
+        status, told, errors = run(
+            capsys, what, *images, "--checkpoint", weights, "--output", output
+        )
+        assert (status, told, errors) == (0, f"{output}\n", "")
+        with Image.open(output) as picture:
+            assert min(picture.size) > 200
+            assert np.asarray(picture.convert("L")).std() > 5  # something is drawn
+
+
+def test_report_of_a_run(digits, trained, capsys):
+    status, told, _ = run(capsys, "report", trained, "--images", digits / "val")
+    assert (status, told) == (0, f"{trained / 'report.html'}\n")
+    page = (trained / "report.html").read_text()
+    assert len(re.findall(r'<img alt="[^"]+" src="data:image/png;base64,', page)) >= 5
+    assert (
+        "http"
+        not in re.sub(r"base64,[^\"]*", "", page).replace("https", "http").split("<details>")[0]
+    )
+    assert "<h1>a run</h1>" in page
+    # of two runs beside each other
+    other = trained.with_name("other")
+    other.mkdir()
+    (other / "log.txt").write_text((trained / "log.txt").read_text())
+    output = trained.with_name("curves.png")
+    assert run(capsys, "curves", trained, other, "--output", output)[0] == 0
+
+
+def test_confusions_are_counted(digits, trained, tmp_path):
+    classifier = visualize.load_classifier(str(next(trained.glob("checkpoint-1.pth"))))
+    files = visualize.find_images([str(digits / "val")])
+    figure = visualize.draw_confusion(classifier, files)
+    matrix = figure.subfigs[0].axes[0]
+    places = [(*map(int, text.get_position()), int(text.get_text())) for text in matrix.texts]
+    cells = {(row, column): count for column, row, count in places}
+    assert sum(cells.values()) == len(files) == 33
+    rows = [sum(n for (row, _), n in cells.items() if row == label) for label in range(3)]
+    assert rows == [11, 11, 11]
+    with torch.no_grad():
+        inputs = visualize.examples_of(classifier, files).inputs
+        found = [classifier.classes[label] for label in classifier.model(inputs).argmax(1)]
+    right = sum(file.parent.name == name for file, name in zip(files, found, strict=True))
+    assert sum(n for (row, column), n in cells.items() if row == column) == right
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["curves", "none", "--output", "a.png"], "none is no folder of a run"),
+        (["report", "."], ". is no folder of a run"),
+        (["filters", "--checkpoint", "none.pth", "--output", "a.png"], "none.pth does not exist"),
+        (["filters", "--checkpoint", "gf.pth", "--output", "a.pdf"], "give FILE.png"),
+        (["filters", "--checkpoint", "gf.pth", "--output", "no/a.png"], "no is no folder"),
+        (["filters", "--checkpoint", "7x7.pth", "--output", "a.png"], "has no global filters"),
+        (["filters", "--checkpoint", "resnet.pth", "--output", "a.png"], "is no HorNet"),
+        (["cam", "empty", *GF], "holds no images"),
+        (["cam", "a.jpg", *GF], "a.jpg cannot be read"),
+        (
+            ["cam", "x.png", "--checkpoint", "gf.pth", "--output", "a.png", "--count", "0"],
+            "at least 1",
+        ),
+        (["confusion", "x.png", *GF], "knows no class"),
+    ],
+)
+def test_mistakes_are_one_line(weights, tmp_path, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    for name, model in (("7x7", "hornet_atto_7x7"), ("resnet", "resnet18")):
+        state = {"model": timm.create_model(model).state_dict(), "args": {"model": model}}
+        torch.save(state, f"{name}.pth")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "a.jpg").write_text("no image")
+    Image.new("RGB", (64, 64)).save("x.png")
+    before = sorted(tmp_path.rglob("*"))
+    status, _, errors = run(capsys, *arguments)
+    assert status == 1
+    assert message in errors
+    assert errors.count("\n") == 1
+    assert sorted(tmp_path.rglob("*")) == before

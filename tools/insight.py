@@ -1,0 +1,107 @@
+"""What a HorNet has learnt, in numbers: tensors in, tensors out; tools.visualize draws them.
+
+Shapes: images (B, 3, H, W), normalised as the network takes them.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models import GlobalLocalFilter, GnConv
+
+SMALLEST_MAP = 4
+"""Stages of smaller maps tell no places apart: for small images an earlier stage is looked at."""
+
+
+def _deepest(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+    """The output of the last stage, and the one that is looked at, which it is computed from."""
+    last, maps = model.forward_intermediates(images)  # type: ignore[operator]
+    large = [x for x in maps if min(x.shape[2:]) >= SMALLEST_MAP]
+    return last, (large or maps[:1])[-1]
+
+
+def effective_receptive_field(model: nn.Module, images: Tensor) -> Tensor:
+    """How much each pixel moves the middle of the deepest stage's map: (H, W), 1 at most.
+
+    The mean over images of the gradient's magnitude, summed over colours (Luo et al., 2016,
+    arXiv 1701.04128; here of the sum of the positive channels).
+    """
+    images = images.clone().requires_grad_()
+    _, features = _deepest(model, images)
+    middle = features[:, :, features.shape[2] // 2, features.shape[3] // 2]
+    (gradient,) = torch.autograd.grad(middle.relu().sum(), images)
+    field = gradient.abs().sum(1).mean(0)
+    return field / field.max()
+
+
+def width_of_field(field: Tensor, share: float = 0.5) -> int:
+    """The side of the smallest centred square, in pixels, that holds a share of the field."""
+    height, width = field.shape
+    for half in range(max(height, width)):
+        rows = slice(max(0, height // 2 - half), height // 2 + half + 1)
+        columns = slice(max(0, width // 2 - half), width // 2 + half + 1)
+        if field[rows, columns].sum() >= share * field.sum():
+            return 2 * half + 1
+    return max(height, width)
+
+
+@torch.no_grad()
+def global_filters(model: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
+    """Each global filter's magnitudes in frequency (C, h, 2 (w - 1)) and values in space, by name.
+
+    Both have zero (no frequency, no shift) in the middle.
+    """
+    found = {}
+    for name, module in model.named_modules():
+        if isinstance(module, GlobalLocalFilter):
+            half = torch.view_as_complex(module.complex_weight.float().contiguous())
+            size = (half.shape[1], 2 * (half.shape[2] - 1))
+            space = torch.fft.irfft2(half, s=size, norm="ortho")
+            frequency = torch.fft.fft2(space, norm="ortho").abs()
+            shift = {"dim": (1, 2)}
+            found[name] = torch.fft.fftshift(frequency, **shift), torch.fft.fftshift(space, **shift)
+    return found
+
+
+@torch.no_grad()
+def gate_maps(model: nn.Module, images: Tensor) -> dict[str, list[Tensor]]:
+    """Of the last gnConv of each stage what gates each order, q_0 ... q_(n-1), by the layer's name.
+
+    Each is the mean magnitude over the channels of q_k (B, h, w), in the notation of the README.
+    """
+    last: dict[str, tuple[str, GnConv]] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, GnConv):
+            last[name.rsplit(".", 2)[0]] = name, module  # stages.0.1.gnconv: of stages.0
+    maps: dict[str, list[Tensor]] = {}
+    handles = []
+    for name, layer in last.values():
+
+        def keep(
+            _: nn.Module, __: object, q_all: Tensor, name: str = name, layer: GnConv = layer
+        ) -> None:
+            maps[name] = [q.abs().mean(1) for q in q_all.split(layer.dims, dim=1)]
+
+        handles.append(layer.dwconv.register_forward_hook(keep))
+    try:
+        model(images)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return maps
+
+
+def grad_cam(model: nn.Module, images: Tensor, labels: Tensor | None = None) -> Tensor:
+    """Where the network looks for a class (B, H, W), between 0 and 1; the predicted if not given.
+
+    Grad-CAM (Selvaraju et al., 2017, arXiv 1610.02391, equations 1 and 2) of the deepest map.
+    """
+    images = images.clone().requires_grad_()  # which frozen networks need
+    last, features = _deepest(model, images)
+    logits = model.forward_head(last)  # type: ignore[operator]
+    labels = logits.argmax(1) if labels is None else labels
+    (gradient,) = torch.autograd.grad(logits.gather(1, labels[:, None]).sum(), features)
+    weights = gradient.mean((2, 3), keepdim=True)
+    maps = (weights * features).sum(1, keepdim=True).relu()
+    maps = F.interpolate(maps, images.shape[2:], mode="bilinear", align_corners=False)[:, 0]
+    return (maps / maps.amax((1, 2), keepdim=True).clamp(min=1e-12)).detach()

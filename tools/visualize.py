@@ -1,0 +1,370 @@
+"""Pictures of what a HorNet has learnt, and one HTML page about a run.
+
+python -m tools.visualize curves runs/a runs/b --output curves.png
+python -m tools.visualize field my_images --checkpoint runs/a/checkpoint-best.pth --output field.png
+python -m tools.visualize filters --checkpoint hornet_tiny_gf.in1k --output filters.png
+python -m tools.visualize gates image.jpg --checkpoint hornet_tiny_gf.in1k --output gates.png
+python -m tools.visualize cam my_images --checkpoint runs/a/checkpoint-best.pth --output cam.png
+python -m tools.visualize confusion my_images --checkpoint runs/a/checkpoint-best.pth --output c.png
+python -m tools.visualize report runs/a
+"""
+
+import argparse
+import base64
+import html
+import io
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+from images import load_image
+from models import HorNet
+from runtime import checkpoint
+from runtime.errors import UserError, check_positive
+from runtime.logging import read_log
+from tools import insight
+from tools.classifier import Classifier, load_classifier
+from tools.outputs import kept_when_done
+from tools.predict import find_images
+
+ROWS = {"top-1 (%)": "test_acc1", "top-1 of the average (%)": "test_ema_acc1",
+        "training loss": "train_loss", "test loss": "test_loss"}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Images as a network takes them, beside what people see of them."""
+
+    inputs: Tensor
+    """(N, 3, S, S), normalised."""
+    pixels: np.ndarray
+    """(N, S, S, 3), between 0 and 1."""
+    files: list[Path]
+
+
+def examples_of(classifier: Classifier, files: list[Path]) -> Examples:
+    inputs = torch.stack([classifier.transform(load_image(str(file))) for file in files])
+    mean, std = (torch.tensor(values)[:, None, None] for values in
+                 (classifier.view.mean, classifier.view.std))  # fmt: skip
+    pixels = (inputs * std + mean).clamp(0, 1).permute(0, 2, 3, 1).numpy()
+    return Examples(inputs, pixels, files)
+
+
+def draw_curves(runs: list[Path]) -> Figure:
+    """Losses and accuracies of the runs, epoch by epoch, side by side."""
+    logs = {}
+    for run in runs:
+        if not (run / "log.txt").is_file():
+            raise UserError(f"{run} is no folder of a run: it has no log.txt")
+        logs[run] = read_log(run)
+    shown = {
+        title: key
+        for title, key in ROWS.items()
+        if any(record.get(key) is not None for log in logs.values() for record in log)
+    }
+    if not shown:
+        raise UserError(f"{', '.join(map(str, runs))}: no epoch has ended yet")
+    figure = Figure(figsize=(4.2 * len(shown), 3.4), layout="constrained")
+    panels = np.atleast_1d(figure.subplots(1, len(shown)))
+    for axes, (title, key) in zip(panels, shown.items(), strict=True):
+        for run, log in logs.items():
+            points = [(r["epoch"] + 1, r[key]) for r in log if r.get(key) is not None]
+            axes.plot(*zip(*points, strict=True) if points else ((), ()), ".-", label=run.name)
+        axes.set(title=title, xlabel="epoch")
+        axes.grid(alpha=0.3)
+    panels[0].legend()
+    return figure
+
+
+def draw_field(classifier: Classifier, examples: Examples) -> Figure:
+    """The effective receptive field of the middle of the deepest stage."""
+    field = insight.effective_receptive_field(hornet(classifier), examples.inputs)
+    figure = Figure(figsize=(4.4, 4), layout="constrained")
+    axes = figure.subplots()
+    # the logarithm shows what is far away, as those who introduced it draw it
+    picture = axes.imshow(field.clamp(min=1e-4).log10().numpy(), cmap="viridis", vmin=-4, vmax=0)
+    figure.colorbar(picture, label="log10 of the gradient's share")
+    half, most = (insight.width_of_field(field, share) for share in (0.5, 0.9))
+    axes.set(title=f"half of it within {half} pixels, 90 % within {most}, of {field.shape[1]}")
+    axes.set_axis_off()
+    return figure
+
+
+def draw_filters(classifier: Classifier, columns: int = 8) -> Figure:
+    """The first channels' global filters in the first layer of each stage that has them."""
+    found = insight.global_filters(hornet(classifier))
+    if not found:
+        name = classifier.config.model
+        raise UserError(f"{name} has no global filters: its depthwise convolutions are local")
+    first = {name.rsplit(".", 3)[0]: name for name in reversed(found)}
+    figure = Figure(figsize=(1.1 * columns, 2.7 * len(first)), layout="constrained")
+    grid = figure.subplots(2 * len(first), columns, squeeze=False)
+    for row, name in enumerate(reversed(first.values())):
+        for kind, maps in enumerate(found[name]):
+            for axes, values in zip(grid[2 * row + kind], maps, strict=False):
+                limit = float(values.abs().max())
+                low = 0.0 if kind == 0 else -limit
+                axes.imshow(values.numpy(), cmap=("magma", "RdBu")[kind], vmin=low, vmax=limit)
+            grid[2 * row + kind, 0].set_title(
+                f"{name}, {('frequency', 'space')[kind]}", fontsize=8, loc="left"
+            )
+    for axes in grid.flat:
+        axes.set_axis_off()
+    return figure
+
+
+def draw_gates(classifier: Classifier, examples: Examples) -> Figure:
+    """What each order of the last gnConv of each stage gates with, on the first image."""
+    maps = insight.gate_maps(hornet(classifier), examples.inputs[:1])
+    columns = 1 + max(map(len, maps.values()))
+    figure = Figure(figsize=(1.6 * columns, 1.8 * len(maps)), layout="constrained")
+    grid = figure.subplots(len(maps), columns, squeeze=False)
+    for row, (name, orders) in zip(grid, maps.items(), strict=True):
+        row[0].imshow(examples.pixels[0])
+        row[0].set_title(name, fontsize=8)
+        for k, (axes, gate) in enumerate(zip(row[1:], orders, strict=False)):
+            axes.imshow(gate[0].numpy(), cmap="viridis")
+            axes.set_title(f"q_{k}", fontsize=8)
+    for axes in grid.flat:
+        axes.set_axis_off()
+    return figure
+
+
+def draw_cam(classifier: Classifier, examples: Examples, columns: int = 4) -> Figure:
+    """Grad-CAM of the predicted class on each image."""
+    network = hornet(classifier)
+    maps = insight.grad_cam(network, examples.inputs)
+    with torch.no_grad():
+        shares = network(examples.inputs).softmax(1)
+    rows = -(-len(maps) // columns)
+    figure = Figure(figsize=(2 * columns, 2.3 * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for axes in grid.flat:
+        axes.set_axis_off()
+    for axes, pixels, cam, share in zip(grid.flat, examples.pixels, maps, shares, strict=False):
+        axes.imshow(pixels)
+        axes.imshow(cam.numpy(), cmap="jet", alpha=0.45, vmin=0, vmax=1)
+        axes.set_title(f"{classifier.labels[share.argmax()][:24]} {share.max():.0%}", fontsize=8)
+    return figure
+
+
+def draw_confusion(classifier: Classifier, files: list[Path], most: int = 8) -> Figure:
+    """The confusion matrix of images in folders of the classes' names, and the worst confusions.
+
+    Raises:
+        UserError: a folder is not named as a class.
+    """
+    names = classifier.classes
+    unknown = {file.parent.name for file in files} - set(names)
+    if unknown:
+        raise UserError(f"{files[0].parent.parent}: the model knows no class {min(unknown)}")
+    truth = torch.tensor([names.index(file.parent.name) for file in files])
+    logits = []
+    with torch.no_grad():
+        for start in range(0, len(files), 64):
+            logits.append(
+                classifier.model(examples_of(classifier, files[start : start + 64]).inputs)
+            )
+    shares = torch.cat(logits).softmax(1)
+    found = shares.argmax(1)
+    counts = torch.zeros(len(names), len(names), dtype=torch.long)
+    counts.index_put_((truth, found), torch.ones_like(truth), accumulate=True)
+    accuracy = float((truth == found).float().mean())
+    wrong = (truth != found).nonzero().flatten()
+    worst = sorted(wrong.tolist(), key=lambda index: -float(shares[index].max()))[:most]
+
+    figure = Figure(figsize=(7, 7.5), layout="constrained")
+    top, bottom = figure.subfigures(2, 1, height_ratios=(4, 1))  # type: ignore[misc]
+    axes = top.subplots()
+    share = counts / counts.sum(1, keepdim=True).clamp(min=1)
+    axes.imshow(share.numpy(), cmap="Blues", vmin=0, vmax=1)
+    axes.set(
+        title=f"accuracy {accuracy:.2%} of {len(files)} images", xlabel="predicted", ylabel="true"
+    )
+    if len(names) <= 30:
+        axes.set_xticks(range(len(names)), classifier.labels, rotation=90)
+        axes.set_yticks(range(len(names)), classifier.labels)
+        for row, column in counts.nonzero().tolist():
+            colour = "white" if share[row, column] > 0.5 else "black"
+            axes.text(column, row, str(int(counts[row, column])), ha="center", va="center",
+                      color=colour, fontsize=7)  # fmt: skip
+    if worst:
+        examples = examples_of(classifier, [files[index] for index in worst])
+        row = bottom.subplots(1, most, squeeze=False)[0]
+        for axes in row:
+            axes.set_axis_off()
+        for axes, pixels, index in zip(row, examples.pixels, worst, strict=False):
+            axes.imshow(pixels)
+            guess, right = (classifier.labels[labels[index]][:14] for labels in (found, truth))
+            axes.set_title(f"{guess} {shares[index].max():.0%}\n(true {right})", fontsize=7)
+    return figure
+
+
+def hornet(classifier: Classifier) -> nn.Module:
+    """The network of a classifier; raises UserError for another than a HorNet."""
+    if not isinstance(classifier.model, HorNet):
+        raise UserError(f"{classifier.config.model} is no HorNet in PyTorch, to be looked into")
+    return classifier.model
+
+
+def report(run: Path, images: Path | None, count: int) -> str:
+    """One HTML page about a run, with all its pictures inside.
+
+    Raises:
+        UserError: the folder is none of a run, or its images are not found.
+    """
+    curves = draw_curves([run])
+    newest = next(iter(checkpoint.resumable(run)), None)
+    if newest is None:
+        raise UserError(f"{run} holds no checkpoint")
+    classifier = load_classifier(str(newest))
+    flags = checkpoint.saved_flags(checkpoint.read(newest))
+    folder = images or _images_of(flags)
+    files = find_images([str(folder)])
+    examples = examples_of(classifier, _spread(files, count))
+    last = read_log(run)[-1]
+    measured = [r["test_acc1"] for r in read_log(run) if r.get("test_acc1") is not None]
+    parameters = sum(p.numel() for p in classifier.model.parameters())
+    facts = {
+        "run": run.name, "model": classifier.config.model, "checkpoint": newest.name,
+        "parameters": f"{parameters / 1e6:.1f} M", "epochs": last["epoch"] + 1,
+        "best top-1": f"{max(measured):.2f} %" if measured else "not measured", "images": folder,
+        "pixels": classifier.view.input_size,
+    }  # fmt: skip
+    pictures: dict[str, Callable[[], Figure]] = {
+        "Training": lambda: curves,
+        "Confusions": lambda: draw_confusion(classifier, files),
+        "Where it looks (Grad-CAM)": lambda: draw_cam(classifier, examples),
+        "What each order gates with": lambda: draw_gates(classifier, examples),
+        "Effective receptive field": lambda: draw_field(classifier, examples),
+        "Global filters": lambda: draw_filters(classifier),
+    }
+    parts = []
+    for title, draw in pictures.items():
+        try:
+            body = f'<img alt="{title}" src="data:image/png;base64,{_png(draw())}">'
+        except UserError as error:  # of this model or its images there is no such picture
+            body = f"<p>{html.escape(str(error))}</p>"
+        parts.append(f"<h2>{title}</h2>{body}")
+    rows, flat = (
+        "".join(f"<tr><th>{html.escape(str(k))}<td>{html.escape(str(v))}" for k, v in table.items())
+        for table in (facts, flags)
+    )
+    return (
+        f"<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(run.name)}</title>"
+        "<style>body{font:16px system-ui;max-width:70rem;margin:2rem auto;padding:0 1rem}"
+        "img{max-width:100%}th{text-align:left;padding-right:2rem;font-weight:500}</style>"
+        f"<h1>{html.escape(run.name)}</h1><table>{rows}</table>{''.join(parts)}"
+        f"<details><summary>All flags</summary><table>{flat}</table></details></html>\n"
+    )
+
+
+def _images_of(flags: dict[str, Any]) -> Path:
+    """The folder of a run's evaluation images; raises UserError where they are no image folder."""
+    path = flags.get("eval_data_path") or Path(str(flags.get("data_path"))) / "val"
+    if not Path(path).is_dir():
+        raise UserError(f"the run's images are not in {path}: give --images FOLDER")
+    return Path(path)
+
+
+def _spread(files: list[Path], count: int) -> list[Path]:
+    """Files evenly out of the list, so that sorted folders all have a part."""
+    return [files[i * len(files) // min(count, len(files))] for i in range(min(count, len(files)))]
+
+
+def _png(figure: Figure) -> str:
+    data = io.BytesIO()
+    figure.savefig(data, format="png", dpi=110)
+    return base64.b64encode(data.getvalue()).decode()
+
+
+def parser() -> argparse.ArgumentParser:
+    this = argparse.ArgumentParser(
+        "python -m tools.visualize", description="Pictures of what a HorNet has learnt."
+    )
+    what = this.add_subparsers(dest="what", required=True, metavar="WHAT")
+    helps = {
+        "curves": "training curves of one or several runs",
+        "field": "effective receptive field of the deepest stage",
+        "filters": "learned global filters, in frequency and in space",
+        "gates": "what each order of a gnConv gates with, on one image",
+        "cam": "where the network looks: Grad-CAM",
+        "confusion": "confusion matrix of images in class folders, and the worst confusions",
+        "report": "one HTML page about a run",
+    }
+    for name, text in helps.items():
+        sub = what.add_parser(name, help=text, description=text)
+        if name == "curves":
+            sub.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folders of runs")
+        elif name == "report":
+            sub.add_argument("run", type=Path, metavar="RUN", help="folder of a run")
+            sub.add_argument("--images", type=Path, metavar="FOLDER",
+                             help="class folders (the run's own to evaluate on)")  # fmt: skip
+        else:
+            if name != "filters":
+                sub.add_argument("images", nargs="+", metavar="IMAGE", help="files, or folders")
+            sub.add_argument("--checkpoint", required=True, help="as of tools.predict")
+            sub.add_argument("--model", default="", help="where the checkpoint names none")
+            sub.add_argument("--ema", action="store_true", help="the average of the weights")
+            sub.add_argument("--input-size", type=int, help="pixels; as in the run if not given")
+        if name not in ("curves", "filters", "confusion", "gates"):
+            sub.add_argument("--count", type=int, default=8, help="how many images (8)")
+        default = "FILE.html (RUN/report.html)" if name == "report" else "FILE.png"
+        sub.add_argument("--output", type=Path, required=name != "report", help=default)
+    return this
+
+
+def draw(arguments: argparse.Namespace) -> Figure:
+    """The picture that was asked for."""
+    if arguments.what == "curves":
+        return draw_curves(arguments.runs)
+    classifier = load_classifier(
+        arguments.checkpoint, arguments.model, arguments.ema, arguments.input_size
+    )
+    if arguments.what == "filters":
+        return draw_filters(classifier)
+    files = find_images(arguments.images)
+    if arguments.what == "confusion":
+        return draw_confusion(classifier, files)
+    count = 1 if arguments.what == "gates" else arguments.count
+    examples = examples_of(classifier, _spread(files, count))
+    of = {"field": draw_field, "gates": draw_gates, "cam": draw_cam}
+    return of[arguments.what](classifier, examples)
+
+
+def main(argv: list[str] | None = None) -> int:
+    arguments = parser().parse_args(argv)
+    try:
+        for name in ("input_size", "count"):
+            if hasattr(arguments, name):
+                check_positive(arguments, name)
+        output = arguments.output or arguments.run / "report.html"
+        suffix = ".html" if arguments.what == "report" else ".png"
+        if output.suffix != suffix:
+            raise UserError(f"--output {output}: give FILE{suffix}")
+        if not output.absolute().parent.is_dir():
+            raise UserError(f"--output {output}: {output.parent} is no folder")
+        if arguments.what == "report":
+            text = report(arguments.run, arguments.images, arguments.count)
+            with kept_when_done(output) as written:
+                written.write_text(text)
+        else:
+            figure = draw(arguments)
+            with kept_when_done(output) as written:
+                figure.savefig(written, dpi=130)
+    except UserError as error:
+        sys.stderr.write(f"tools.visualize: error: {' '.join(str(error).split())}\n")
+        return 1
+    sys.stdout.write(f"{output}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
