@@ -20,6 +20,12 @@ from utils import is_like
 
 logger = logging.getLogger(__name__)
 
+NOT_OF_MODELS = frozenset(
+    {"checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"}
+    | {"scriptable", "exportable", "no_jit", "num_classes"}
+)
+"""Arguments of timm.create_model that a checkpoint may not give."""
+
 
 def local_file(source: str | Path, context: DistributedContext) -> Path:
     """The checkpoint that a flag names, as a file: a path, an address, or published weights.
@@ -70,6 +76,9 @@ def saved_model(source: str, flags: dict[str, Any]) -> ModelConfig:
     known = {f.name: flags[f.name] for f in fields(ModelConfig) if f.name in flags}
     if source in (*timm.list_pretrained("hornet_*"), *timm.list_models("hornet_*")):
         known["model"] = source.split(".")[0]
+    hostile = set(known.get("model_kwargs") or {}) & NOT_OF_MODELS
+    if hostile:  # these would have timm fetch or unpickle other files
+        raise UserError(f"checkpoint {source}: its model_kwargs have {', '.join(sorted(hostile))}")
     if not isinstance(known.get("model"), str):
         raise UserError(f"checkpoint {source} does not name its model: give --model")
     for name, value in known.items():

@@ -11,7 +11,7 @@ from torch import nn
 
 from benchmarks.cases import Row, write_photos
 from benchmarks.measure import paired
-from runtime.errors import UserError
+from runtime.errors import MissingPackageError
 from tools import export
 from tools.classifier import Classifier
 from tools.exported import FORMATS, Exported
@@ -50,18 +50,19 @@ def exported(
         for kind, dtype in WAYS:
             what = f"{kind} {dtype}"
             output = Path(folder) / f"{dtype}{FORMATS[kind]}"
-            command = ["--output", str(output), "--dtype", dtype, "--batch-size", str(batch)]
-            if dtype == "int8":
-                command += ["--calibration", str(calibration)]
-            arguments = export.parser().parse_args(command)
+            options = export.Options(dtype, batch)
             try:
-                errors, quality = export.export(classifier, output, arguments)
-            except UserError as error:  # its library is not installed
+                if dtype == "int8":
+                    quality = export.export_int8(classifier, output, options, calibration)
+                    notes[what] = f"largest error {quality.error:.1e}"
+                    if quality.before is not None:
+                        notes[what] += f"; accuracy {quality.before:.2%}, then {quality.after:.2%}"
+                else:
+                    errors = export.export(classifier, output, options)
+                    notes[what] = f"largest error {max(errors.values()):.1e}"
+            except MissingPackageError as error:
                 yield Row(name, what, None, str(error), targets.get(what))
                 continue
-            notes[what] = f"largest error {quality.error if quality else max(errors.values()):.1e}"
-            if quality and quality.before is not None:
-                notes[what] += f"; accuracy {quality.before:.2%} before, {quality.after:.2%} after"
             contenders[what] = Exported(output, torch.get_num_threads())
         runs = {what: partial(model, images) for what, model in contenders.items()}
         with torch.no_grad():

@@ -45,9 +45,9 @@ from typing import IO, Any, BinaryIO
 
 import torch
 from safetensors import safe_open
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_INCEPTION_MEAN
 
 from config import CheckpointConfig, Config, FinetuneConfig
+from runtime import timm_folder
 from runtime.errors import UserError
 
 # the flags in released checkpoints are a Namespace, in Slurm runs with paths, whose class has moved
@@ -63,8 +63,6 @@ MODEL_KEY = FinetuneConfig.model_key
 MOST_TIMES = 10
 METADATA = "hornet"
 """Under which a .safetensors file may have the rest of a checkpoint (args, classes), as JSON."""
-FOLDER_FILES = ("config.json", "model.safetensors", "README.md")
-"""What a folder in timm's form holds: what the weights are, the weights, the model card."""
 SMALL = 2**24
 """Bytes that the file of the smallest model may have."""
 
@@ -392,14 +390,14 @@ def _are_weights(value: dict[str, Any]) -> bool:
 def read(path: str | Path, model: torch.nn.Module | None = None) -> dict[str, Any]:
     """The dict that a .pth or .safetensors file holds, on the CPU, without running its code.
 
-    Of a folder in timm's form (FOLDER_FILES) as if it were a checkpoint of that model.
+    Of a folder in timm's form as if it were a checkpoint of that model.
 
     Raises UserError for a path or file that is none, one that differs from the checksum beside it,
     and one of over MOST_TIMES the size of `model`.
     """
     path = Path(path)
-    if (path / FOLDER_FILES[0]).is_file():
-        return _read_folder(path, model)
+    if timm_folder.is_folder(path):
+        return {"model": read(path / timm_folder.WEIGHTS, model), **timm_folder.read_config(path)}
     if not path.is_file():
         is_what = "is a folder; give a file of it" if path.is_dir() else "does not exist"
         raise UserError(f"checkpoint {path} {is_what}")
@@ -431,28 +429,6 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
         rest = json.loads((file.metadata() or {}).get(METADATA, "{}"))
         weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no dict
     return {"model": weights, **rest} if rest else weights
-
-
-def _read_folder(folder: Path, model: torch.nn.Module | None) -> dict[str, Any]:
-    config, weights = (folder / name for name in FOLDER_FILES[:2])
-    state = read(weights, model)
-    try:
-        facts = json.loads(config.read_text())
-        cfg = facts.get("pretrained_cfg", facts)  # older folders have all of it at one level
-        mean = tuple(cfg["mean"])
-        if mean not in (IMAGENET_DEFAULT_MEAN, IMAGENET_INCEPTION_MEAN):
-            raise ValueError(f"the mean {mean} is neither ImageNet's nor Inception's")
-        flags = {
-            "model": facts["architecture"],
-            "model_kwargs": facts.get("model_args", {}),
-            "input_size": cfg["input_size"][-1],
-            "crop_pct": None if cfg.get("crop_mode") == "squash" else cfg["crop_pct"],
-            "imagenet_default_mean_and_std": mean == IMAGENET_DEFAULT_MEAN,
-        }
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        raise UserError(f"{config} is none of timm's: {error!r}") from None
-    names = facts.get("label_names")
-    return {"model": state, "args": flags} | ({"classes": names} if names else {})
 
 
 def _check_size(path: Path, model: torch.nn.Module | None) -> None:
@@ -562,7 +538,8 @@ def saved_flags(state: dict[str, Any]) -> dict[str, Any]:
     if "img_size" in flags:  # timm's train.py, where None is the model's own
         size = flags.get("input_size") or flags["img_size"]
         size = size[-1] if isinstance(size, list | tuple) else size
-        flags = {k: v for k, v in (flags | {"input_size": size}).items() if v is not None}
+        given = flags | {"input_size": size}
+        flags = {name: value for name, value in given.items() if value not in (None, "")}
     return {name: value for name, value in flags.items() if not torch.is_tensor(value)}
 
 

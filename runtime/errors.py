@@ -12,6 +12,10 @@ class UserError(Exception):
     """
 
 
+class MissingPackageError(UserError):
+    """What was asked for needs a package that is not installed."""
+
+
 def near_names(name: str, known: Iterable[str]) -> str:
     """What a message about an unknown name ends in: up to three known ones like it, or nothing."""
     near = difflib.get_close_matches(name, list(known), n=3)

@@ -159,7 +159,11 @@ def exports(
     from tools.classifier import load_classifier, untrained_classifier
 
     rounds = arguments.rounds
-    trained = load_classifier(arguments.checkpoint) if arguments.checkpoint else None
+    trained = (
+        load_classifier(arguments.checkpoint, takes_exported=False)
+        if arguments.checkpoint
+        else None
+    )
     peers = peers_of(arguments)
     for model, size, batch in product(peers, arguments.input_size, arguments.batch_size):
         usual = has_targets and (size, batch) == (224, 8)
@@ -215,8 +219,11 @@ def complete(arguments: argparse.Namespace) -> None:
     arguments.device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if "exports" in arguments.modes and arguments.device != "cpu":
         raise UserError("exports are measured on a CPU: give --device cpu")
-    if arguments.checkpoint and arguments.modes and "exports" not in arguments.modes:
-        raise UserError("--checkpoint is for exports")
+    exports_too = not arguments.gpu and "exports" in (arguments.modes or MODES)
+    if arguments.checkpoint and not (exports_too and arguments.device == "cpu"):
+        raise UserError("--checkpoint is for exports, on a CPU")
+    if arguments.calibration and not arguments.checkpoint:
+        raise UserError("--calibration is for the int8 file of --checkpoint")
     arguments.batch_size = arguments.batch_size or [8]
     arguments.dtype = arguments.dtype or ["float32", "bfloat16"]
     if arguments.device.startswith("cuda") and not torch.cuda.is_available():

@@ -12,7 +12,7 @@ from PIL import Image
 from timm.data import ImageNetInfo
 from torch import nn
 
-from config import AugmentConfig, DataConfig, ModelConfig
+from config import DataConfig, ModelConfig
 from datasets import unnamed
 from models import checkpoint_filter_fn
 from runtime import checkpoint
@@ -39,6 +39,13 @@ class Classifier:
         """The classes, those of ImageNet in words."""
         return readable(self.classes)
 
+    @property
+    def folders(self) -> list[str]:
+        """What the folders of the classes' images are called; of ImageNet-1K its synsets."""
+        info = ImageNetInfo()
+        is_imagenet = self.classes == unnamed(info.num_classes())
+        return info.label_names() if is_imagenet else self.classes
+
     def transform(self, image: Image.Image) -> torch.Tensor:
         return self.view.transform(image)
 
@@ -59,7 +66,11 @@ class View:
 
 
 def load_classifier(
-    source: str, model: str = "", ema: bool = False, input_size: int | None = None
+    source: str,
+    model: str = "",
+    ema: bool = False,
+    input_size: int | None = None,
+    takes_exported: bool = True,
 ) -> Classifier:
     """The classifier of a checkpoint: of this project, of the release, or published by name.
 
@@ -69,16 +80,19 @@ def load_classifier(
         model: Name of the model, where the checkpoint does not name it.
         ema: Take the moving average of the weights.
         input_size: Height and width of the images; those of the checkpoint's run if not given.
+        takes_exported: Whether a file of tools.export, which has no weights to name, is good too.
 
     Raises:
         UserError: the file can't be had, read, or does not fit the model.
     """
     if Path(source).suffix in FORMATS.values():
+        if not takes_exported:
+            raise UserError(f"{source} is exported: give the checkpoint that it was made of")
         return _exported_classifier(Path(source), model, ema, input_size)
     path = local_file(source, DistributedContext(0, 0, 1, torch.device("cpu")))
     state = checkpoint.load(path)
     flags = checkpoint.saved_flags(state)
-    config = saved_model(source, flags | ({"model": model} if model else {}))
+    config = saved_model(source, flags | ({"model": model.split(".")[0]} if model else {}))
     weights = state["model"]
     if ema:
         weights = checkpoint.average_in(state, path)
@@ -87,12 +101,10 @@ def load_classifier(
     num_classes = _rows_of_head(weights, config.model, path)
     network = build_model(replace(config, drop_path=0.0), num_classes)
     checkpoint.load_weights(network, checkpoint_filter_fn(weights, network), path)
-    if input_size is None and not flags and timm.is_model(config.model):
+    if input_size is None and "input_size" not in flags and timm.is_model(config.model):
         input_size = timm.get_pretrained_cfg(config.model).input_size[-1]  # type: ignore[union-attr]
-    data = _known(DataConfig, flags)
     size = input_size or config.input_size
-    crop_pct = None if is_warped(size) else _known(AugmentConfig, flags).crop_pct or CROP_PCT
-    view = View(size, *mean_std(data), crop_pct)
+    view = _view(flags, size, path)
     names = state.get("classes") or unnamed(num_classes)
     if not isinstance(names, list) or [type(name) for name in names] != num_classes * [str]:
         raise UserError(f"checkpoint {path}: its classes are no list of {num_classes} names")
@@ -111,11 +123,13 @@ def untrained_classifier(network: nn.Module, model: str, input_size: int) -> Cla
 def _exported_classifier(path: Path, model: str, ema: bool, input_size: int | None) -> Classifier:
     network = Exported(path)
     facts = network.facts
-    if model or ema or input_size not in (None, facts.input_size):
+    size = input_size or facts.input_size
+    if model or ema or (size != facts.input_size and not facts.any_size):
         raise UserError(
             f"{path} is exported: its model, weights and input size ({facts.input_size}) are fixed"
         )
-    view = View(facts.input_size, tuple(facts.mean), tuple(facts.std), facts.crop_pct)
+    crop_pct = None if is_warped(size) else facts.crop_pct or CROP_PCT
+    view = View(size, tuple(facts.mean), tuple(facts.std), crop_pct)
     return Classifier(network.eval(), ModelConfig(model=facts.model), facts.classes, view)
 
 
@@ -129,10 +143,32 @@ def _rows_of_head(weights: dict[str, torch.Tensor], model: str, path: Path) -> i
     raise UserError(f"checkpoint {path} has no head {name}: it cannot tell classes")
 
 
-def _known(section: type, flags: dict[str, Any]) -> Any:
-    names = ("imagenet_default_mean_and_std", "crop_pct")
-    fields = section.__dataclass_fields__  # type: ignore[attr-defined]
-    return section(**{name: flags[name] for name in names if name in fields and name in flags})
+def _view(flags: dict[str, Any], size: int, path: Path) -> View:
+    """The preprocessing that a checkpoint's flags ask for, of this project's runs or of timm's."""
+    of_imagenet = flags.get("imagenet_default_mean_and_std", True)
+    mean, std = mean_std(DataConfig(imagenet_default_mean_and_std=bool(of_imagenet)))
+    try:
+        mean, std = (
+            tuple(map(float, flags.get(name) or usual))
+            for name, usual in (("mean", mean), ("std", std))
+        )
+        if size < 1:
+            raise ValueError(f"input size {size}")
+        crop_pct = float(flags.get("crop_pct") or CROP_PCT)
+        if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
+            raise ValueError(f"mean {mean}, std {std}")
+        if not 0.05 < crop_pct <= 1:
+            raise ValueError(f"crop_pct {crop_pct}")
+        mode = flags.get("crop_mode") or ("squash" if is_warped(size) else "center")
+        if (mode == "squash") != is_warped(size) or mode not in ("center", "squash"):
+            raise ValueError(f"crop_mode {mode} at {size} pixels, which this project does not have")
+        if flags.get("crop_mode") == "squash" and crop_pct != 1:
+            raise ValueError(f"crop_pct {crop_pct} of the squashed image")
+        if flags.get("interpolation") not in (None, "bicubic"):
+            raise ValueError(f"interpolation {flags['interpolation']} instead of bicubic")
+    except (TypeError, ValueError) as error:
+        raise UserError(f"checkpoint {path}: its images cannot be prepared: {error}") from None
+    return View(size, mean, std, None if is_warped(size) else crop_pct)
 
 
 def readable(classes: list[str]) -> list[str]:

@@ -10,43 +10,56 @@ model.safetensors, README.md), which timm.create_model('local-dir:FOLDER', pretr
 """
 
 import argparse
+import io
 import json
 import sys
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+import timm
 import torch
-from timm.data import IMAGENET_DEFAULT_MEAN
-from timm.models import filter_pretrained_cfg
-from timm.models._hub import generate_readme
 
 from datasets import unnamed
-from runtime import checkpoint
+from models import HorNet
+from runtime import checkpoint, timm_folder
+from runtime.distributed import DistributedContext
 from runtime.errors import UserError
 from tools.classifier import Classifier, load_classifier
-from tools.exported import Exported
 from tools.outputs import kept_when_done
+from tools.program import run
+from weights import local_file
 
 FORMS = (".pth", ".safetensors", "")
 
-USAGE = """```python
+CARD = """---
+tags:
+- image-classification
+- timm
+- hornet
+pipeline_tag: image-classification
+library_name: timm
+license: {license}
+---
+# {name}
+
+An image classifier: HorNet, with recursive gated convolutions ([paper](https://arxiv.org/abs/2207.14284)).
+
+- Model: `{model}`, {parameters} M parameters
+- Images: {size} x {size} pixels
+- Classes: {classes}
+
+```python
 import timm
 from PIL import Image
 
 import hornet  # registers the models: pip install . in a clone of HorNet for PyTorch
 
 model = timm.create_model("hf-hub:USER/{name}", pretrained=True).eval()  # or local-dir:FOLDER
-config = timm.data.resolve_model_data_config(model)
-transform = timm.data.create_transform(**config, is_training=False)
+transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
 logits = model(transform(Image.open("image.jpg").convert("RGB"))[None])
-```"""
-CITATION = """@article{rao2022hornet,
-  title={HorNet: Efficient High-Order Spatial Interactions with Recursive Gated Convolutions},
-  author={Rao, Yongming and Zhao, Wenliang and Tang, Yansong and Zhou, Jie and Lim, Ser-Nam and Lu, Jiwen},
-  journal={Advances in Neural Information Processing Systems},
-  year={2022}
-}"""  # noqa: E501
+```
+"""  # noqa: E501
 
 
 def parser() -> argparse.ArgumentParser:
@@ -71,29 +84,34 @@ def convert(source: str, output: Path, model: str = "", ema: bool = False) -> Cl
     """
     if output.suffix not in FORMS:
         raise UserError(f"{output}: give FILE.pth, FILE.safetensors, or a folder without a suffix")
-    if not output.suffix and output.exists():
-        raise UserError(f"{output} exists already: give a new folder")
+    if output.exists():
+        raise UserError(f"{output} exists already: give another name")
     if not output.absolute().parent.is_dir():
         raise UserError(f"{output}: {output.parent} is no folder")
-    classifier = load_classifier(source, model, ema)
-    if isinstance(classifier.model, Exported):
-        raise UserError(f"{source} is exported: give the checkpoint that it was made of")
-    weights = {k: v.contiguous() for k, v in classifier.model.state_dict().items()}
+    classifier = load_classifier(source, model, ema, takes_exported=False)
+    weights = classifier.model.state_dict()
+    _check_unchanged(weights, source, ema)
+    if not output.suffix and not isinstance(classifier.model, HorNet):
+        raise UserError(f"{output}: folders are for HorNets, not {classifier.config.model}")
     with kept_when_done(output) as written:
         if output.suffix == ".pth":
-            torch.save({"model": weights, **_rest(classifier)}, written)
+            data = io.BytesIO()  # on a full disk torch's own writer would fail in two tracebacks
+            torch.save({"model": weights, **_rest(classifier)}, data)
+            written.write_bytes(data.getbuffer())
         elif output.suffix == ".safetensors":
             _write_safetensors(
                 weights, written, {checkpoint.METADATA: json.dumps(_rest(classifier))}
             )
         else:
-            _write_folder(classifier, weights, written)
+            _write_folder(classifier, weights, written, source in timm.list_pretrained("hornet_*"))
         again = load_classifier(str(written))
         found = again.model.state_dict()
-        same = all(torch.equal(value, found[name]) for name, value in weights.items())
-        facts = [(c.config.model, c.classes, c.view) for c in (classifier, again)]
-        if not same or facts[0] != facts[1]:
-            raise AssertionError(f"{output} reads as something else than was written")
+        if (
+            not all(torch.equal(value, found[name]) for name, value in weights.items())
+            or again.config.model != classifier.config.model
+            or (again.classes, again.view) != (classifier.classes, classifier.view)
+        ):
+            raise UserError(f"{output} reads as something else than was written: it is not kept")
     return classifier
 
 
@@ -104,6 +122,25 @@ def _write_safetensors(
     path.write_bytes(safetensors.torch.save(weights, {"format": "pt", **metadata}))
 
 
+def _check_unchanged(weights: dict[str, torch.Tensor], source: str, ema: bool) -> None:
+    """Refuses what loading has changed: filters of another size, digits of another type."""
+    path = local_file(source, DistributedContext(0, 0, 1, torch.device("cpu")))
+    state = checkpoint.load(path)
+    saved = checkpoint.average_in(state, path) if ema else state["model"]
+    assert saved is not None
+    for name, value in saved.items():
+        ours = next(weights[own] for own in weights if name == own or name.endswith(f".{own}"))
+        if value.shape != ours.shape:
+            raise UserError(
+                f"{source}: {name} is {list(value.shape)}, the model's {list(ours.shape)}: its "
+                "arguments (model_kwargs) are not in the file"
+            )
+        if not torch.equal(ours.to(value.dtype), value) or value.dtype.itemsize > ours.itemsize:
+            raise UserError(
+                f"{source}: {name} is {value.dtype}, more than the model's {ours.dtype}"
+            )
+
+
 def _rest(classifier: Classifier) -> dict[str, Any]:
     """What a checkpoint has beside weights: the flags of the model and its images, the classes."""
     config, view = classifier.config, classifier.view
@@ -112,72 +149,52 @@ def _rest(classifier: Classifier) -> dict[str, Any]:
         "model_kwargs": config.model_kwargs,
         "layer_scale_init_value": config.layer_scale_init_value,
         "input_size": view.input_size,
-        "crop_pct": view.crop_pct,
-        "imagenet_default_mean_and_std": view.mean == IMAGENET_DEFAULT_MEAN,
-    }
-    return {"args": flags, "classes": classifier.classes}
-
-
-def _write_folder(classifier: Classifier, weights: dict[str, torch.Tensor], folder: Path) -> None:
-    model, config, view = classifier.model, classifier.config, classifier.view
-    config_file, weights_file, card_file = (folder / name for name in checkpoint.FOLDER_FILES)
-    model_args = dict(config.model_kwargs)
-    if "layer_scale_init_value" in model_args or not config.layer_scale_init_value > 0:
-        model_args["layer_scale_init_value"] = config.layer_scale_init_value  # none in the weights
-    cfg = filter_pretrained_cfg(model.pretrained_cfg, remove_source=True, remove_null=True)
-    for name in ("architecture", "tag", "pool_size", "description"):  # said elsewhere, or of others
-        cfg.pop(name, None)
-    cfg |= {
-        "num_classes": len(classifier.classes),
-        "input_size": (3, view.input_size, view.input_size),
-        "mean": view.mean,
-        "std": view.std,
+        "mean": list(view.mean),
+        "std": list(view.std),
         "crop_pct": view.crop_pct or 1.0,
         "crop_mode": "center" if view.crop_pct else "squash",
         "interpolation": "bicubic",
     }
-    facts = {
-        "architecture": config.model,
-        "num_classes": len(classifier.classes),
-        "num_features": model.num_features,
-        "model_args": model_args,
-        "pretrained_cfg": cfg,
-    }
-    if classifier.classes != unnamed(len(classifier.classes)):
-        facts["label_names"] = classifier.classes
-    folder.mkdir()
-    config_file.write_text(json.dumps(facts, indent=2) + "\n")
-    _write_safetensors(weights, weights_file, {})
+    return {"args": flags, "classes": classifier.classes}
+
+
+def _write_folder(
+    classifier: Classifier, weights: dict[str, torch.Tensor], folder: Path, is_published: bool
+) -> None:
+    model, config, view = classifier.model, classifier.config, classifier.view
+    flags = _rest(classifier)["args"]
+    if not config.layer_scale_init_value:  # then the weights have none
+        flags["model_kwargs"] = flags["model_kwargs"] | {"layer_scale_init_value": 0.0}
+    classes = classifier.classes
+    cfg = {name: model.pretrained_cfg[name] for name in ("first_conv", "classifier")}  # type: ignore[index]
+    has_names = classes != unnamed(len(classes))
     parameters = sum(p.numel() for p in model.parameters())
-    card = {
-        "license": "mit",
-        "tags": ["image-classification", "timm", "hornet"],
-        "description": "An image classifier: HorNet, with recursive gated convolutions.",
-        "details": {
-            "Model": config.model,
-            "Parameters (M)": f"{parameters / 1e6:.1f}",
-            "Image size": f"{view.input_size} x {view.input_size}",
-            "Classes": str(len(classifier.classes)),
-            "Paper": "https://arxiv.org/abs/2207.14284",
-        },
-        "usage": USAGE.format(name=folder.name),
-        "citation": CITATION,
-    }
-    card_file.write_text(generate_readme(card, folder.name))
+    card = CARD.format(
+        name=folder.name,
+        license="mit" if is_published else "unknown  # say under which licence you give it",
+        model=config.model,
+        parameters=f"{parameters / 1e6:.1f}",
+        size=view.input_size,
+        classes=len(classes),
+    )
+    folder.mkdir()
+    (folder / timm_folder.CONFIG).write_text(timm_folder.config_of(flags, classes, has_names, cfg))
+    (folder / timm_folder.CARD).write_text(card)
+    _write_safetensors(weights, folder / timm_folder.WEIGHTS, {})
 
 
 def main(argv: list[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
-    try:
-        classifier = convert(arguments.source, arguments.output, arguments.model, arguments.ema)
-    except UserError as error:
-        sys.stderr.write(f"tools.convert: error: {' '.join(str(error).split())}\n")
-        return 1
-    name, count = classifier.config.model, len(classifier.classes)
-    sys.stdout.write(f"{arguments.output}: {name}, {count} classes\n")
-    if not arguments.output.suffix:
+    return run("tools.convert", lambda: _main(arguments))
+
+
+def _main(arguments: argparse.Namespace) -> int:
+    output = arguments.output
+    classifier = convert(arguments.source, output, arguments.model, arguments.ema)
+    sys.stdout.write(f"{output}: {classifier.config.model}, {len(classifier.classes)} classes\n")
+    if not output.suffix:
         sys.stdout.write(
-            f"timm.create_model('local-dir:{arguments.output}', pretrained=True) loads it once the "
+            f"timm.create_model('local-dir:{output}', pretrained=True) loads it once the "
             "models are registered (import models, or hornet)\n"
         )
     return 0

@@ -9,11 +9,11 @@ python -m tools.export hornet_tiny_gf --checkpoint hornet_tiny_gf.pth --format e
 
 import argparse
 import copy
-import logging
+import io
 import sys
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +24,15 @@ from torch import Tensor, nn
 
 from runtime.errors import UserError, check_positive, near_names, reason_of
 from tools.classifier import Classifier, load_classifier, untrained_classifier
-from tools.exported import FORMATS, KEY, Exported, Facts, format_of
+from tools.exported import FORMATS, KEY, Exported, Facts, format_of, needing_packages, quiet
 from tools.outputs import kept_when_done
+from tools.program import run
 from tools.quantize import Quality, batches, quality, quantize, split
 
 LARGEST_ERROR = {"float32": 1e-4, "float16": 5e-3, "bfloat16": 3e-2}
 """Relative to the largest logit; a file beyond is not kept."""
 LARGEST_WEIGHT = 2**31
-"""Bytes of a weight that is folded into one constant of an ONNX file."""
+"""Elements of a weight that is folded into one constant of an ONNX file."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -47,7 +48,7 @@ def parser() -> argparse.ArgumentParser:
     add("--output", type=Path, required=True, metavar="FILE",
         help=f"with the suffix of its format: {', '.join(FORMATS.values())}")  # fmt: skip
     add("--input-size", type=int, help="pixels; as in the checkpoint's run if not given")
-    add("--batch-size", type=int, default=1, help="images at a time, where it is fixed (1)")
+    add("--batch-size", type=int, help="images at a time (1)")
     add("--dynamic", choices=("batch", "size"),
         help="any number of images; size: any height and width too")  # fmt: skip
     add("--dtype", choices=(*LARGEST_ERROR, "int8"), default="float32",
@@ -56,8 +57,24 @@ def parser() -> argparse.ArgumentParser:
         help="images for --dtype int8: some give the ranges, the others show the accuracy, where "
         "they lie in folders of the classes' names")  # fmt: skip
     add("--no-fold", action="store_true", help="leave norms and scales as layers of their own")
-    add("--opset", type=int, default=20, help="version of ONNX's operators (20)")
+    add("--opset", type=int, help="version of ONNX's operators (20)")
     return this
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to export."""
+
+    dtype: str = "float32"
+    """Of the computation: a key of LARGEST_ERROR, or int8."""
+    batch_size: int | None = 1
+    """Images at a time; None for any number."""
+    any_size: bool = False
+    """Whether images may have any height and width."""
+    folds: bool = True
+    """Whether norms and scales go into the layers beside them."""
+    opset: int = 20
+    """Version of ONNX's operators."""
 
 
 class _Computed(nn.Module):
@@ -71,85 +88,86 @@ class _Computed(nn.Module):
         return self.model(images.to(self.dtype)).float()
 
 
-def export(
-    classifier: Classifier, output: Path, arguments: argparse.Namespace
-) -> tuple[dict[str, float], Quality | None]:
+def export(classifier: Classifier, output: Path, options: Options) -> dict[str, float]:
     """Writes the file; returns its largest error relative to the largest logit, by input shape.
-
-    Of an int8 file its quality on the images of --calibration instead.
 
     Raises:
         UserError: the format cannot take the model, or the error is too large; no file is left.
     """
-    view, dtype, kind = classifier.view, arguments.dtype, format_of(output)
-    is_int8 = dtype == "int8"
-    calibration, held_out = split(arguments.calibration) if is_int8 else ([], [])
-    batch = None if arguments.dynamic else arguments.batch_size
+    with kept_when_done(output) as written:
+        return _write(classifier, written, options)
+
+
+def export_int8(
+    classifier: Classifier, output: Path, options: Options, calibration: Path
+) -> Quality:
+    """Writes an ONNX file that computes in int8, with ranges from the images in a folder.
+
+    Returns what it costs on those of the images that did not give the ranges.
+
+    Raises:
+        UserError: as `export`, or there are too few images.
+    """
+    images, held_out = split(calibration)
+    size = options.batch_size or 8
+    with kept_when_done(output) as written:
+        in_float32 = written.with_name(f"{written.stem}.float32.onnx")
+        _write(classifier, in_float32, options)
+        with _exporting("onnx", classifier.config.model):
+            quantize(in_float32, written, batches(images, classifier, size))
+        in_float32.unlink()
+        return quality(classifier.model, Exported(written), held_out, classifier, size)
+
+
+def _write(classifier: Classifier, path: Path, options: Options) -> dict[str, float]:
+    """As `export`; what int8 is made of is float32."""
+    view, kind = classifier.view, format_of(path)
+    dtype = "float32" if options.dtype == "int8" else options.dtype
     facts = Facts(classifier.config.model, classifier.labels, view.input_size, list(view.mean),
-                  list(view.std), view.crop_pct, dtype, batch)  # fmt: skip
+                  list(view.std), view.crop_pct, options.dtype, options.batch_size,
+                  options.any_size)  # fmt: skip
     ready = copy.deepcopy(classifier.model)
-    if not arguments.no_fold:
+    if options.folds:
         ready = reparameterize_model(ready, inplace=True)
     if hasattr(ready, "set_global_filter_impl"):
         ready.set_global_filter_impl("matmul")  # type: ignore[operator]
-    # OpenVINO computes in the type that it is told to where it runs, int8 is made of float32
-    in_float32 = is_int8 or kind == "openvino"
-    computed = _Computed(ready, torch.float32 if in_float32 else getattr(torch, dtype)).eval()
-    sizes = [(batch or 2, view.input_size, view.input_size)]
-    if arguments.dynamic:
+    # OpenVINO computes in the type that it is told to where it runs
+    computed = _Computed(ready, torch.float32 if kind == "openvino" else getattr(torch, dtype))
+    sizes = [(options.batch_size or 2, view.input_size, view.input_size)]
+    if options.batch_size is None:
         sizes.append((3, view.input_size, view.input_size))
-    if arguments.dynamic == "size":
+    if options.any_size:
         sizes.append((1, view.input_size + 32, view.input_size + 96))
     example = torch.randn(sizes[0][0], 3, *sizes[0][1:])
-    with kept_when_done(output) as written:
-        first = written.with_name("float32.onnx") if is_int8 else written
-        with _quiet():
-            try:
-                _WRITERS[kind](computed, example, first, facts, arguments)
-                if is_int8:
-                    quantize(first, written, batches(calibration, classifier, batch or 8))
-            except ImportError as error:
-                raise UserError(
-                    f"--format {kind} needs {error.name}: pip install '.[export]' "
-                    "(OpenVINO: '.[openvino]')"
-                ) from None
-            except UserError:
-                raise
-            except Exception as error:  # each library has its own types
-                raise UserError(
-                    f"--format {kind} cannot take {facts.model}: {reason_of(error)}"
-                ) from None
-        try:
-            errors = _errors(classifier.model, Exported(first), sizes)
-            exported = Exported(written)
-        except Exception as error:  # of the library that runs it
-            reason = reason_of(error).replace(str(first), output.name)
+    with _exporting(kind, facts.model):
+        _WRITERS[kind](computed.eval(), example, path, facts, options)
+    try:
+        errors = _errors(classifier.model, Exported(path), sizes)
+    except Exception as error:  # of the library that runs it
+        raise UserError(
+            f"--format {kind}, --dtype {dtype}: the file does not run here, so it is not kept: "
+            f"{reason_of(error).replace(str(path), 'it')}"
+        ) from None
+    most = LARGEST_ERROR[dtype]
+    for shape, largest in errors.items():
+        if not largest <= most:  # nor where it is no number
             raise UserError(
-                f"--format {kind}, --dtype {dtype}: the file does not run here, so it is not kept: "
-                f"{reason}"
-            ) from None
-        worst, most = max(errors.values()), LARGEST_ERROR["float32" if is_int8 else dtype]
-        if not worst <= most:
-            raise UserError(
-                f"the exported file differs from PyTorch by {worst:.1e} of the largest logit, more "
-                f"than {most:.0e}: it is not kept"
+                f"the exported file differs from PyTorch by {largest:.1e} of the largest logit at "
+                f"{shape}, more than {most:.0e}: it is not kept"
             )
-        if not is_int8:
-            return errors, None
-        first.unlink()
-        return {}, quality(classifier.model, exported, held_out, classifier, batch or 8)
+    return errors
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Without what exporters tell of their own workings; their errors are raised all the same."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        logging.disable(logging.CRITICAL)
-        try:
+def _exporting(kind: str, model: str) -> Iterator[None]:
+    """One line of what goes wrong in the body, and nothing of what exporters tell otherwise."""
+    try:
+        with quiet(), needing_packages(f"--format {kind}"):
             yield
-        finally:
-            logging.disable(logging.NOTSET)
+    except (UserError, OSError):
+        raise
+    except Exception as error:  # each library has its own types
+        raise UserError(f"--format {kind} cannot take {model}: {reason_of(error)}") from None
 
 
 @torch.no_grad()
@@ -165,35 +183,33 @@ def _errors(
     return errors
 
 
-def _program(
-    model: nn.Module, example: Tensor, arguments: argparse.Namespace
-) -> torch.export.ExportedProgram:
+def _program(model: nn.Module, example: Tensor, options: Options) -> torch.export.ExportedProgram:
     shapes = None
-    if arguments.dynamic:
-        vary = (0,) if arguments.dynamic == "batch" else (0, 2, 3)
+    if options.batch_size is None:
+        vary = (0, 2, 3) if options.any_size else (0,)
         shapes = (dict.fromkeys(vary, torch.export.Dim.DYNAMIC),)
     with torch.no_grad():
         return torch.export.export(model, (example,), dynamic_shapes=shapes)
 
 
 def _write_onnx(
-    model: nn.Module, example: Tensor, path: Path, facts: Facts, arguments: argparse.Namespace
+    model: nn.Module, example: Tensor, path: Path, facts: Facts, options: Options
 ) -> None:
     import onnx  # noqa: F401 - what writes the file, named if it is missing
     from onnxscript.optimizer import optimize
 
     program = torch.onnx.export(
-        _program(model, example, arguments),
+        _program(model, example, options),
         (),
         dynamo=True,
-        opset_version=arguments.opset,
+        opset_version=options.opset,
         input_names=["images"],
         output_names=["logits"],
         verbose=False,
     )
     assert program is not None
-    if program.model.opset_imports[""] != arguments.opset:
-        raise UserError(f"--opset {arguments.opset}: torch.onnx cannot write it; 20 works")
+    if program.model.opset_imports[""] != options.opset:
+        raise UserError(f"--opset {options.opset}: torch.onnx cannot write it; 20 works")
     # weights that are reshaped in the graph become plain ones, which is what quantisation takes
     optimize(program.model, input_size_limit=LARGEST_WEIGHT, output_size_limit=LARGEST_WEIGHT)
     program.model.metadata_props[KEY] = facts.dumps()
@@ -201,28 +217,33 @@ def _write_onnx(
 
 
 def _write_torchscript(
-    model: nn.Module, example: Tensor, path: Path, facts: Facts, _: argparse.Namespace
+    model: nn.Module, example: Tensor, path: Path, facts: Facts, _: Options
 ) -> None:
     with torch.no_grad():
         traced = torch.jit.trace(model, (example,), check_trace=False)
-    torch.jit.save(traced, str(path), _extra_files={KEY: facts.dumps()})
+    # in memory first: on a full disk its writer would end the process
+    data = io.BytesIO()
+    torch.jit.save(traced, data, _extra_files={KEY: facts.dumps()})
+    path.write_bytes(data.getbuffer())
 
 
 def _write_exported(
-    model: nn.Module, example: Tensor, path: Path, facts: Facts, arguments: argparse.Namespace
+    model: nn.Module, example: Tensor, path: Path, facts: Facts, options: Options
 ) -> None:
-    program = _program(model, example, arguments)
-    torch.export.save(program, path, extra_files={KEY: facts.dumps()})
+    program = _program(model, example, options)
+    data = io.BytesIO()  # as above
+    torch.export.save(program, data, extra_files={KEY: facts.dumps()})
+    path.write_bytes(data.getbuffer())
 
 
 def _write_openvino(
-    model: nn.Module, example: Tensor, path: Path, facts: Facts, arguments: argparse.Namespace
+    model: nn.Module, example: Tensor, path: Path, facts: Facts, options: Options
 ) -> None:
     import openvino
 
     # by way of ONNX: OpenVINO's own reader of programs lacks arithmetic on sizes that vary
     onnx = path.with_suffix(".onnx")
-    _write_onnx(model, example, onnx, facts, arguments)
+    _write_onnx(model, example, onnx, facts, options)
     converted = openvino.convert_model(onnx)
     converted.set_rt_info(facts.dumps(), [KEY])
     openvino.save_model(converted, path, compress_to_fp16=facts.dtype == "float16")
@@ -243,7 +264,11 @@ def _classifier(arguments: argparse.Namespace) -> Classifier:
         raise UserError(f"there is no model {arguments.model}{near_names(arguments.model, known)}")
     if arguments.checkpoint:
         return load_classifier(
-            arguments.checkpoint, arguments.model, arguments.ema, arguments.input_size
+            arguments.checkpoint,
+            arguments.model,
+            arguments.ema,
+            arguments.input_size,
+            takes_exported=False,
         )
     if not arguments.model:
         raise UserError("give --checkpoint FILE, or a model to export with random weights")
@@ -274,6 +299,16 @@ def _check(arguments: argparse.Namespace) -> str:
     check_positive(arguments, "batch_size", "input_size", "opset")
     if not arguments.output.parent.is_dir():
         raise UserError(f"--output {arguments.output}: {arguments.output.parent} is no folder")
+    if arguments.output.is_dir():
+        raise UserError(f"--output {arguments.output} is a folder: give a file")
+    if (kind, arguments.dtype) == ("onnx", "bfloat16"):
+        raise UserError("--dtype bfloat16: ONNX Runtime has none on CPUs, where files are checked")
+    if arguments.ema and not arguments.checkpoint:
+        raise UserError("--ema is the average in a checkpoint: give --checkpoint")
+    if arguments.dynamic and arguments.batch_size:
+        raise UserError("--batch-size is fixed, --dynamic is any number: give one of them")
+    if arguments.opset and kind not in ("onnx", "openvino"):
+        raise UserError(f"--opset is ONNX's: --format {kind} has none")
     if (arguments.dtype == "int8") != (arguments.calibration is not None):
         raise UserError("--dtype int8 and --calibration FOLDER go together")
     if arguments.dtype == "int8" and kind != "onnx":
@@ -285,24 +320,29 @@ def _check(arguments: argparse.Namespace) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
-    try:
-        kind = _check(arguments)
-        errors, int8_quality = export(_classifier(arguments), arguments.output, arguments)
-    except UserError as error:
-        sys.stderr.write(f"tools.export: error: {' '.join(str(error).split())}\n")
-        return 1
-    for shape, largest in errors.items():
-        sys.stdout.write(f"{shape}: largest error {largest:.1e} of the largest logit\n")
-    if int8_quality:
-        sys.stdout.write(f"{int8_quality}\n")
-    files = [arguments.output]
-    if kind == "openvino":
-        files.append(arguments.output.with_suffix(".bin"))
+    return run("tools.export", lambda: _main(arguments))
+
+
+def _main(arguments: argparse.Namespace) -> int:
+    kind = _check(arguments)
+    classifier, output = _classifier(arguments), arguments.output
+    options = Options(
+        arguments.dtype,
+        None if arguments.dynamic else arguments.batch_size or 1,
+        arguments.dynamic == "size",
+        not arguments.no_fold,
+        arguments.opset or Options.opset,
+    )
+    if arguments.calibration:
+        told = [str(export_int8(classifier, output, options, arguments.calibration))]
+    else:
+        errors = export(classifier, output, options)
+        told = [f"{at}: largest error {e:.1e} of the largest logit" for at, e in errors.items()]
+    files = [output, output.with_suffix(".bin")] if kind == "openvino" else [output]
     megabytes = sum(file.stat().st_size for file in files) / 1e6
     weights = "" if arguments.checkpoint else ", random weights: no --checkpoint was given"
-    sys.stdout.write(
-        f"{arguments.output}: {kind}, {arguments.dtype}, {megabytes:.1f} MB{weights}\n"
-    )
+    told.append(f"{output}: {kind}, {arguments.dtype}, {megabytes:.1f} MB{weights}")
+    sys.stdout.write("\n".join(told) + "\n")
     return 0
 
 

@@ -4,7 +4,10 @@ Shapes: images (B, 3, S, S) float32 -> logits (B, classes) float32, in every for
 """
 
 import json
-from collections.abc import Callable
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from runtime.errors import UserError, reason_of
+from runtime.errors import MissingPackageError, UserError, reason_of
 
 FORMATS = {"onnx": ".onnx", "torchscript": ".torchscript", "exported": ".pt2", "openvino": ".xml"}
 KEY = "hornet"
@@ -33,13 +36,29 @@ class Facts:
     dtype: str
     batch_size: int | None
     """Images at a time; None for any number."""
+    any_size: bool = False
+    """Whether images may have any height and width."""
 
     def dumps(self) -> str:
         return json.dumps(asdict(self))
 
+    def check(self) -> None:
+        """Raises TypeError or ValueError where a file that was tampered with has other types."""
+        if not all(isinstance(name, str) for name in (self.model, self.dtype, *self.classes)):
+            raise TypeError("its model, type or classes are no names")
+        if len(self.mean) != 3 or len(self.std) != 3 or not min(self.std) > 0 or max(self.mean) > 9:
+            raise ValueError("its mean and std are no three numbers")
+        for size in (self.input_size, 1 if self.batch_size is None else self.batch_size):
+            if type(size) is not int or size < 1:
+                raise ValueError(f"a size in it is {size!r}")
+        if self.crop_pct is not None and not 0.05 < self.crop_pct <= 1:
+            raise ValueError(f"its crop_pct is {self.crop_pct}")
+
 
 class Exported(nn.Module):
     """An exported network, run by the library of its format on the CPU.
+
+    Files of torch.export and TorchScript are programs: take them from people you trust only.
 
     Args:
         path: The file.
@@ -56,15 +75,18 @@ class Exported(nn.Module):
     def __init__(self, path: Path, threads: int = 0) -> None:
         super().__init__()
         kind = format_of(path)
+        self.path = path
         if not path.is_file():
             raise UserError(f"{path} is not a file")
         try:
-            run, text = _OPENERS[kind](path, threads)
+            with quiet(), needing_packages(str(path)):
+                run, text = _OPENERS[kind](path, threads)
+            if not text:
+                raise ValueError("it does not say what it is")
             self.facts = Facts(**json.loads(text))
-        except ImportError as error:
-            raise UserError(
-                f"{path} needs {error.name}: pip install '.[export]' (OpenVINO: '.[openvino]')"
-            ) from None
+            self.facts.check()
+        except UserError:
+            raise
         except Exception as error:  # each library has its own types
             raise UserError(
                 f"{path} is no file that tools.export has written: {reason_of(error)}"
@@ -79,8 +101,42 @@ class Exported(nn.Module):
         for start in range(0, len(images), size):
             part = images[start : start + size].cpu()
             missing = part.new_zeros(size - len(part), *part.shape[1:])
-            parts.append(self.run(torch.cat((part, missing)))[: len(part)])
+            try:
+                logits = self.run(torch.cat((part, missing)))
+            except Exception as error:  # each library has its own types
+                shape = " x ".join(map(str, part.shape))
+                raise UserError(f"{self.path} fails on {shape}: {reason_of(error)}") from None
+            if logits.shape[1:] != (len(self.facts.classes),):
+                raise UserError(
+                    f"{self.path} names {len(self.facts.classes)} classes, it has others"
+                )
+            parts.append(logits[: len(part)])
         return torch.cat(parts)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without what libraries tell of their own workings; their errors are raised all the same."""
+    level = logging.root.manager.disable
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logging.disable(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            logging.disable(level)
+
+
+@contextmanager
+def needing_packages(what: str) -> Iterator[None]:
+    """Says how to install what the body lacks."""
+    try:
+        yield
+    except ImportError as error:
+        raise MissingPackageError(
+            f"{what} needs a package ({reason_of(error)}): pip install '.[export]', for OpenVINO "
+            "'.[openvino]'"
+        ) from None
 
 
 def format_of(path: Path) -> str:
@@ -102,7 +158,7 @@ def _open_onnx(path: Path, threads: int) -> tuple[Any, str]:
         (logits,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
         return torch.from_numpy(logits)
 
-    return run, session.get_modelmeta().custom_metadata_map[KEY]
+    return run, session.get_modelmeta().custom_metadata_map.get(KEY, "")
 
 
 def _open_torchscript(path: Path, _: int) -> tuple[Any, str]:

@@ -23,5 +23,5 @@ def kept_when_done(output: Path) -> Iterator[Path]:
             yield Path(folder) / output.name
             for path in Path(folder).iterdir():
                 os.replace(path, output.parent / path.name)
-    except OSError as error:
+    except OSError as error:  # in the body too, which does nothing with files but write there
         raise UserError(f"{output} cannot be written: {error.strerror or error}") from None

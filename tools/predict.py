@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 from images import is_image, load_image
 from runtime.errors import UserError, check_positive
 from tools.classifier import Classifier, load_classifier
+from tools.program import run
 
 CAPTION_WIDTH = 320  # pixels
 
@@ -139,35 +140,35 @@ def save_captioned(predictions: Predictions, folder: Path) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
-    try:
-        check_positive(arguments, "topk", "batch_size", "input_size")
-        if arguments.device == "cuda" and not torch.cuda.is_available():
-            raise UserError("--device cuda: this machine offers no GPU")
-        on_gpu = arguments.device != "cpu" and torch.cuda.is_available()
-        files = find_images(arguments.images)
-        classifier = load_classifier(
-            arguments.checkpoint, arguments.model, arguments.ema, arguments.input_size
-        )
-        predictions, unreadable = predict(
-            classifier,
-            files,
-            torch.device("cuda" if on_gpu else "cpu"),
-            arguments.topk,
-            arguments.batch_size,
-        )
-        if arguments.json:
-            sys.stdout.write(as_json(predictions, unreadable))
-        elif arguments.csv:
-            print_csv(predictions)
-        elif predictions:
-            sys.stdout.write(as_table(predictions))
-        for reason in unreadable.values():
-            sys.stderr.write(f"skipped: {reason}\n")
-        if arguments.show_dir:
-            save_captioned(predictions, arguments.show_dir)
-    except UserError as error:
-        sys.stderr.write(f"tools.predict: error: {error}\n")
-        return 1
+    return run("tools.predict", lambda: _main(arguments))
+
+
+def _main(arguments: argparse.Namespace) -> int:
+    check_positive(arguments, "topk", "batch_size", "input_size")
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: this machine offers no GPU")
+    on_gpu = arguments.device != "cpu" and torch.cuda.is_available()
+    files = find_images(arguments.images)
+    classifier = load_classifier(
+        arguments.checkpoint, arguments.model, arguments.ema, arguments.input_size
+    )
+    predictions, unreadable = predict(
+        classifier,
+        files,
+        torch.device("cuda" if on_gpu else "cpu"),
+        arguments.topk,
+        arguments.batch_size,
+    )
+    if arguments.json:
+        sys.stdout.write(as_json(predictions, unreadable))
+    elif arguments.csv:
+        print_csv(predictions)
+    elif predictions:
+        sys.stdout.write(as_table(predictions))
+    for reason in unreadable.values():
+        sys.stderr.write(f"skipped: {reason}\n")
+    if arguments.show_dir:
+        save_captioned(predictions, arguments.show_dir)
     return 0 if predictions else 1
 
 

@@ -97,8 +97,8 @@ def quality(
     labels = [first.argmax(1), second.argmax(1)]
     same = float((labels[0] == labels[1]).float().mean())
     folders = [file.parent.name for file in files]
-    if not set(folders) <= set(classifier.classes):
+    if not set(folders) <= set(classifier.folders):
         return Quality(len(files), None, None, same, error)
-    truth = torch.tensor([classifier.classes.index(name) for name in folders])
+    truth = torch.tensor([classifier.folders.index(name) for name in folders])
     right = [float((found == truth).float().mean()) for found in labels]
     return Quality(len(files), right[0], right[1], same, error)

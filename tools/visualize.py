@@ -29,7 +29,7 @@ from models import HorNet
 from runtime import checkpoint
 from runtime.errors import UserError, check_positive
 from runtime.logging import read_log
-from tools import insight
+from tools import insight, program
 from tools.classifier import Classifier, load_classifier
 from tools.outputs import kept_when_done
 from tools.predict import find_images
@@ -161,7 +161,7 @@ def draw_confusion(classifier: Classifier, files: list[Path], most: int = 8) -> 
     Raises:
         UserError: a folder is not named as a class.
     """
-    names = classifier.classes
+    names = classifier.folders
     unknown = {file.parent.name for file in files} - set(names)
     if unknown:
         raise UserError(f"{files[0].parent.parent}: the model knows no class {min(unknown)}")
@@ -341,27 +341,25 @@ def draw(arguments: argparse.Namespace) -> Figure:
 
 def main(argv: list[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
-    try:
-        for name in ("input_size", "count"):
-            if hasattr(arguments, name):
-                check_positive(arguments, name)
-        output = arguments.output or arguments.run / "report.html"
-        suffix = ".html" if arguments.what == "report" else ".png"
-        if output.suffix != suffix:
-            raise UserError(f"--output {output}: give FILE{suffix}")
-        if not output.absolute().parent.is_dir():
-            raise UserError(f"--output {output}: {output.parent} is no folder")
-        if arguments.what == "report":
-            text = report(arguments.run, arguments.images, arguments.count)
-            with kept_when_done(output) as written:
-                written.write_text(text)
-        else:
-            figure = draw(arguments)
-            with kept_when_done(output) as written:
-                figure.savefig(written, dpi=130)
-    except UserError as error:
-        sys.stderr.write(f"tools.visualize: error: {' '.join(str(error).split())}\n")
-        return 1
+    return program.run("tools.visualize", lambda: _main(arguments))
+
+
+def _main(arguments: argparse.Namespace) -> int:
+    check_positive(arguments, *({"input_size", "count"} & vars(arguments).keys()))
+    output = arguments.output or arguments.run / "report.html"
+    suffix = ".html" if arguments.what == "report" else ".png"
+    if output.suffix != suffix:
+        raise UserError(f"--output {output}: give FILE{suffix}")
+    if not output.absolute().parent.is_dir():
+        raise UserError(f"--output {output}: {output.parent} is no folder")
+    if arguments.what == "report":
+        text = report(arguments.run, arguments.images, arguments.count)
+        with kept_when_done(output) as written:
+            written.write_text(text)
+    else:
+        figure = draw(arguments)
+        with kept_when_done(output) as written:
+            figure.savefig(written, dpi=130)
     sys.stdout.write(f"{output}\n")
     return 0
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
+from torch.utils.flop_counter import flop_registry, register_flop_formula
 
 from .dispatch import autocast_dtype, eager_on_cpu, wants_gradient
 
@@ -92,5 +92,6 @@ def _count(x_shape, weight_shape, *_, out_shape=None, **__) -> int:
     return 2 * torch.Size(rows).numel() * channels * weight_shape[0]
 
 
-if ONEDNN_MATMUL is not None:
+# another copy of this package in the process, as torch.hub's, may have done it
+if ONEDNN_MATMUL is not None and ONEDNN_MATMUL not in flop_registry:
     register_flop_formula(ONEDNN_MATMUL)(_count)

@@ -1,15 +1,18 @@
 """Weights in other forms: the same to the last bit, for this project and for timm alone."""
 
 import json
+import re
 
 import numpy as np
 import pytest
 import timm
 import torch
 
+import tools.convert
 from cli import parse_args
 from runtime import checkpoint
 from runtime.distributed import DistributedContext
+from runtime.errors import UserError
 from tests.drawings import draw
 from tools.classifier import load_classifier
 from tools.convert import main
@@ -19,17 +22,28 @@ CLASSES = ["ant", "bee", "cat"]
 IMAGE = draw("cross", np.random.RandomState(0), size=90).crop((0, 0, 90, 70))
 
 
-@pytest.fixture(params=[(64, None), (64, 0.9), (32, None)], ids=str)
+CASES = {
+    "crop": {"input_size": 64},
+    "other crop": {"input_size": 64, "crop_pct": 0.9, "imagenet_default_mean_and_std": False},
+    "no layer scale": {"input_size": 64, "layer_scale_init_value": 0.0},
+    "warped": {"input_size": 32},
+}
+
+
+@pytest.fixture(params=CASES.values(), ids=CASES)
 def source(request, tmp_path):
     """A checkpoint of a model with another filter size, and its average."""
-    size, crop_pct = request.param
+    flags = request.param
     kwargs = {"global_filters": [None, None, [6, 5], [2, 2]]}
+    scale = {"layer_scale_init_value": flags.get("layer_scale_init_value", 1e-6)}
     state = {}
     for seed, name in enumerate(("model", "model_ema")):
         torch.manual_seed(seed)
-        state[name] = timm.create_model("hornet_atto_gf", num_classes=3, **kwargs).state_dict()
-    flags = {"model": "hornet_atto_gf", "model_kwargs": kwargs, "input_size": size}
-    state |= {"args": flags | {"crop_pct": crop_pct}, "classes": CLASSES}
+        state[name] = timm.create_model(
+            "hornet_atto_gf", num_classes=3, **kwargs, **scale
+        ).state_dict()
+    flags = {"model": "hornet_atto_gf", "model_kwargs": kwargs} | flags
+    state |= {"args": flags, "classes": CLASSES}
     checkpoint.save(state, tmp_path / "source.pth")
     return tmp_path / "source.pth"
 
@@ -75,7 +89,7 @@ def test_timm_loads_the_folder(source, tmp_path):
     assert json.loads((folder / "config.json").read_text())["label_names"] == CLASSES
     card = (folder / "README.md").read_text()
     assert card.startswith("---\n")
-    assert "license: mit" in card
+    assert "license: unknown" in card  # whose weights they are is not ours to say
     assert "import hornet" in card
 
 
@@ -101,11 +115,15 @@ def test_a_run_starts_from_it(source, tmp_path, form):
         (["weights.pth", "none/a.pth", "--model", "hornet_atto_7x7"], "is no folder"),
         (["weights.pth", "a.pth", "--model", "hornet_atto_7x7", "--ema"], "no moving average"),
         (["folder", "a.pth"], "config.json is none of timm's"),
+        (["weights.pth", "weights.pth", "--model", "hornet_atto_7x7"], "exists already"),
+        (["a.onnx", "a.pth"], "is exported: give the checkpoint"),
+        (["resnet.pth", "new", "--model", "resnet18"], "folders are for HorNets, not resnet18"),
     ],
 )
 def test_mistakes_are_one_line(tmp_path, monkeypatch, capsys, arguments, message):
     monkeypatch.chdir(tmp_path)
     torch.save(timm.create_model("hornet_atto_7x7").state_dict(), "weights.pth")
+    torch.save(timm.create_model("resnet18").state_dict(), "resnet.pth")
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "config.json").write_text('{"architecture": "hornet_atto_7x7"}')
     if arguments[0] == "folder":
@@ -118,3 +136,75 @@ def test_mistakes_are_one_line(tmp_path, monkeypatch, capsys, arguments, message
     assert message in error
     assert error.count("\n") == 1
     assert {path: path.stat().st_mtime for path in tmp_path.iterdir()} == before
+
+
+def changed(folder, **values):
+    """The folder with other values of the preprocessing, or of what is beside it."""
+    path = folder / "config.json"
+    facts = json.loads(path.read_text())
+    for name, value in values.items():
+        (facts["pretrained_cfg"] if name in facts["pretrained_cfg"] else facts)[name] = value
+    path.write_text(json.dumps(facts))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"mean": [0.5] * 3, "std": [0.2] * 3}, ""),
+        ({"std": [0.0] * 3}, "std"),
+        ({"mean": "abc"}, "could not convert"),
+        ({"interpolation": "bilinear"}, "interpolation bilinear instead of bicubic"),
+        ({"crop_mode": "border"}, "crop_mode border"),
+        ({"crop_mode": "squash"}, "crop_mode squash at 64 pixels"),
+        ({"crop_pct": -1}, "crop_pct -1"),
+        ({"crop_pct": "x"}, "could not convert"),
+        ({"input_size": [3, 64, 96]}, "images of [3, 64, 96]"),
+        ({"input_size": [3, 0, 0]}, "input size 0"),
+        ({"label_names": ["a"]}, "no list of 3 names"),
+        ({"model_args": {"checkpoint_path": "evil.pth"}}, "model_kwargs have checkpoint_path"),
+        ({"pretrained_cfg": None}, "none of timm's"),
+    ],
+)
+def test_folders_of_others(tmp_path, values, message):
+    """They are prepared for as timm does, or refused."""
+    torch.manual_seed(0)
+    state = {"model": timm.create_model("hornet_atto_7x7", num_classes=3).state_dict()}
+    torch.save(state | {"args": {"model": "hornet_atto_7x7", "input_size": 64}}, tmp_path / "a.pth")
+    folder = changed(convert(tmp_path / "a.pth", tmp_path / "folder"), **values)
+    if message:
+        with pytest.raises(UserError, match=re.escape(message)):
+            load_classifier(str(folder))
+        return
+    model = timm.create_model(f"local-dir:{folder}", pretrained=True)
+    config = timm.data.resolve_model_data_config(model)
+    theirs = timm.data.create_transform(**config, is_training=False)(IMAGE)
+    torch.testing.assert_close(load_classifier(str(folder)).transform(IMAGE), theirs)
+
+
+def test_what_loading_would_change_is_refused(tmp_path, capsys):
+    small = timm.create_model("hornet_atto_gf", global_filters=(None, None, (6, 5), (2, 2)))
+    torch.save(small.state_dict(), tmp_path / "small.pth")
+    double = timm.create_model("hornet_atto_7x7").double().state_dict()
+    torch.save({k: v + 1e-9 for k, v in double.items()}, tmp_path / "double.pth")
+    half = timm.create_model("hornet_atto_7x7").half().state_dict()
+    torch.save(half, tmp_path / "half.pth")
+    for name, model, message in (
+        ("small", "hornet_atto_gf", "its arguments (model_kwargs) are not in the file"),
+        ("double", "hornet_atto_7x7", "is torch.float64, more than the model's torch.float32"),
+        ("half", "hornet_atto_7x7", ""),
+    ):
+        command = [str(tmp_path / f"{name}.pth"), str(tmp_path / f"{name}.safetensors")]
+        assert main([*command, "--model", model]) == bool(message)
+        assert message in capsys.readouterr().err
+
+
+def test_a_form_that_reads_otherwise_is_not_kept(source, tmp_path, capsys, monkeypatch):
+    def forgetful(classifier):
+        return {"args": tools.convert.rest(classifier)["args"], "classes": ["x", "y", "z"]}
+
+    monkeypatch.setattr(tools.convert, "rest", tools.convert._rest, raising=False)
+    monkeypatch.setattr(tools.convert, "_rest", forgetful)
+    assert main([str(source), str(tmp_path / "a.pth")]) == 1
+    assert "reads as something else than was written" in capsys.readouterr().err
+    assert not (tmp_path / "a.pth").exists()

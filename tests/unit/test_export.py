@@ -1,6 +1,7 @@
 """Exported files give what the model gives, and bad exports end in one line."""
 
 import json
+from dataclasses import asdict
 
 import pytest
 import timm
@@ -13,9 +14,10 @@ from tests.drawings import write_drawings
 from tools import export, predict, quantize
 from tools.classifier import load_classifier
 from tools.export import main
-from tools.exported import FORMATS, Exported
+from tools.exported import FORMATS, Exported, Facts
 
 SMALL = ["--input-size", "64"]
+ANY = ["--dynamic", "batch"]
 INT8 = ["--dtype", "int8", "--calibration"]
 
 
@@ -67,7 +69,8 @@ def test_a_file_that_gives_something_else_is_not_kept(tmp_path, capsys, monkeypa
     file.write_text("an older one")
     arguments = ["hornet_atto_7x7", *SMALL, "--dtype", "bfloat16", "--output", str(file)]
     assert main(arguments) == 1
-    assert "of the largest logit, more than 1e-06: it is not kept" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "of the largest logit at 1 x 3 x 64 x 64, more than 1e-06: it is not kept" in error
     assert file.read_text() == "an older one"
     assert list(tmp_path.iterdir()) == [file]
 
@@ -86,6 +89,11 @@ def test_a_file_that_gives_something_else_is_not_kept(tmp_path, capsys, monkeypa
         (["hornet_atto_7x7", *INT8, "none", "--output", "a.onnx"], "none is no folder"),
         (["hornet_atto_7x7", *INT8, ".", "--output", "a.onnx"], "folder . holds no images"),
         (["hornet_atto_7x7", *INT8, ".", "--output", "a.pt2"], "int8 is for --format onnx"),
+        (["--checkpoint", "a.onnx", "--output", "b.onnx"], "is exported: give the checkpoint"),
+        (["hornet_atto_7x7", "--opset", "20", "--output", "a.pt2"], "--opset is ONNX's"),
+        (["hornet_atto_7x7", "--ema", "--output", "a.pt2"], "give --checkpoint"),
+        (["hornet_atto_7x7", "--dtype", "bfloat16", "--output", "a.onnx"], "has none on CPUs"),
+        (["hornet_atto_7x7", *ANY, "--batch-size", "2", "--output", "a.onnx"], "one of them"),
         (["hornet_atto_7x7", "--output", "/proc/a.pt2"], "/proc/a.pt2 cannot be written"),
     ],
 )
@@ -95,6 +103,80 @@ def test_mistakes_are_one_line(tmp_path, monkeypatch, capsys, arguments, message
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_limits():
+    assert export.LARGEST_ERROR == {"float32": 1e-4, "float16": 5e-3, "bfloat16": 3e-2}
+
+
+def test_a_file_that_is_wrong_at_one_size_is_not_kept(tmp_path, capsys, monkeypatch):
+    errors = {"2 x 3 x 64 x 64": 1e-6, "3 x 3 x 64 x 64": float("nan")}
+    monkeypatch.setattr(export, "_errors", lambda *_: errors)
+    command = ["hornet_atto_7x7", *SMALL, "--dynamic", "batch"]
+    assert main([*command, "--output", str(tmp_path / "a.torchscript")]) == 1
+    assert "by nan of the largest logit at 3 x 3 x 64 x 64" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_precision(tmp_path, capsys, dtype):
+    file = exported(tmp_path, "torchscript", "hornet_atto_gf", "--dtype", dtype)
+    told = capsys.readouterr().out.splitlines()[0]
+    assert 1e-5 < float(told.split("error ")[1].split()[0]) < export.LARGEST_ERROR[dtype]
+    assert file.stat().st_size < 10e6  # of 3.7 million parameters, two bytes each
+
+
+def test_norms_and_scales_are_folded(tmp_path):
+    counts = []
+    for name, more in (("folded", []), ("plain", ["--no-fold"])):
+        file = tmp_path / name / "a.torchscript"
+        file.parent.mkdir()
+        assert main(["hornet_atto_7x7", *SMALL, *more, "--output", str(file)]) == 0
+        weights = torch.jit.load(file).state_dict()
+        counts.append(sum("gamma" in key for key in weights))
+    assert counts == [0, 24]  # two a block, of twelve
+
+
+def test_any_size_is_told_to_predict(tmp_path):
+    network = exported(tmp_path, "torchscript", "hornet_atto_7x7", "--dynamic", "size")
+    assert load_classifier(str(network), input_size=96).view.input_size == 96
+    network.unlink()
+    network = exported(tmp_path, "torchscript", "hornet_atto_7x7")
+    with pytest.raises(UserError, match="are fixed"):
+        load_classifier(str(network), input_size=96)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{"classes": 5}, {"classes": [1, 2]}, {"input_size": 0}, {"input_size": "x"}, {"mean": "abc"},
+     {"mean": [0.5]}, {"std": [0, 0, 0]}, {"crop_pct": "x"}, {"crop_pct": 7}, {"more": 1}],
+    ids=str,
+)  # fmt: skip
+def test_facts_that_were_tampered_with(tmp_path, values):
+    facts = asdict(Facts("m", ["a", "b"], 64, [0.5] * 3, [0.5] * 3, None, "float32", 1))
+    module = torch.jit.trace(torch.nn.Flatten(), (torch.zeros(1, 3, 4, 4),))
+    path = tmp_path / "a.torchscript"
+    torch.jit.save(module, path, _extra_files={"hornet": json.dumps(facts | values)})
+    with pytest.raises(UserError, match=r"no file that tools\.export has written"):
+        Exported(path)
+
+
+def test_another_number_of_classes_than_named(tmp_path):
+    facts = Facts("m", ["a", "b"], 64, [0.5] * 3, [0.5] * 3, None, "float32", 1)
+    module = torch.jit.trace(torch.nn.Flatten(), (torch.zeros(1, 3, 4, 4),))
+    torch.jit.save(module, tmp_path / "a.torchscript", _extra_files={"hornet": facts.dumps()})
+    with pytest.raises(UserError, match="names 2 classes"):
+        Exported(tmp_path / "a.torchscript")(torch.zeros(1, 3, 4, 4))
+
+
+def test_stopped_by_hand(tmp_path, capsys, monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(export._WRITERS, "torchscript", stop)
+    assert main(["hornet_atto_7x7", *SMALL, "--output", str(tmp_path / "a.torchscript")]) == 130
+    assert capsys.readouterr().err == "tools.export: stopped\n"
     assert not list(tmp_path.iterdir())
 
 
@@ -123,8 +205,8 @@ def test_an_unknown_opset(tmp_path, capsys):
 def test_the_model_is_left_as_it_was(tmp_path):
     classifier = export.random_classifier("hornet_atto_gf", 64)
     before = {name: value.clone() for name, value in classifier.model.state_dict().items()}
-    arguments = ["--no-fold", "--dtype", "bfloat16", "--output", str(tmp_path / "a.torchscript")]
-    export.export(classifier, tmp_path / "a.torchscript", export.parser().parse_args(arguments))
+    options = export.Options("bfloat16", folds=False)
+    export.export(classifier, tmp_path / "a.torchscript", options)
     after = classifier.model.state_dict()
     assert list(before) == list(after)
     for name, value in before.items():
