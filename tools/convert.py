@@ -129,7 +129,9 @@ def _check_unchanged(weights: dict[str, torch.Tensor], source: str, ema: bool) -
     saved = checkpoint.average_in(state, path) if ema else state["model"]
     assert saved is not None
     for name, value in saved.items():
-        ours = next(weights[own] for own in weights if name == own or name.endswith(f".{own}"))
+        # a known prefix, as of a wrapper, has been taken off
+        own = name if name in weights else next(k for k in weights if name.endswith(f".{k}"))
+        ours = weights[own]
         if value.shape != ours.shape:
             raise UserError(
                 f"{source}: {name} is {list(value.shape)}, the model's {list(ours.shape)}: its "
