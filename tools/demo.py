@@ -17,6 +17,7 @@ from cli import parse_args
 from datasets import build_data
 from runtime import checkpoint
 from runtime.logging import read_log
+from tools.visualize import report
 from trainer import build_model
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -35,12 +36,15 @@ def main() -> int:
     if trained.returncode or not folder.exists():  # after --help there is nothing to show
         return trained.returncode
     pictures = draw_predictions(folder)
+    page = folder / "report.html"
+    page.write_text(report(folder, ROOT / "data/digits/val", count=8))
     last = read_log(folder)[-1]
     weights = output_dir / f"checkpoint-{last['epoch']}.pth"
     say(f"""
 top-1 on the held-out images: {last["test_acc1"]:.2f}% after {last["epoch"] + 1} epochs
   curves        {output_dir / "curves.png"}
   predictions   {pictures.relative_to(ROOT)}
+  report        {page.relative_to(ROOT)} (open it in a browser)
   weights       {weights}
 
 evaluate them again:

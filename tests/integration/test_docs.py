@@ -18,12 +18,12 @@ from cli import parse_args
 from run_with_submitit import plan
 from tests.drawings import draw
 from tests.integration.conftest import ROOT, launch
-from tools import benchmark, convert, export, flops, predict
+from tools import benchmark, convert, export, flops, predict, visualize
 from tools.classifier import load_classifier
 
 DOCS = ["README.md", "TRAINING.md", "CONTRIBUTING.md", "docs/deploy.md", "docs/RELIABILITY.md"]
 
-TOOLS = [predict, flops, export, convert, benchmark]
+TOOLS = [predict, flops, export, convert, benchmark, visualize]
 
 
 def blocks(language):
