@@ -35,14 +35,19 @@ def effective_receptive_field(model: nn.Module, images: Tensor) -> Tensor:
 
 
 def width_of_field(field: Tensor, share: float = 0.5) -> int:
-    """The side of the smallest centred square, in pixels, that holds a share of the field."""
-    height, width = field.shape
-    for half in range(max(height, width)):
-        rows = slice(max(0, height // 2 - half), height // 2 + half + 1)
-        columns = slice(max(0, width // 2 - half), width // 2 + half + 1)
-        if field[rows, columns].sum() >= share * field.sum():
+    """The side of the smallest square around the centre of mass that holds a share of the field."""
+    total = field.sum()
+    row, column = (
+        round(float((field.sum(1 - axis) * torch.arange(field.shape[axis])).sum() / total))
+        for axis in (0, 1)
+    )
+    for half in range(max(field.shape)):
+        rows = slice(max(0, row - half), row + half + 1)
+        columns = slice(max(0, column - half), column + half + 1)
+        inside = field[rows, columns]
+        if inside.sum() >= share * total:
             return 2 * half + 1
-    return max(height, width)
+    return max(field.shape)
 
 
 @torch.no_grad()

@@ -92,7 +92,7 @@ def draw_field(classifier: Classifier, examples: Examples) -> Figure:
     picture = axes.imshow(field.clamp(min=1e-4).log10().numpy(), cmap="viridis", vmin=-4, vmax=0)
     figure.colorbar(picture, label="log10 of the gradient's share")
     half, most = (insight.width_of_field(field, share) for share in (0.5, 0.9))
-    axes.set(title=f"half of it within {half} pixels, 90 % within {most}, of {field.shape[1]}")
+    axes.set_title(f"half within {half} pixels, 90 % within {most}, of {len(field)}", fontsize=9)
     axes.set_axis_off()
     return figure
 

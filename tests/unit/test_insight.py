@@ -42,6 +42,8 @@ def test_the_field_of_two_convolutions():
     assert insight.width_of_field(field, 0.11) == 1
     assert insight.width_of_field(field, 0.6) == 3
     assert insight.width_of_field(field, 0.99) == 5
+    moved = field.roll((4, -5), (0, 1))  # the middle of an even map is not the image's
+    assert insight.width_of_field(moved, 0.6) == 3
 
 
 def test_the_field_of_small_images_is_that_of_an_earlier_stage(network):
