@@ -1,7 +1,9 @@
 """Exported files give what the model gives, and bad exports end in one line."""
 
+import errno
 import json
 from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 import timm
@@ -168,6 +170,21 @@ def test_another_number_of_classes_than_named(tmp_path):
     torch.jit.save(module, tmp_path / "a.torchscript", _extra_files={"hornet": facts.dumps()})
     with pytest.raises(UserError, match="names 2 classes"):
         Exported(tmp_path / "a.torchscript")(torch.zeros(1, 3, 4, 4))
+
+
+def test_a_full_disk(tmp_path, capsys, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    for name in ("a.torchscript", "a.pt2"):
+        (tmp_path / name).write_text("an older one")
+        assert main(["hornet_atto_7x7", *SMALL, "--output", str(tmp_path / name)]) == 1
+        error = capsys.readouterr().err
+        expected = f"{tmp_path / name} cannot be written: No space left on device\n"
+        assert error == f"tools.export: error: {expected}"
+        assert (tmp_path / name).read_text() == "an older one"
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_stopped_by_hand(tmp_path, capsys, monkeypatch):
