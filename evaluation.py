@@ -4,6 +4,7 @@ import csv
 import logging
 import math
 import tempfile
+import uuid
 from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
@@ -132,7 +133,8 @@ def bad_images_of(config: Config) -> BadImages:
 
 @cache
 def _temporary_folder() -> Path:
-    return Path(tempfile.mkdtemp(prefix="hornet-"))
+    # made when there is something to write
+    return Path(tempfile.gettempdir()) / f"hornet-{uuid.uuid4().hex[:12]}"
 
 
 def _shares(config: Config, data: Data) -> bool:

@@ -9,12 +9,14 @@ from examples import faster_rcnn, linear_probe, resnet, unet, yolo
 from models import GnConv
 
 
+@pytest.mark.slow
 def test_unet_learns_to_segment():
     assert unet.main() > 0.8
     # a stage alone: other widths out than in, maps of any size
     assert unet.Stage(24, 40)(torch.randn(2, 24, 9, 7)).shape == (2, 40, 9, 7)
 
 
+@pytest.mark.slow
 def test_resnet_has_gnconvs_and_learns(capsys):
     model = resnet.main()
     assert "13 gnConvs: logits (1, 10)" in capsys.readouterr().out
@@ -43,6 +45,7 @@ def test_yolo_follows_its_definition():
     assert layer.eval()(torch.randn(1, 12, 10, 14)).shape == (1, 24, 10, 14)
 
 
+@pytest.mark.slow
 def test_faster_rcnn_trains_and_detects():
     losses = faster_rcnn.main()
     assert all(loss.isfinite() and loss.requires_grad for loss in losses.values())
@@ -57,6 +60,7 @@ def test_faster_rcnn_trains_and_detects():
     assert found["boxes"].shape[1:] == (4,)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 def test_linear_probe_of_frozen_features():
     assert linear_probe.main() > 0.9

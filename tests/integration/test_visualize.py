@@ -22,14 +22,12 @@ def trained(flags, tmp_path):
     return out
 
 
-@pytest.fixture
-def weights(tmp_path):
-    """Of a GF model that tells three classes."""
+def save_gf(path):
+    """A GF model that tells three classes."""
     torch.manual_seed(0)
     model = timm.create_model("hornet_atto_gf", num_classes=3, layer_scale_init_value=0.5)
     flags = {"model": "hornet_atto_gf", "input_size": 64}
-    torch.save({"model": model.state_dict(), "args": flags}, tmp_path / "gf.pth")
-    return tmp_path / "gf.pth"
+    torch.save({"model": model.state_dict(), "args": flags}, path)
 
 
 def run(capsys, *argv):
@@ -37,7 +35,9 @@ def run(capsys, *argv):
     return (status, *capsys.readouterr())
 
 
-def test_every_picture(digits, weights, tmp_path, capsys):
+def test_every_picture(digits, tmp_path, capsys):
+    weights = tmp_path / "gf.pth"
+    save_gf(weights)
     image = next(digits.glob("val/0/*.png"))
     for what, *images in (
         ("field", digits / "val"), ("filters",), ("gates", image), ("cam", digits / "val"),
@@ -87,6 +87,19 @@ def test_confusions_are_counted(digits, trained, tmp_path):
     assert sum(n for (row, column), n in cells.items() if row == column) == right
 
 
+@pytest.fixture(scope="module")
+def odd_files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("odd")
+    save_gf(folder / "gf.pth")
+    for name, model in (("7x7", "hornet_atto_7x7"), ("resnet", "resnet18")):
+        state = {"model": timm.create_model(model).state_dict(), "args": {"model": model}}
+        torch.save(state, folder / f"{name}.pth")
+    (folder / "empty").mkdir()
+    (folder / "a.jpg").write_text("no image")
+    Image.new("RGB", (64, 64)).save(folder / "x.png")
+    return folder
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -106,17 +119,11 @@ def test_confusions_are_counted(digits, trained, tmp_path):
         (["confusion", "x.png", *GF], "knows no class"),
     ],
 )
-def test_mistakes_are_one_line(weights, tmp_path, monkeypatch, capsys, arguments, message):
-    monkeypatch.chdir(tmp_path)
-    for name, model in (("7x7", "hornet_atto_7x7"), ("resnet", "resnet18")):
-        state = {"model": timm.create_model(model).state_dict(), "args": {"model": model}}
-        torch.save(state, f"{name}.pth")
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "a.jpg").write_text("no image")
-    Image.new("RGB", (64, 64)).save("x.png")
-    before = sorted(tmp_path.rglob("*"))
+def test_mistakes_are_one_line(odd_files, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(odd_files)
+    before = sorted(odd_files.rglob("*"))
     status, _, errors = run(capsys, *arguments)
     assert status == 1
     assert message in errors
     assert errors.count("\n") == 1
-    assert sorted(tmp_path.rglob("*")) == before
+    assert sorted(odd_files.rglob("*")) == before

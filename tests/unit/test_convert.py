@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -30,7 +31,12 @@ CASES = {
 }
 
 
-@pytest.fixture(params=CASES.values(), ids=CASES)
+@pytest.fixture(
+    params=[
+        pytest.param(flags, id=name, marks=[pytest.mark.slow] * (name in ("crop", "warped")))
+        for name, flags in CASES.items()
+    ]
+)
 def source(request, tmp_path):
     """A checkpoint of a model with another filter size, and its average."""
     flags = request.param
@@ -138,6 +144,16 @@ def test_mistakes_are_one_line(tmp_path, monkeypatch, capsys, arguments, message
     assert {path: path.stat().st_mtime for path in tmp_path.iterdir()} == before
 
 
+@pytest.fixture(scope="module")
+def converted(tmp_path_factory):
+    """The folder of a model of three classes."""
+    folder = tmp_path_factory.mktemp("converted")
+    torch.manual_seed(0)
+    state = {"model": timm.create_model("hornet_atto_7x7", num_classes=3).state_dict()}
+    torch.save(state | {"args": {"model": "hornet_atto_7x7", "input_size": 64}}, folder / "a.pth")
+    return convert(folder / "a.pth", folder / "model")
+
+
 def changed(folder, **values):
     """The folder with other values of the preprocessing, or of what is beside it."""
     path = folder / "config.json"
@@ -166,12 +182,9 @@ def changed(folder, **values):
         ({"pretrained_cfg": None}, "none of timm's"),
     ],
 )
-def test_folders_of_others(tmp_path, values, message):
+def test_folders_of_others(converted, tmp_path, values, message):
     """They are prepared for as timm does, or refused."""
-    torch.manual_seed(0)
-    state = {"model": timm.create_model("hornet_atto_7x7", num_classes=3).state_dict()}
-    torch.save(state | {"args": {"model": "hornet_atto_7x7", "input_size": 64}}, tmp_path / "a.pth")
-    folder = changed(convert(tmp_path / "a.pth", tmp_path / "folder"), **values)
+    folder = changed(shutil.copytree(converted, tmp_path / "folder"), **values)
     if message:
         with pytest.raises(UserError, match=re.escape(message)):
             load_classifier(str(folder))
