@@ -102,7 +102,8 @@ def as_shards(folder, images, part, shards):
                     tar.addfile(member, io.BytesIO(content))
 
 
-@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.slow
 def test_webdataset(network, digits, tmp_path, processes):
     for part in ("train", "val"):
         as_shards(tmp_path, digits, part, 4)
@@ -152,6 +153,7 @@ def test_damaged_shards_are_listed(network, digits, tmp_path, workers):
         train(*flags, "--max_bad_images", "1")
 
 
+@pytest.mark.slow
 def test_more_loader_processes_than_shards(network, digits, tmp_path):
     as_shards(tmp_path, digits, "train", 1)
     flags = ["--data_set", "wds/", "--data_path", tmp_path, "--train_split", "train-0.tar|72"]

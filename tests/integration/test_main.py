@@ -323,6 +323,7 @@ def test_two_processes_equal_one_with_twice_the_batch(flags, tmp_path, clip_mode
         assert (weight - right[name]).norm() <= 1e-3 * weight.norm() + 1e-4, name
 
 
+@pytest.mark.slow
 def test_one_process_with_a_group_of_its_own(flags, tmp_path):
     alone = train(flags, tmp_path / "alone", *EVERYTHING)
     done = launch(
@@ -334,6 +335,7 @@ def test_one_process_with_a_group_of_its_own(flags, tmp_path):
         assert left == pytest.approx(right, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_torch_distributed_launch(flags, tmp_path):
     launcher = ["-m", "torch.distributed.launch", "--nproc_per_node=2"]
     done = launch(

@@ -18,6 +18,7 @@ from tests.integration.conftest import ROOT
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_job_trains_with_two_processes(flags, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")

@@ -100,6 +100,7 @@ def undisturbed(request, tmp_path_factory, digits):
     return request.param, flags, folder
 
 
+@pytest.mark.slow
 def test_a_kill_inside_an_epoch(undisturbed, tmp_path):
     processes, flags, folder = undisturbed
     every = ["--output_dir", tmp_path, "--save_ckpt_steps", 1]
@@ -148,7 +149,8 @@ def test_a_killed_rank_is_started_again(undisturbed, tmp_path):
     assert_same(folder, tmp_path)
 
 
-@pytest.mark.parametrize("asked", [8, pytest.param(10, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("asked", [8, 10])
+@pytest.mark.slow
 def test_a_signal_in_an_evaluation(undisturbed, tmp_path, monkeypatch, asked):
     """Of 10 moments an epoch 6 come after steps, 2 with batches of the model, 2 of its average."""
     processes, flags, folder = undisturbed

@@ -128,6 +128,7 @@ def test_operators_are_registered_soundly():
     torch.library.opcheck(kernels._gated_projection, (x, q, weights, biases))
 
 
+@pytest.mark.slow
 def test_the_network_takes_them(monkeypatch):
     model = timm.create_model("hornet_atto_gf", base_dim=16, depths=(1, 1, 1, 1), num_classes=3)
     model = model.to(DEVICE, memory_format=torch.channels_last)
