@@ -29,6 +29,23 @@ def is_image(path: str) -> bool:
     return path.lower().endswith((*IMG_EXTENSIONS, ".gif"))
 
 
+def find_images(arguments: list[str]) -> list[Path]:
+    """Image files in the order of the arguments; of folders all within, sorted.
+
+    Raises UserError for a folder without images.
+    """
+    files: list[Path] = []
+    for path in map(Path, arguments):
+        if path.is_dir():
+            inside = sorted(p for p in path.rglob("*") if p.is_file() and is_image(p.name))
+            if not inside:
+                raise UserError(f"folder {path} holds no images")
+            files += inside
+        else:
+            files.append(path)
+    return files
+
+
 def load_image(path: str) -> Image.Image:
     """An image file in RGB, of an animation the first frame; raises UserError for one that cannot
     be decoded."""

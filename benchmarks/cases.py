@@ -119,13 +119,8 @@ class Setting:
 
     def row(self, what: str, mode: str, timings: dict[str, Timing]) -> Row:
         """The row of a contender, by its timing and that of the peer."""
-        ratios = timings[what].ratios_to(timings["peer"])
-        lower, upper = ratios[len(ratios) // 4], ratios[-1 - len(ratios) // 4]
-        detail = (
-            f"{1e3 * timings[what].median:.1f} ms, peer {1e3 * timings['peer'].median:.1f} ms; "
-            f"quartiles {lower:.2f} to {upper:.2f}, n = {len(ratios)}"
-        )
-        return Row(self.name, f"{mode}, {what}", median(ratios), detail, self.targets.get(what))
+        ratio, detail = speed(timings[what], timings["peer"])
+        return Row(self.name, f"{mode}, {what}", ratio, detail, self.targets.get(what))
 
     def shares(self, megabytes: dict[str, float], whats: dict[str, str]) -> list[Row]:
         """Rows of the memory that contenders take, as shares of the peer's."""
@@ -135,6 +130,16 @@ class Setting:
                 f"{megabytes[name]:.0f} MB, peer {of_peer:.0f} MB", self.targets.get(what), True)
             for name, what in whats.items()
         ]  # fmt: skip
+
+
+def speed(own: Timing, peer: Timing) -> tuple[float, str]:
+    """How many times as fast as the peer, and the figures behind it."""
+    ratios = own.ratios_to(peer)
+    lower, upper = ratios[len(ratios) // 4], ratios[-1 - len(ratios) // 4]
+    return median(ratios), (
+        f"{1e3 * own.median:.1f} ms, peer {1e3 * peer.median:.1f} ms; "
+        f"quartiles {lower:.2f} to {upper:.2f}, n = {len(ratios)}"
+    )
 
 
 def inference(setting: Setting, compiles: bool) -> list[Row]:

@@ -4,12 +4,11 @@ import tempfile
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from statistics import median
 
 import torch
 from torch import nn
 
-from benchmarks.cases import Row, write_photos
+from benchmarks.cases import Row, speed, write_photos
 from benchmarks.measure import paired
 from runtime.errors import MissingPackageError
 from tools import export
@@ -68,13 +67,8 @@ def exported(
         with torch.no_grad():
             timings = paired(runs, rounds, torch.device("cpu"), warm_up=2)
     for what, note in notes.items():
-        ratios = timings[what].ratios_to(timings["peer"])
-        ours = median(timings[what].ratios_to(timings["PyTorch"]))
-        lower, upper = ratios[len(ratios) // 4], ratios[-1 - len(ratios) // 4]
-        detail = (
-            f"{note}; {ours:.2f} times our own in PyTorch; {1e3 * timings[what].median:.1f} ms, "
-            f"peer {1e3 * timings['peer'].median:.1f} ms; quartiles {lower:.2f} to {upper:.2f}, "
-            f"n = {len(ratios)}"
-        )
+        ratio, figures = speed(timings[what], timings["peer"])
+        ours, _ = speed(timings[what], timings["PyTorch"])
+        detail = f"{note}; {ours:.2f} times our own in PyTorch; {figures}"
         case = f"{name}, batch {batch} at {size}"
-        yield Row(case, what, median(ratios), detail, targets.get(what))
+        yield Row(case, what, ratio, detail, targets.get(what))

@@ -28,6 +28,7 @@ from benchmarks.cases import Row, Setting
 from benchmarks.measure import machine
 from benchmarks.peers import PLAIN, load_peer
 from runtime.errors import UserError, near_names
+from tools.program import run
 
 MOST_THREADS = 1024
 NETWORKS = ("inference", "training")
@@ -189,16 +190,13 @@ def line(row: Row) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
-    try:
-        complete(arguments)
-        torch.set_num_threads(arguments.threads)
-        report(arguments)
-    except (UserError, OSError) as error:
-        sys.stderr.write(f"tools.benchmark: error: {' '.join(str(error).split())}\n")
-        return 1
-    except KeyboardInterrupt:
-        sys.stderr.write("tools.benchmark: stopped\n")
-        return 130
+    return run("tools.benchmark", lambda: _main(arguments))
+
+
+def _main(arguments: argparse.Namespace) -> int:
+    complete(arguments)
+    torch.set_num_threads(arguments.threads)
+    report(arguments)
     return 0
 
 

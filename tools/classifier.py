@@ -14,6 +14,7 @@ from torch import nn
 
 from config import DataConfig, ModelConfig
 from datasets import unnamed
+from images import load_image
 from models import checkpoint_filter_fn
 from runtime import checkpoint
 from runtime.distributed import DistributedContext
@@ -48,6 +49,16 @@ class Classifier:
 
     def transform(self, image: Image.Image) -> torch.Tensor:
         return self.view.transform(image)
+
+    def inputs(self, files: list[Path]) -> torch.Tensor:
+        """Image files as the model takes them, (N, 3, S, S); UserError for an unreadable one."""
+        return torch.stack([self.transform(load_image(str(file))) for file in files])
+
+    def truth(self, files: list[Path]) -> torch.Tensor | None:
+        """The label of each file by its folder's name; None where one is no class."""
+        index = {name: label for label, name in enumerate(self.folders)}
+        labels = [index.get(file.parent.name) for file in files]
+        return None if None in labels else torch.tensor(labels)
 
 
 @dataclass(frozen=True)

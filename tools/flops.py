@@ -17,6 +17,7 @@ from dense import flops
 from dense.configs import read_config
 from dense.run import need_stack
 from runtime.errors import UserError
+from tools.program import run
 from trainer import build_model
 from utils import count_parameters, gmacs_by_module
 
@@ -72,13 +73,12 @@ def table(model: nn.Module, input_size: int) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
-    try:
-        is_config = arguments.model.endswith(".py")
-        text = (_of_config if is_config else _of_classifier)(arguments)
-    except UserError as error:
-        sys.stderr.write(f"tools.flops: error: {' '.join(str(error).split())}\n")
-        return 1
-    sys.stdout.write(text)
+    return run("tools.flops", lambda: _main(arguments))
+
+
+def _main(arguments: argparse.Namespace) -> int:
+    is_config = arguments.model.endswith(".py")
+    sys.stdout.write((_of_config if is_config else _of_classifier)(arguments))
     return 0
 
 

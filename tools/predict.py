@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from images import is_image, load_image
+from images import find_images, load_image
 from runtime.errors import UserError, check_positive
 from tools.classifier import Classifier, load_classifier
 from tools.program import run
@@ -43,20 +43,6 @@ def parser() -> argparse.ArgumentParser:
     output.add_argument("--csv", action="store_true", help="print CSV instead of a table")
     this.add_argument("--show-dir", type=Path, help="folder for the pictures with their classes")
     return this
-
-
-def find_images(arguments: list[str]) -> list[Path]:
-    """Image files in the order of the arguments; of folders all within, sorted."""
-    files: list[Path] = []
-    for path in map(Path, arguments):
-        if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.is_file() and is_image(p.name))
-            if not inside:
-                raise UserError(f"folder {path} holds no images")
-            files += inside
-        else:
-            files.append(path)
-    return files
 
 
 @torch.inference_mode()

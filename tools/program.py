@@ -7,10 +7,11 @@ from runtime.errors import UserError
 
 
 def run(name: str, body: Callable[[], int]) -> int:
-    """The exit status of a tool: its body's, 1 after a UserError, 130 after Ctrl-C."""
+    """The exit status of a tool: its body's, 1 after an error of files or the user's, 130 after
+    Ctrl-C."""
     try:
         return body()
-    except UserError as error:
+    except (UserError, OSError) as error:
         sys.stderr.write(f"{name}: error: {' '.join(str(error).split())}\n")
         return 1
     except KeyboardInterrupt:

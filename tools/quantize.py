@@ -8,10 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from images import load_image
+from images import find_images
 from runtime.errors import UserError
 from tools.classifier import Classifier
-from tools.predict import find_images
 
 CALIBRATION_IMAGES = 128
 """As many give the ranges of the activations at most."""
@@ -59,7 +58,7 @@ def batches(files: list[Path], classifier: Classifier, size: int) -> Iterator[Te
     for start in range(0, len(files), size):
         part = files[start : start + size]
         part += (size - len(part)) * part[-1:]
-        yield torch.stack([classifier.transform(load_image(str(file))) for file in part])
+        yield classifier.inputs(part)
 
 
 def quantize(source: Path, target: Path, images: Iterator[Tensor]) -> None:
@@ -96,9 +95,8 @@ def quality(
     error = float((second - first).abs().max() / first.abs().max())
     labels = [first.argmax(1), second.argmax(1)]
     same = float((labels[0] == labels[1]).float().mean())
-    folders = [file.parent.name for file in files]
-    if not set(folders) <= set(classifier.folders):
+    truth = classifier.truth(files)
+    if truth is None:
         return Quality(len(files), None, None, same, error)
-    truth = torch.tensor([classifier.folders.index(name) for name in folders])
     right = [float((found == truth).float().mean()) for found in labels]
     return Quality(len(files), right[0], right[1], same, error)

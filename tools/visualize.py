@@ -24,7 +24,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from images import load_image
+from images import find_images
 from models import HorNet
 from runtime import checkpoint
 from runtime.errors import UserError, check_positive
@@ -32,9 +32,8 @@ from runtime.logging import read_log
 from tools import insight, program
 from tools.classifier import Classifier, load_classifier
 from tools.outputs import kept_when_done
-from tools.predict import find_images
 
-ROWS = {"top-1 (%)": "test_acc1", "top-1 of the average (%)": "test_ema_acc1",
+PANELS = {"top-1 (%)": "test_acc1", "top-1 of the average (%)": "test_ema_acc1",
         "training loss": "train_loss", "test loss": "test_loss"}  # fmt: skip
 
 
@@ -46,15 +45,14 @@ class Examples:
     """(N, 3, S, S), normalised."""
     pixels: np.ndarray
     """(N, S, S, 3), between 0 and 1."""
-    files: list[Path]
 
 
 def examples_of(classifier: Classifier, files: list[Path]) -> Examples:
-    inputs = torch.stack([classifier.transform(load_image(str(file))) for file in files])
+    inputs = classifier.inputs(files)
     mean, std = (torch.tensor(values)[:, None, None] for values in
                  (classifier.view.mean, classifier.view.std))  # fmt: skip
     pixels = (inputs * std + mean).clamp(0, 1).permute(0, 2, 3, 1).numpy()
-    return Examples(inputs, pixels, files)
+    return Examples(inputs, pixels)
 
 
 def draw_curves(runs: list[Path]) -> Figure:
@@ -66,7 +64,7 @@ def draw_curves(runs: list[Path]) -> Figure:
         logs[run] = read_log(run)
     shown = {
         title: key
-        for title, key in ROWS.items()
+        for title, key in PANELS.items()
         if any(record.get(key) is not None for log in logs.values() for record in log)
     }
     if not shown:
@@ -161,18 +159,14 @@ def draw_confusion(classifier: Classifier, files: list[Path], most: int = 8) -> 
     Raises:
         UserError: a folder is not named as a class.
     """
-    names = classifier.folders
-    unknown = {file.parent.name for file in files} - set(names)
-    if unknown:
+    names, truth = classifier.labels, classifier.truth(files)
+    if truth is None:
+        unknown = {file.parent.name for file in files} - set(classifier.folders)
         raise UserError(f"{files[0].parent.parent}: the model knows no class {min(unknown)}")
-    truth = torch.tensor([names.index(file.parent.name) for file in files])
-    logits = []
     with torch.no_grad():
-        for start in range(0, len(files), 64):
-            logits.append(
-                classifier.model(examples_of(classifier, files[start : start + 64]).inputs)
-            )
-    shares = torch.cat(logits).softmax(1)
+        parts = [files[start : start + 64] for start in range(0, len(files), 64)]
+        logits = torch.cat([classifier.model(classifier.inputs(part)) for part in parts])
+    shares = logits.softmax(1)
     found = shares.argmax(1)
     counts = torch.zeros(len(names), len(names), dtype=torch.long)
     counts.index_put_((truth, found), torch.ones_like(truth), accumulate=True)
@@ -189,8 +183,8 @@ def draw_confusion(classifier: Classifier, files: list[Path], most: int = 8) -> 
         title=f"accuracy {accuracy:.2%} of {len(files)} images", xlabel="predicted", ylabel="true"
     )
     if len(names) <= 30:
-        axes.set_xticks(range(len(names)), classifier.labels, rotation=90)
-        axes.set_yticks(range(len(names)), classifier.labels)
+        axes.set_xticks(range(len(names)), names, rotation=90)
+        axes.set_yticks(range(len(names)), names)
         for row, column in counts.nonzero().tolist():
             colour = "white" if share[row, column] > 0.5 else "black"
             axes.text(column, row, str(int(counts[row, column])), ha="center", va="center",
@@ -202,7 +196,7 @@ def draw_confusion(classifier: Classifier, files: list[Path], most: int = 8) -> 
             axes.set_axis_off()
         for axes, pixels, index in zip(row, examples.pixels, worst, strict=False):
             axes.imshow(pixels)
-            guess, right = (classifier.labels[labels[index]][:14] for labels in (found, truth))
+            guess, right = (names[labels[index]][:14] for labels in (found, truth))
             axes.set_title(f"{guess} {shares[index].max():.0%}\n(true {right})", fontsize=7)
     return figure
 
@@ -229,12 +223,12 @@ def report(run: Path, images: Path | None, count: int) -> str:
     folder = images or _images_of(flags)
     files = find_images([str(folder)])
     examples = examples_of(classifier, _spread(files, count))
-    last = read_log(run)[-1]
-    measured = [r["test_acc1"] for r in read_log(run) if r.get("test_acc1") is not None]
+    log = read_log(run)
+    measured = [record["test_acc1"] for record in log if record.get("test_acc1") is not None]
     parameters = sum(p.numel() for p in classifier.model.parameters())
     facts = {
         "run": run.name, "model": classifier.config.model, "checkpoint": newest.name,
-        "parameters": f"{parameters / 1e6:.1f} M", "epochs": last["epoch"] + 1,
+        "parameters": f"{parameters / 1e6:.1f} M", "epochs": log[-1]["epoch"] + 1,
         "best top-1": f"{max(measured):.2f} %" if measured else "not measured", "images": folder,
         "pixels": classifier.view.input_size,
     }  # fmt: skip
