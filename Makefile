@@ -5,13 +5,22 @@ BIN := .venv/bin
 # tests wait for processes that they start: a worker a core
 PARALLEL := --numprocesses auto --maxprocesses 4
 
-.PHONY: demo demo-detection demo-segmentation test test-slow test-faults dense test-dense lint format setup clean
+.PHONY: demo demo-detection demo-segmentation web test test-slow test-faults test-web dense test-dense lint format setup clean
 
 demo: setup
 	$(BIN)/python -m tools.demo
 
 demo-detection demo-segmentation: demo-%: dense
 	$(BIN)/python -m tools.demo_dense $*
+
+# a page to try a classifier on: make web CHECKPOINT=runs/mine/checkpoint-best.pth, or that of the newest demo
+CHECKPOINT ?= $(shell ls -t runs/demo-*/checkpoint-best.pth 2>/dev/null | head -1)
+web: .venv/.web $(if $(CHECKPOINT),,demo)
+	$(BIN)/python -m tools.web --checkpoint "$(CHECKPOINT)"
+
+.venv/.web: .venv/.installed
+	$(BIN)/pip install --quiet --editable '.[web]'
+	touch $@
 
 test: setup
 	$(BIN)/python -m pytest $(PARALLEL)
@@ -25,6 +34,10 @@ dense: setup
 
 test-dense: dense
 	$(BIN)/python -m pytest -m dense tests/dense
+
+# the pages in Chromium, where there is one
+test-web: .venv/.web
+	$(BIN)/python -m pytest -m "slow or not slow" tests/integration/test_web.py
 
 # kills runs at random moments and compares what comes of them; then every other fault (about half an hour)
 test-faults: setup

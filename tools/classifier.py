@@ -1,7 +1,8 @@
 """A trained classifier out of a checkpoint, with all that its images and classes need."""
 
+import argparse
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,8 @@ class Classifier:
     """What it is an instance of; of an exported one the name alone."""
     classes: list[str]
     view: "View"
+    flags: dict[str, Any] = field(default_factory=dict)
+    """Those of the run that it comes from; of a network without one none."""
 
     @property
     def labels(self) -> list[str]:
@@ -74,6 +77,15 @@ class View:
     @cached_property
     def transform(self) -> Callable[[Image.Image], torch.Tensor]:
         return eval_transform(self.input_size, self.mean, self.std, self.crop_pct)
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """--checkpoint, --model, --ema and --input-size: the arguments of `load_classifier`."""
+    add = parser.add_argument
+    add("--checkpoint", required=True, help="path, address, or name of published weights")
+    add("--model", default="", help="its model, where the checkpoint names none")
+    add("--ema", action="store_true", help="take the moving average of the weights")
+    add("--input-size", type=int, help="pixels; as in the checkpoint's run if absent")
 
 
 def load_classifier(
@@ -119,7 +131,7 @@ def load_classifier(
     names = state.get("classes") or unnamed(num_classes)
     if not isinstance(names, list) or [type(name) for name in names] != num_classes * [str]:
         raise UserError(f"checkpoint {path}: its classes are no list of {num_classes} names")
-    return Classifier(network.eval(), replace(config, input_size=size), names, view)
+    return Classifier(network.eval(), replace(config, input_size=size), names, view, flags)
 
 
 def untrained_classifier(network: nn.Module, model: str, input_size: int) -> Classifier:

@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from images import find_images, load_image
 from runtime.errors import UserError, check_positive
-from tools.classifier import Classifier, load_classifier
+from tools.classifier import Classifier, add_flags, load_classifier
 from tools.program import run
 
 CAPTION_WIDTH = 320  # pixels
@@ -29,12 +29,7 @@ def parser() -> argparse.ArgumentParser:
         "python -m tools.predict", description="Classes of images by a trained classifier."
     )
     this.add_argument("images", nargs="+", metavar="IMAGE", help="image files, or folders of them")
-    this.add_argument(
-        "--checkpoint", required=True, help="path, address, or name of published weights"
-    )
-    this.add_argument("--model", default="", help="its model, where the checkpoint names none")
-    this.add_argument("--ema", action="store_true", help="take the moving average of the weights")
-    this.add_argument("--input-size", type=int, help="pixels; as in the checkpoint's run if absent")
+    add_flags(this)
     this.add_argument("--topk", type=int, default=5, help="classes an image (5)")
     this.add_argument("--batch-size", type=int, default=32, help="images at a time (32)")
     this.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")

@@ -30,7 +30,7 @@ from runtime import checkpoint
 from runtime.errors import UserError, check_positive
 from runtime.logging import read_log
 from tools import insight, program
-from tools.classifier import Classifier, load_classifier
+from tools.classifier import Classifier, add_flags, load_classifier
 from tools.outputs import kept_when_done
 
 PANELS = {"top-1 (%)": "test_acc1", "top-1 of the average (%)": "test_ema_acc1",
@@ -219,10 +219,10 @@ def report(run: Path, images: Path | None, count: int) -> str:
     if newest is None:
         raise UserError(f"{run} holds no checkpoint")
     classifier = load_classifier(str(newest))
-    flags = checkpoint.saved_flags(checkpoint.read(newest))
-    folder = images or _images_of(flags)
+    flags = classifier.flags
+    folder = images or images_of(flags)
     files = find_images([str(folder)])
-    examples = examples_of(classifier, _spread(files, count))
+    examples = examples_of(classifier, spread(files, count))
     log = read_log(run)
     measured = [record["test_acc1"] for record in log if record.get("test_acc1") is not None]
     parameters = sum(p.numel() for p in classifier.model.parameters())
@@ -243,7 +243,7 @@ def report(run: Path, images: Path | None, count: int) -> str:
     parts = []
     for title, draw in pictures.items():
         try:
-            body = f'<img alt="{title}" src="data:image/png;base64,{_png(draw())}">'
+            body = f'<img alt="{title}" src="data:image/png;base64,{as_png(draw())}">'
         except UserError as error:  # of this model or its images there is no such picture
             body = f"<p>{html.escape(str(error))}</p>"
         parts.append(f"<h2>{title}</h2>{body}")
@@ -260,7 +260,7 @@ def report(run: Path, images: Path | None, count: int) -> str:
     )
 
 
-def _images_of(flags: dict[str, Any]) -> Path:
+def images_of(flags: dict[str, Any]) -> Path:
     """The folder of a run's evaluation images; raises UserError where they are no image folder."""
     path = flags.get("eval_data_path") or Path(str(flags.get("data_path"))) / "val"
     if not Path(path).is_dir():
@@ -268,12 +268,12 @@ def _images_of(flags: dict[str, Any]) -> Path:
     return Path(path)
 
 
-def _spread(files: list[Path], count: int) -> list[Path]:
+def spread(files: list[Path], count: int) -> list[Path]:
     """Files evenly out of the list, so that sorted folders all have a part."""
     return [files[i * len(files) // min(count, len(files))] for i in range(min(count, len(files)))]
 
 
-def _png(figure: Figure) -> str:
+def as_png(figure: Figure) -> str:
     data = io.BytesIO()
     figure.savefig(data, format="png", dpi=110)
     return base64.b64encode(data.getvalue()).decode()
@@ -304,10 +304,7 @@ def parser() -> argparse.ArgumentParser:
         else:
             if name != "filters":
                 sub.add_argument("images", nargs="+", metavar="IMAGE", help="files, or folders")
-            sub.add_argument("--checkpoint", required=True, help="as of tools.predict")
-            sub.add_argument("--model", default="", help="where the checkpoint names none")
-            sub.add_argument("--ema", action="store_true", help="the average of the weights")
-            sub.add_argument("--input-size", type=int, help="pixels; as in the run if not given")
+            add_flags(sub)
         if name not in ("curves", "filters", "confusion", "gates"):
             sub.add_argument("--count", type=int, default=8, help="how many images (8)")
         default = "FILE.html (RUN/report.html)" if name == "report" else "FILE.png"
@@ -328,7 +325,7 @@ def draw(arguments: argparse.Namespace) -> Figure:
     if arguments.what == "confusion":
         return draw_confusion(classifier, files)
     count = 1 if arguments.what == "gates" else arguments.count
-    examples = examples_of(classifier, _spread(files, count))
+    examples = examples_of(classifier, spread(files, count))
     of = {"field": draw_field, "gates": draw_gates, "cam": draw_cam}
     return of[arguments.what](classifier, examples)
 

@@ -1,0 +1,168 @@
+"""The page of tools.web, and the one of a run, in a real browser."""
+
+import io
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+
+from tests.integration.conftest import ROOT
+from tools import visualize, web
+from tools.classifier import load_classifier
+from tools.predict import predict
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """A classifier of ten classes that has learnt nothing, and two of whose names are the same."""
+    torch.manual_seed(0)
+    model = timm.create_model("hornet_atto_7x7", num_classes=10, layer_scale_init_value=0.5)
+    flags = {"model": "hornet_atto_7x7", "input_size": 64}
+    classes = ["crane", *"bcdefghi", "crane"]
+    path = tmp_path_factory.mktemp("weights") / "small.pth"
+    torch.save({"model": model.state_dict(), "args": flags, "classes": classes}, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def browser():
+    api = pytest.importorskip("playwright.sync_api")
+    if CHROMIUM is None:
+        pytest.skip("no Chromium")
+    with api.sync_playwright() as playwright:
+        flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+        yield playwright.chromium.launch(executable_path=CHROMIUM, args=flags)
+
+
+@pytest.fixture
+def tab(browser):
+    """An empty page that keeps what it asked for and what went wrong."""
+    tab = browser.new_page()
+    tab.addresses, tab.mistakes = [], []
+    tab.on("request", lambda request: tab.addresses.append(request.url))
+    tab.on("pageerror", lambda error: tab.mistakes.append(str(error)))
+    tab.on("console", lambda line: line.type == "error" and tab.mistakes.append(line.text))
+    yield tab
+    tab.close()
+
+
+@pytest.fixture
+def address(weights, digits):
+    """Of the page, served for as long as a test takes."""
+    pytest.importorskip("gradio")
+    command = [sys.executable, "-u", "-m", "tools.web", "--checkpoint", str(weights)]
+    command += ["--examples", str(digits / "val")]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as server:
+        line = server.stdout.readline()
+        yield re.search(r"http://127.0.0.1:\d+", line)[0]
+        server.terminate()
+
+
+def drop(tab, file):
+    """Lets go of a file over the page, as a hand does."""
+    data = tab.evaluate_handle(
+        """([bytes, name]) => {
+            const data = new DataTransfer();
+            data.items.add(new File([new Uint8Array(bytes)], name, {type: 'image/png'}));
+            return data;
+        }""",
+        [list(file.read_bytes()), file.name],
+    )
+    tab.locator("button", has_text="Drop Image Here").dispatch_event("drop", {"dataTransfer": data})
+
+
+def shown_picture(tab, label):
+    """The pixels under a label, once they have come."""
+    block = tab.locator(".block", has=tab.get_by_text(label, exact=True))
+    source = block.locator("img").get_attribute("src", timeout=20_000)
+    return np.asarray(Image.open(io.BytesIO(tab.request.get(source).body())))
+
+
+def test_answer_is_that_of_predict(weights, digits):
+    classifier = load_classifier(str(weights))
+    file = next(digits.glob("val/3/*.png"))
+    shares, picture = web.answer(classifier, file)
+    found, _ = predict(classifier, [file], torch.device("cpu"), topk=3, batch_size=1)
+    top = sorted(shares, reverse=True)[:3]
+    assert found[file] == [
+        (classifier.labels[shares.index(share)], pytest.approx(share)) for share in top
+    ]
+    assert picture.size == (web.SHOWN_SIDE, web.SHOWN_SIDE)
+
+
+@pytest.mark.slow
+def test_an_image_dropped_on_the_page(tab, address, weights, digits, tmp_path):
+    classifier = load_classifier(str(weights))
+    file = next(digits.glob("val/7/*.png"))
+    shares, picture = web.answer(classifier, file)
+    names = web._distinct(classifier.labels)
+    assert names[0] == "crane (0)"
+    order = sorted(range(10), key=lambda label: -shares[label])[:5]
+
+    tab.goto(address)
+    drop(tab, file)
+    first, second = (names[label] for label in order[:2])
+    np.testing.assert_array_equal(shown_picture(tab, f"where it looks for {first}"), picture)
+    bars = {
+        bar.get_attribute("aria-label"): float(bar.get_attribute("value"))
+        for bar in tab.locator("meter").all()
+    }
+    assert bars == pytest.approx({names[label]: shares[label] for label in order})
+
+    tab.get_by_test_id(f"{second}-confidence-set").click()
+    _, picture = web.answer(classifier, file, order[1])
+    np.testing.assert_array_equal(shown_picture(tab, f"where it looks for {second}"), picture)
+
+    tab.reload()
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(file.read_bytes()[:60])
+    drop(tab, broken)
+    tab.get_by_text("image broken.png cannot be read").wait_for(timeout=20_000)
+
+    tab.reload()
+    tab.locator(".gallery-item").last.click()  # an example
+    tab.get_by_text(re.compile("where it looks for .+")).wait_for(timeout=20_000)
+    assert {re.match(r"[a-z]+:(//[^/]*)?", url)[0] for url in tab.addresses} <= {address, "data:"}
+    assert tab.mistakes == []
+
+
+@pytest.mark.slow
+def test_report_of_a_run_opens(tab, weights, digits, tmp_path):
+    run = tmp_path / "a run"
+    run.mkdir()
+    shutil.copy(weights, run / "checkpoint-0.pth")
+    (run / "log.txt").write_text('{"epoch": 0, "train_loss": 1.5, "test_acc1": 12.5}\n')
+    assert visualize.main(["report", str(run), "--images", str(digits / "val")]) == 0
+    tab.goto((run / "report.html").as_uri())
+    pictures = [image.evaluate("image => image.naturalWidth") for image in tab.locator("img").all()]
+    assert len(pictures) >= 4
+    assert min(pictures) > 200
+    assert {Path(url).name for url in tab.addresses if not url.startswith("data:")} == {
+        "report.html"
+    }
+    assert tab.mistakes == []
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        (["--port", "99999"], "--port 99999: no page can be served there"),
+        (["--host", "8.8.8.8"], "--host 8.8.8.8 --port any: no page"),
+        (["--examples", "nowhere"], "--examples nowhere is no folder"),
+        (["--input-size", "0"], "--input-size 0"),
+    ],
+)
+def test_mistakes_are_one_line(weights, capsys, wrong, told):
+    assert web.main(["--checkpoint", str(weights), *wrong]) == 1
+    errors = capsys.readouterr().err
+    assert told in errors
+    assert errors.count("\n") == 1

@@ -1,0 +1,157 @@
+"""A web page to try a classifier on: its likeliest classes of an image, and where it looks.
+
+python -m tools.web --checkpoint runs/mine/checkpoint-best.pth
+"""
+
+import argparse
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib import colormaps
+from PIL import Image
+
+from images import find_images
+from runtime.errors import MissingPackageError, UserError, check_positive, reason_of
+from tools import insight, program
+from tools.classifier import Classifier, add_flags, load_classifier
+from tools.visualize import examples_of, hornet, images_of, spread
+
+SHOWN_SIDE = 448
+"""Pixels of the picture of where the network looked."""
+
+
+def parser() -> argparse.ArgumentParser:
+    this = argparse.ArgumentParser(
+        "python -m tools.web", description="A web page to try a classifier on."
+    )
+    add_flags(this)
+    this.add_argument("--examples", type=Path, metavar="FOLDER",
+                      help="images to choose from (the run's own to evaluate on)")  # fmt: skip
+    this.add_argument("--host", default="127.0.0.1",
+                      help="127.0.0.1: this machine only; 0.0.0.0: all that reach it")  # fmt: skip
+    this.add_argument("--port", type=int, help="the first free one from 7860 on if not given")
+    return this
+
+
+def answer(
+    classifier: Classifier, file: Path, label: int | None = None
+) -> tuple[list[float], Image.Image]:
+    """The probability of each class, and where the network looks for one of them.
+
+    Args:
+        classifier: A HorNet.
+        file: An image.
+        label: The class that is looked for; the likeliest if not given.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    examples = examples_of(classifier, [file])
+    network = hornet(classifier)
+    with torch.no_grad():
+        shares = network(examples.inputs)[0].softmax(0)
+    label = int(shares.argmax()) if label is None else label
+    heat = insight.grad_cam(network, examples.inputs, torch.tensor([label]))[0].numpy()
+    picture = 0.55 * examples.pixels[0] + 0.45 * colormaps["jet"](heat)[..., :3]
+    image = Image.fromarray((255 * picture).round().astype(np.uint8))
+    side = max(SHOWN_SIDE, image.width)
+    return shares.tolist(), image.resize((side, side), Image.Resampling.BICUBIC)
+
+
+def page(classifier: Classifier, examples: list[Path]) -> Any:
+    """The page, as an application of Gradio.
+
+    Raises:
+        MissingPackageError: Gradio is not installed.
+        UserError: the network is no HorNet.
+    """
+    try:
+        import gradio
+    except ImportError:
+        raise MissingPackageError("the page needs Gradio: pip install '.[web]'") from None
+    hornet(classifier)
+    names = _distinct(classifier.labels)
+
+    def show(file: str | None, chosen: str | None = None) -> tuple[dict | None, Any]:
+        if not file:
+            return None, None
+        label = None if chosen is None else names.index(chosen)
+        try:
+            shares, image = answer(classifier, Path(file), label)
+        except UserError as error:
+            reason = str(error).replace(file, Path(file).name)  # Gradio's folders say nothing
+            raise gradio.Error(reason, print_exception=False) from None
+        looked_for = names[int(np.argmax(shares)) if label is None else label]
+        looks = gradio.Image(image, label=f"where it looks for {looked_for}")
+        return dict(zip(names, shares, strict=True)), looks
+
+    def look_for(file: str | None, event: gradio.SelectData) -> Any:
+        return show(file, event.value)[1]
+
+    title = f"{classifier.config.model}: {len(names)} classes, {classifier.view.input_size} pixels"
+    with gradio.Blocks(title=title, analytics_enabled=False, delete_cache=(3600, 3600)) as blocks:
+        gradio.Markdown(f"## {title}")
+        with gradio.Row():
+            image = gradio.Image(type="filepath", image_mode=None, height=SHOWN_SIDE,
+                                 sources=["upload", "clipboard"], label="image")  # fmt: skip
+            # the file itself, so that it is read, or refused, as everywhere else
+            image.preprocess = lambda payload: payload and payload.path  # type: ignore
+            looks = gradio.Image(interactive=False, format="png", height=SHOWN_SIDE,
+                                 buttons=["download", "fullscreen"],
+                                 label="where it looks")  # fmt: skip
+            classes = gradio.Label(
+                num_top_classes=5, label="click on a class to see where it is looked for"
+            )
+        if examples:
+            gradio.Examples([[str(file)] for file in examples], image)
+        image.change(show, image, [classes, looks])
+        classes.select(look_for, image, looks)
+    return blocks
+
+
+def _distinct(names: list[str]) -> list[str]:
+    """The names, with their number where several classes have the same one."""
+    return [
+        name if names.count(name) == 1 else f"{name} ({label})" for label, name in enumerate(names)
+    ]
+
+
+def main(argv: list[str] | None = None) -> int:
+    arguments = parser().parse_args(argv)
+    return program.run("tools.web", lambda: _main(arguments))
+
+
+def _main(arguments: argparse.Namespace) -> int:
+    check_positive(arguments, "input_size", "port")
+    try:  # before the model is loaded; Gradio would try each of its ports, in vain
+        socket.create_server((arguments.host, arguments.port or 0)).close()
+    except (OSError, OverflowError) as error:
+        where = f"--host {arguments.host} --port {arguments.port or 'any'}"
+        raise UserError(f"{where}: no page can be served there: {reason_of(error)}") from None
+    if arguments.examples and not arguments.examples.is_dir():
+        raise UserError(f"--examples {arguments.examples} is no folder")
+    classifier = load_classifier(
+        arguments.checkpoint, arguments.model, arguments.ema, arguments.input_size, False
+    )
+    blocks = page(classifier, _examples(classifier, arguments.examples))
+    blocks.launch(server_name=arguments.host, server_port=arguments.port, show_error=True,
+                  footer_links=["api", "settings"])  # fmt: skip
+    return 0
+
+
+def _examples(classifier: Classifier, folder: Path | None, count: int = 10) -> list[Path]:
+    """Images to choose from; none where none are named and those of the run are not there."""
+    try:
+        return spread(find_images([str(folder or images_of(classifier.flags))]), count)
+    except UserError:
+        if folder is None:
+            return []
+        raise
+
+
+if __name__ == "__main__":
+    sys.exit(main())
