@@ -6,6 +6,10 @@ import shlex
 from pathlib import Path
 
 import pytest
+import torch
+from mmdet.registry import MODELS as MMDET
+from mmengine.config import Config
+from mmengine.utils import import_modules_from_strings
 
 from dense.configs import read_config
 from dense.run import parser
@@ -56,3 +60,18 @@ def test_tables(tree):
         assert read_config(str(ROOT / tree / config)).model.backbone.pretrained == start
     for link in re.findall(r"\]\(([^)]*)\)", text):
         assert link.startswith("http") or (ROOT / tree / link).exists()
+
+
+def test_code_of_the_page_builds():
+    """The config of docs/detection-and-segmentation.md gives a pyramid for its neck."""
+    (code,) = re.findall(
+        r"```python\n(.*?)```",
+        (ROOT / "docs/detection-and-segmentation.md").read_text(),
+        re.DOTALL,
+    )
+    config = Config.fromstring(code, ".py")
+    import_modules_from_strings(**config.custom_imports)
+    config.backbone.pretrained = None  # nothing is downloaded in a test
+    backbone, neck = (MMDET.build(part) for part in (config.backbone, config.neck))
+    maps = neck(backbone(torch.zeros(1, 3, 64, 96)))
+    assert [tuple(x.shape) for x in maps][:2] == [(1, 256, 16, 24), (1, 256, 8, 12)]

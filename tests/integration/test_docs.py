@@ -15,15 +15,21 @@ import torch
 from PIL import Image
 
 from cli import parse_args
+from dense.run import parser
+from models import GnConv
 from run_with_submitit import plan
-from tests.drawings import draw
+from tests.drawings import draw, write_drawings
 from tests.integration.conftest import ROOT, launch
-from tools import benchmark, convert, export, flops, predict, visualize
+from tools import benchmark, convert, diagram, export, flops, predict, visualize, web
 from tools.classifier import load_classifier
 
-DOCS = ["README.md", "TRAINING.md", "CONTRIBUTING.md", "docs/deploy.md", "docs/RELIABILITY.md"]
+PAGES = sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))
+DOCS = ["README.md", "TRAINING.md", "CONTRIBUTING.md", *PAGES]
 
-TOOLS = [predict, flops, export, convert, benchmark, visualize]
+TOOLS = {
+    f"tools.{name.__name__.rpartition('.')[2]}": name.parser
+    for name in (predict, flops, export, convert, benchmark, visualize, web, diagram)
+}
 
 
 def blocks(language):
@@ -35,19 +41,39 @@ def blocks(language):
 
 
 def commands():
-    return [
-        line.split("#")[0].strip()
-        for _, text in blocks("bash")
+    """Every line to be typed, with its document; those in running text too."""
+    found = [
+        (name, line.split(" #")[0].strip())
+        for name, text in blocks("bash")
+        if "WITH=" not in text  # which test_scripts_of_others_know_the_models runs
         for line in text.splitlines()
-        if line.strip()
+        if line.strip() and not line.startswith("#")
     ]
+    for name in DOCS:
+        inline = re.findall(r"`((?:python|make|bash) [^`]+)`", (ROOT / name).read_text())
+        found += [(name, line) for line in inline if not re.search(r"\.\.\.|NAME|--help", line)]
+    return list(dict.fromkeys(found))
 
 
-def test_code_of_the_readme_runs():
-    ((_, code),) = [block for block in blocks("python") if block[0] == "README.md"]
+@pytest.mark.parametrize(
+    ("name", "printed"),
+    [
+        ("README.md", "torch.Size([1, 64, 40, 56])\n"),
+        ("docs/models.md", "torch.Size([1, 64, 40, 56])\n"),
+        ("docs/speed.md", ""),
+    ],
+)
+def test_code_runs(name, printed):
+    ((_, code),) = [block for block in blocks("python") if block[0] == name]
     done = launch("-c", code)
     assert done.returncode == 0, done.stderr
-    assert done.stdout == "torch.Size([1, 64, 40, 56])\n"
+    assert done.stdout == printed
+
+
+def test_all_code_is_tested():
+    here = {"README.md", "docs/models.md", "docs/speed.md", "docs/deploy.md"}
+    of_dense = {"docs/detection-and-segmentation.md"}  # tests/dense/test_docs.py
+    assert {name for name, _ in blocks("python")} == here | of_dense
 
 
 @pytest.fixture
@@ -124,42 +150,140 @@ def test_scripts_of_others_know_the_models(elsewhere):
     ]  # fmt: skip
 
 
-def test_commands_parse(tmp_path, monkeypatch):
-    # where a run has left its flags, as the commands have it
+@pytest.fixture
+def clone(tmp_path, monkeypatch):
+    """A folder that has what the commands name: recipes, and a run that has left its flags."""
+    for name in ("main.py", "recipes", "object_detection", "semantic_segmentation"):
+        (tmp_path / name).symlink_to(ROOT / name)
     (tmp_path / "runs/mine").mkdir(parents=True)
     parse_args([]).save(tmp_path / "runs/mine/config.yaml")
-    (tmp_path / "recipes").symlink_to(ROOT / "recipes")
     monkeypatch.chdir(tmp_path)
-    of_main = [command for command in commands() if "main.py" in command]
-    assert len(of_main) >= 5
-    for command in of_main:
-        parse_args(shlex.split(command.partition("main.py")[2]))
-    for command in commands():
-        if "run_with_submitit.py" in command:
-            plan(shlex.split(command.partition("run_with_submitit.py")[2]))
+    return tmp_path
 
 
-@pytest.mark.parametrize("tool", TOOLS, ids=lambda module: module.__name__)
-def test_commands_of_tools_parse(tool):
-    own = [command for command in commands() if f"-m {tool.__name__} " in command]
-    inline = [f"python -m {tool.__name__} {rest}" for rest in inline_commands(tool.__name__)]
-    assert own + inline
-    for command in own + inline:
-        words = shlex.split(command.partition(tool.__name__)[2].partition(">")[0])
-        tool.parser().parse_args(words)
+@pytest.mark.parametrize(("name", "command"), commands())
+def test_command_parses(name, command, clone, tmp_path):
+    words = shlex.split(command.partition(" > ")[0])
+    module = words[2] if words[:2] == ["python", "-m"] else ""
+    if words[0] == "make":
+        (targets,) = re.findall(r"^\.PHONY: (.*)", (ROOT / "Makefile").read_text(), re.MULTILINE)
+        assert words[1] in targets.split()
+    elif "run_with_submitit.py" in words:
+        plan(words[words.index("run_with_submitit.py") + 1 :])
+    elif "main.py" in words:
+        assert words[0] == "torchrun" or words[:2] == ["python", "main.py"] or "launch" in module
+        parse_args(words[words.index("main.py") + 1 :])
+    elif module in TOOLS:
+        TOOLS[module]().parse_args(words[3:])
+    elif module.startswith(("object_detection.", "semantic_segmentation.")):
+        parser(module, module.rpartition(".")[2]).parse_args(words[3:])
+        assert (ROOT / words[3]).is_file()
+    elif module.startswith(("examples.", "tests.")):  # which test_examples.py and others run
+        assert (ROOT / f"{module.replace('.', '/')}.py").is_file()
+        assert all((ROOT / word).exists() for word in words[3:] if "/" in word)
+    elif words[0] == "bash":  # CONFIG and GPUs: tests/dense/test_docs.py
+        assert (ROOT / words[1]).is_file()
+        assert words[1] == ".ci/run" or (ROOT / words[2]).is_file()
+    else:
+        assert command == "source .venv/bin/activate"
 
 
-def inline_commands(tool):
-    texts = [(ROOT / name).read_text() for name in DOCS]
-    return [rest for text in texts for rest in re.findall(rf"`python -m {tool} ([^`]*)`", text)]
+@pytest.mark.slow
+def test_fine_tuning_in_ten_minutes(clone):
+    """The commands of the page, one after the other, with a small model for the published one."""
+    pytest.importorskip("onnxruntime")
+    weights = clone / "small.pth"
+    torch.manual_seed(0)
+    model = timm.create_model("hornet_atto_7x7", num_classes=10)
+    torch.save({"model": model.state_dict(), "args": {"model": "hornet_atto_7x7"}}, weights)
+    write_drawings(clone / "my_images", images_per_class=20)
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
+    ran = 0
+    for name, text in blocks("bash"):
+        if name != "docs/fine-tuning.md":
+            continue
+        for line in text.splitlines():
+            line = line.replace("hornet_tiny_gf.in1k", str(weights))
+            if "main.py --config recipes" in line:
+                line += " --input_size 64 --num_workers 0 --epochs 2"
+            if line.startswith("source"):
+                continue
+            done = subprocess.run(["bash", "-c", line], cwd=clone, env=environment,
+                                  capture_output=True, text=True)  # fmt: skip
+            assert done.returncode == 0, (line, done.stderr[-2000:])
+            ran += 1
+    assert ran == 9
+    evaluated = clone / "runs/mine/evaluated"
+    for left in (clone / "runs/mine/report.html", evaluated / "accuracy_per_class.csv",
+                 clone / "mine.onnx", clone / "mine/model.safetensors"):  # fmt: skip
+        assert left.stat().st_size > 0
+    assert len((clone / "predictions.csv").read_text().splitlines()) == 1 + 60 * 3
+    held_out = (evaluated / "predictions.csv").read_text().splitlines()
+    assert len(held_out) == 1 + 3 * 4
 
 
-def test_zoo_of_the_readme():
+def test_lines_beside_equations():
+    """Each line that the design names stands in the file that it names."""
+    rows = re.findall(r"^\|.*\| `([^`]+)` \| \[[^]]+\]\(([^)]+)\) \|$",
+                      (ROOT / "docs/design.md").read_text(), re.MULTILINE)  # fmt: skip
+    assert len(rows) >= 15
+    for line, path in rows:
+        lines = [text.strip() for text in (ROOT / "docs" / path).read_text().splitlines()]
+        assert line in lines, (line, path)
+
+
+def test_costs_of_the_design():
+    """Multiply-adds a pixel: what the page says of each part, and its bound (3.7)."""
+    costs = {}
+    for order in (1, 2, 3, 4, 5):
+        layer = GnConv(512, order=order)
+        parts = {name: sum(p.numel() for n, p in layer.named_parameters()
+                           if n.startswith(name) and n.endswith("weight"))
+                 for name in ("proj_in", "dwconv", "pws", "proj_out")}  # fmt: skip
+        assert parts["proj_in"] == 2 * 512**2
+        assert parts["pws"] == pytest.approx(2 / 3 * 512**2 * (1 - 4 ** (1 - order)))
+        assert parts["dwconv"] < 2 * 49 * 512
+        costs[order] = sum(parts.values()) + sum(layer.dims)
+        assert costs[order] < 512 * (2 * 49 + 11 / 3 * 512 + 2)
+    assert f"order 5 takes {costs[5] / costs[2] - 1:.0%}".replace("%", " %") in (
+        ROOT / "docs/design.md"
+    ).read_text().replace("\n", " ")
+
+
+def test_figure_of_the_block(tmp_path):
+    """It shows the widths of the layer that it is drawn from; the page has the same one."""
+    assert diagram.main([str(tmp_path / "block.svg")]) == 0
+    drawn, kept = (
+        "".join(re.findall(r">([^<]+)<", path.read_text().partition("</metadata>")[2])).split()
+        for path in (tmp_path / "block.svg", ROOT / "docs/block.svg")
+    )
+    assert drawn == kept
+    shown = "".join(drawn)
+    for widths in ("64→128", "16→32", "32→64", "64→64", "112", "γ"):
+        assert widths in shown
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        (["a.svg", "--channels", "36", "--order", "4"], "multiple of 8 channels, not 36"),
+        (["a.txt"], "a.txt: give FILE.svg"),
+        (["nowhere/a.svg"], "nowhere/a.svg cannot be written"),
+    ],
+)
+def test_figure_refuses(capsys, monkeypatch, tmp_path, wrong, told):
+    monkeypatch.chdir(tmp_path)
+    assert diagram.main(wrong) == 1
+    assert told in capsys.readouterr().err
+
+
+def test_zoo():
     """Every released model is there, with the recorded facts."""
     facts = json.loads((ROOT / "tests/golden/model_zoo.json").read_text())["models"]
     facts = {name: fact for name, fact in facts.items() if "checkpoint_url" in fact}
     lines = re.findall(
-        r"^\| `(hornet_\w+)\.(\w+)` \| (.*) \|$", (ROOT / "README.md").read_text(), re.M
+        r"^\| `(hornet_\w+)\.(\w+)` \| (.*) \|$", (ROOT / "docs/models.md").read_text(), re.M
     )
     assert sorted(name for name, _, _ in lines) == sorted(facts)
     for name, tag, rest in lines:
@@ -174,15 +298,6 @@ def test_zoo_of_the_readme():
         assert top1.strip() == str(fact["published_top1"] or "")
         assert address == f"[.pth]({fact['checkpoint_url']})"
         assert timm.get_pretrained_cfg(f"{name}.{tag}").url == fact["checkpoint_url"]
-
-
-def test_make_targets_and_modules_exist():
-    makefile = (ROOT / "Makefile").read_text()
-    for command in commands():
-        for target in re.findall(r"\bmake (\S+)", command):
-            assert f"\n{target}:" in makefile, command
-        for module in re.findall(r"python -m (?!torch)(\S+)", command):
-            assert (ROOT / (module.replace(".", "/") + ".py")).is_file(), command
 
 
 @pytest.mark.parametrize("name", DOCS)
