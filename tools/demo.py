@@ -37,7 +37,7 @@ def main() -> int:
         return trained.returncode
     pictures = draw_predictions(folder)
     page = folder / "report.html"
-    page.write_text(report(folder, ROOT / "data/digits/val", count=8))
+    page.write_text(report(folder, None, count=8))
     last = read_log(folder)[-1]
     weights = output_dir / f"checkpoint-{last['epoch']}.pth"
     say(f"""

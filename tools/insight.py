@@ -72,7 +72,7 @@ def global_filters(model: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
 def gate_maps(model: nn.Module, images: Tensor) -> dict[str, list[Tensor]]:
     """Of the last gnConv of each stage what gates each order, q_0 ... q_(n-1), by the layer's name.
 
-    Each is the mean magnitude over the channels of q_k (B, h, w), in the notation of the README.
+    Each is the mean magnitude over the channels of q_k (B, h, w); docs/design.md says what q_k is.
     """
     last: dict[str, tuple[str, GnConv]] = {}
     for name, module in model.named_modules():

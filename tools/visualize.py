@@ -14,8 +14,8 @@ import base64
 import html
 import io
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sized
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,8 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
+from config import AugmentConfig, DataConfig
+from datasets import FOLDERS, build_data, file_name
 from images import find_images
 from models import HorNet
 from runtime import checkpoint
@@ -220,8 +222,7 @@ def report(run: Path, images: Path | None, count: int) -> str:
         raise UserError(f"{run} holds no checkpoint")
     classifier = load_classifier(str(newest))
     flags = classifier.flags
-    folder = images or images_of(flags)
-    files = find_images([str(folder)])
+    files = find_images([str(images)]) if images else images_of(flags)
     examples = examples_of(classifier, spread(files, count))
     log = read_log(run)
     measured = [record["test_acc1"] for record in log if record.get("test_acc1") is not None]
@@ -229,7 +230,8 @@ def report(run: Path, images: Path | None, count: int) -> str:
     facts = {
         "run": run.name, "model": classifier.config.model, "checkpoint": newest.name,
         "parameters": f"{parameters / 1e6:.1f} M", "epochs": log[-1]["epoch"] + 1,
-        "best top-1": f"{max(measured):.2f} %" if measured else "not measured", "images": folder,
+        "best top-1": f"{max(measured):.2f} %" if measured else "not measured",
+        "images": f"{len(files)} of {images or flags['data_path']}",
         "pixels": classifier.view.input_size,
     }  # fmt: skip
     pictures: dict[str, Callable[[], Figure]] = {
@@ -260,12 +262,20 @@ def report(run: Path, images: Path | None, count: int) -> str:
     )
 
 
-def images_of(flags: dict[str, Any]) -> Path:
-    """The folder of a run's evaluation images; raises UserError where they are no image folder."""
-    path = flags.get("eval_data_path") or Path(str(flags.get("data_path"))) / "val"
-    if not Path(path).is_dir():
-        raise UserError(f"the run's images are not in {path}: give --images FOLDER")
-    return Path(path)
+def images_of(flags: dict[str, Any]) -> list[Path]:
+    """A run's images to evaluate on; raises UserError where they are in no folder, or gone."""
+    known = {field.name for field in fields(DataConfig)} & flags.keys()
+    config = DataConfig(**{name: flags[name] for name in known})
+    try:
+        if config.data_set not in FOLDERS:
+            raise UserError("they are in no folder")
+        # image_folder: digits would be written anew
+        config = replace(config, data_set="image_folder")
+        data = build_data(config, AugmentConfig(), input_size=32, with_train=False)
+    except UserError as error:
+        raise UserError(f"the run's images: {error}; give --images FOLDER") from None
+    assert isinstance(data.val, Sized)
+    return [Path(file_name(data.val, index)) for index in range(len(data.val))]
 
 
 def spread(files: list[Path], count: int) -> list[Path]:

@@ -146,7 +146,8 @@ def _main(arguments: argparse.Namespace) -> int:
 def _examples(classifier: Classifier, folder: Path | None, count: int = 10) -> list[Path]:
     """Images to choose from; none where none are named and those of the run are not there."""
     try:
-        return spread(find_images([str(folder or images_of(classifier.flags))]), count)
+        files = find_images([str(folder)]) if folder else images_of(classifier.flags)
+        return spread(files, count)
     except UserError:
         if folder is None:
             return []

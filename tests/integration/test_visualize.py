@@ -10,6 +10,7 @@ from PIL import Image
 
 import main
 from cli import parse_args
+from runtime.errors import UserError
 from tools import visualize
 
 GF = ["--checkpoint", "gf.pth", "--output", "a.png"]
@@ -127,3 +128,22 @@ def test_mistakes_are_one_line(odd_files, monkeypatch, capsys, arguments, messag
     assert message in errors
     assert errors.count("\n") == 1
     assert sorted(odd_files.rglob("*")) == before
+
+
+def test_images_of_a_run_are_those_held_out(digits, flags, tmp_path):
+    config = [*flags, "--data_path", str(digits / "train"), "--val_fraction", "0.25"]
+    out = tmp_path / "run"
+    main.run(parse_args([*config, "--epochs", "1", "--output_dir", str(out)]))
+    saved = visualize.load_classifier(str(out / "checkpoint-0.pth")).flags
+    files = visualize.images_of(saved)
+    assert len(files) == 3 * 6
+    main.run(parse_args([*config, "--eval", "true", "--resume", str(out / "checkpoint-0.pth"),
+                         "--output_dir", str(tmp_path / "evaluated")]))  # fmt: skip
+    told = (tmp_path / "evaluated/predictions.csv").read_text().splitlines()[1:]
+    assert {line.split(",")[0] for line in told} == {str(file) for file in files}
+
+
+@pytest.mark.parametrize("lost", [{"data_set": "CIFAR"}, {"data_path": "/nowhere"}])
+def test_lost_images_of_a_run_are_asked_for(lost):
+    with pytest.raises(UserError, match="give --images FOLDER"):
+        visualize.images_of({"data_set": "image_folder", "data_path": ".", **lost})
