@@ -13,8 +13,9 @@ demo: setup
 demo-detection demo-segmentation: demo-%: dense
 	$(BIN)/python -m tools.demo_dense $*
 
-# a page to try a classifier on: make web CHECKPOINT=runs/mine/checkpoint-best.pth, or that of the newest demo
-CHECKPOINT ?= $(shell ls -t runs/demo-*/checkpoint-best.pth 2>/dev/null | head -1)
+# a page to try a classifier on: make web CHECKPOINT=runs/mine/checkpoint-best.pth, or that of the newest demo which
+# ended, as its report shows
+CHECKPOINT ?= $(patsubst %report.html,%checkpoint-best.pth,$(shell ls -t runs/demo-*/report.html 2>/dev/null | head -1))
 web: .venv/.web $(if $(CHECKPOINT),,demo)
 	$(BIN)/python -m tools.web --checkpoint "$(CHECKPOINT)"
 
@@ -57,6 +58,7 @@ setup: .venv/.installed
 
 # the mark is written last, so that an installation that was cut off starts again
 .venv/.installed: pyproject.toml
+	@echo "installing into .venv (7 GB): some minutes without a word"
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet --editable '.[train,data,fast,export,openvino,wandb,dev]'

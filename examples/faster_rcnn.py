@@ -33,17 +33,20 @@ class Backbone(nn.Module):
         return self.fpn(OrderedDict((str(i), x) for i, x in enumerate(maps)))
 
 
-def detector(model: str, num_classes: int, pretrained: bool = False) -> FasterRCNN:
-    """A Faster R-CNN with a HorNet; num_classes counts the background."""
+def detector(
+    model: str, num_classes: int, pretrained: bool = False, min_size: int = 800
+) -> FasterRCNN:
+    """A Faster R-CNN with a HorNet; num_classes counts the background, min_size is the short side
+    that images are scaled to."""
     sizes = tuple((side,) for side in (32, 64, 128, 256, 512))
     anchors = AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * len(sizes))
     backbone = Backbone(model, pretrained)
-    return FasterRCNN(backbone, num_classes, rpn_anchor_generator=anchors, min_size=128)
+    return FasterRCNN(backbone, num_classes, rpn_anchor_generator=anchors, min_size=min_size)
 
 
 def main() -> dict[str, Tensor]:
     torch.manual_seed(0)
-    model = detector("hornet_atto_gf", num_classes=3).train()
+    model = detector("hornet_atto_gf", num_classes=3, min_size=128).train()
     target = {"boxes": torch.tensor([[10.0, 20.0, 90.0, 100.0]]), "labels": torch.tensor([1])}
     losses = model([torch.rand(3, 128, 160)], [target])
     told = ", ".join(f"{name} {value.item():.2f}" for name, value in losses.items())

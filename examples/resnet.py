@@ -1,4 +1,4 @@
-"""gnConv in the place of the 3x3 convolutions of torchvision's ResNet.
+"""gnConv in the place of the 3x3 convolutions of stride 1 in torchvision's ResNet-50.
 
 python -m examples.resnet
 """
@@ -14,11 +14,19 @@ from models import GnConv
 
 
 def with_gnconv(model: nn.Module, order: int = 3) -> nn.Module:
-    """Replaces every 3x3 convolution of stride 1 in the bottlenecks; weights elsewhere stay."""
-    for block in model.modules():
-        if isinstance(block, Bottleneck) and block.conv2.stride == (1, 1):
-            old = block.conv2
-            block.conv2 = GnConv(old.in_channels, old.out_channels, order=order)  # type: ignore[assignment]
+    """Replaces every dense 3x3 convolution of stride 1 in the bottlenecks of a ResNet, in place.
+
+    Weights elsewhere stay; those of the gnConvs are random, so the model is to be trained. Raises
+    ValueError where there is none to replace, as in ResNet-18 or a ResNeXt.
+    """
+    blocks = [block for block in model.modules() if isinstance(block, Bottleneck)
+              and block.conv2.stride == block.conv2.dilation == (1, 1)
+              and block.conv2.groups == 1]  # fmt: skip
+    if not blocks:
+        raise ValueError("no 3x3 convolution of stride 1 in a bottleneck: use ResNet-50 or deeper")
+    for block in blocks:
+        old = block.conv2
+        block.conv2 = GnConv(old.in_channels, old.out_channels, order=order)  # type: ignore[assignment]
     return model
 
 

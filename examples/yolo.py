@@ -2,8 +2,8 @@
 
 python -m examples.yolo
 
-With Ultralytics itself (not needed here; tried with 8.4): `register()`, then YOLO("my_model.yaml")
-with C3HB in it.
+With Ultralytics itself (not needed here; tried with 8.4.190): copy its yolov8.yaml, write C3HB
+instead of C2f, call `register()`, then YOLO("my_model.yaml").
 """
 
 import sys
@@ -43,11 +43,16 @@ class Conv(nn.Sequential):
 
 class HorBlock(nn.Module):
     """A HorNet block (gnConv, then MLP, each with its norm and shortcut) as the YOLO community
-    names it: (B, C, H, W) -> (B, C, H, W); C a multiple of 2^(order - 1)."""
+    names it: (B, c1, H, W) -> (B, c1, H, W); c2, if given, is c1; it is a multiple of
+    2^(order - 1)."""
 
-    def __init__(self, c: int, order: int = 3, drop_path: float = 0.0) -> None:
+    def __init__(
+        self, c1: int, c2: int | None = None, order: int = 3, drop_path: float = 0.0
+    ) -> None:
         super().__init__()
-        self.block = Block(c, order=order, drop_path=drop_path, layer_scale_init_value=0.1)
+        if c2 not in (None, c1):
+            raise ValueError(f"a HorBlock keeps its {c1} channels: it cannot give {c2}")
+        self.block = Block(c1, order=order, drop_path=drop_path, layer_scale_init_value=0.1)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.block(x)
@@ -75,7 +80,7 @@ class Concat(nn.Module):
         return torch.cat(maps, 1)
 
 
-LAYERS_OF_WIDTHS: dict[str, Any] = {"Conv": Conv, "C3HB": C3HB}
+LAYERS_OF_WIDTHS: dict[str, Any] = {"Conv": Conv, "HorBlock": HorBlock, "C3HB": C3HB}
 """Those that are told the channels of their input and output."""
 
 
@@ -88,6 +93,8 @@ class Model(nn.Module):
         self.sources: list[list[int]] = []
         widths = [3]  # of the images, then of each layer's output
         for source, repeats, name, arguments in definition["backbone"] + definition["head"]:
+            if repeats > 1 and name != "C3HB":
+                raise ValueError(f"{name} cannot be repeated {repeats} times: write it as often")
             sources = [i if i == -1 else i + 1 for i in (source if name == "Concat" else [source])]
             width = sum(widths[i] for i in sources)
             if name in LAYERS_OF_WIDTHS:
@@ -113,7 +120,8 @@ class Model(nn.Module):
 def register() -> None:
     """Makes C3HB known to Ultralytics' models, with its scaling of widths and repeats.
 
-    These are kept for a fixed set of modules, so C3HB takes the place of one of them, C3TR.
+    These are kept for a fixed set of modules, so C3HB takes the place of one of them, C3TR, for
+    as long as the process lives.
     """
     from ultralytics.nn import tasks
 

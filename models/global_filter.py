@@ -1,4 +1,4 @@
-"""GlobalLocalFilter: the depthwise mixer of HorNet's GF models (section 3.3 of the paper)."""
+"""GlobalLocalFilter: the depthwise mixer of HorNet's GF models (section 3 of the paper)."""
 
 import torch
 from timm.layers import LayerNorm2d
@@ -21,19 +21,19 @@ class GlobalLocalFilter(nn.Module):
 
     The halves are interleaved channel by channel: local 0, global 0, local 1, global 1, ...
     Input and output: (batch, dim, height, width), any height and width; the filter is resized
-    bilinearly where the map is not h x 2 (w - 1). The Fourier transforms run in float32 at least,
-    whatever the input, autocast or not.
+    bilinearly unless the map is H x W with H = h and W // 2 + 1 = w. The Fourier transforms run in
+    float32 at least, whatever the input, autocast or not.
 
     Args:
         dim: Number of channels, even.
         h: Height of the stored filter.
-        w: Width of the stored filter: half the width of the maps it is made for, plus one.
+        w: Width of the stored filter: that of the maps it is made for, W // 2 + 1.
         impl: 'fft', 'matmul' for the path without complex numbers, or 'triton' for a GPU kernel.
 
     Raises:
         ValueError: dim is odd, the filter is empty, or impl is unknown.
 
-    Source: HorNet (Rao et al., NeurIPS 2022, arXiv 2207.14284), section 3.3; the global filter
+    Source: HorNet (Rao et al., NeurIPS 2022, arXiv 2207.14284), section 3; the global filter
     is GFNet's (arXiv 2107.00645).
     """
 

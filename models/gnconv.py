@@ -1,4 +1,4 @@
-"""GnConv: recursive gated convolution (HorNet, section 3.1 and 3.2).
+"""GnConv: recursive gated convolution (HorNet, section 3).
 
 Shapes: x (batch, C_in, H, W) -> (batch, C_out, H, W). With order n and C = C_out, the recursion
 runs over the widths C_k = C / 2**(n - 1 - k), k = 0 ... n - 1. Tensors are logically channels

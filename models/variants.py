@@ -28,7 +28,7 @@ from .hornet import HorNet, HorNetFeatures
 __all__: list[str] = []
 
 # (h, w) of the global filters per stage, for images of 224 and of 384 pixels: w is half the
-# width of the stage's map, plus one
+# width of the stage's map, rounded down, plus one
 GF_224 = (None, None, (14, 8), (7, 4))
 GF_384 = (None, None, (24, 13), (12, 7))
 

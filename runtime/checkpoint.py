@@ -458,7 +458,7 @@ def _damage(path: Path, error: Exception) -> str:
     if path.suffix != ".safetensors" and start not in (b"PK", b"\x80\x02"):
         return "it is no checkpoint of PyTorch"
     if isinstance(error, pickle.UnpicklingError):
-        return "it holds more than tensors and plain values, which could run code"
+        return "it is damaged, or holds more than tensors and plain values, which could run code"
     return f"it may be truncated ({(str(error).splitlines() or [type(error).__name__])[0]})"
 
 

@@ -53,7 +53,7 @@ def read_log(output_dir: Path) -> list[dict[str, Any]]:
     for line in (output_dir / "log.txt").read_text().splitlines():
         try:
             record = json.loads(line)
-            records[record["epoch"]] = record
+            records[int(record["epoch"])] = record
         except (ValueError, KeyError, TypeError):  # cut off by a kill
             logger.warning("%s/log.txt: skipped a line that is no record", output_dir)
     return [records[epoch] for epoch in sorted(records)]

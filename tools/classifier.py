@@ -38,12 +38,12 @@ class Classifier:
     flags: dict[str, Any] = field(default_factory=dict)
     """Those of the run that it comes from; of a network without one none."""
 
-    @property
+    @cached_property
     def labels(self) -> list[str]:
         """The classes, those of ImageNet in words."""
         return readable(self.classes)
 
-    @property
+    @cached_property
     def folders(self) -> list[str]:
         """What the folders of the classes' images are called; of ImageNet-1K its synsets."""
         info = ImageNetInfo()
@@ -85,7 +85,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("--checkpoint", required=True, help="path, address, or name of published weights")
     add("--model", default="", help="its model, where the checkpoint names none")
     add("--ema", action="store_true", help="take the moving average of the weights")
-    add("--input-size", type=int, help="pixels; as in the checkpoint's run if absent")
+    add(
+        "--input-size",
+        "--input_size",
+        type=int,
+        help="pixels; as in the checkpoint's run if absent",
+    )
 
 
 def load_classifier(

@@ -17,7 +17,7 @@ from cli import parse_args
 from datasets import build_data
 from runtime import checkpoint
 from runtime.logging import read_log
-from tools.visualize import report
+from tools import visualize
 from trainer import build_model
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -33,11 +33,13 @@ def main() -> int:
     environment = {"OMP_NUM_THREADS": "1"} | os.environ
     trained = subprocess.run([sys.executable, *command], cwd=ROOT, env=environment)
     folder = ROOT / output_dir
+    if trained.returncode and folder.exists():
+        say(f"go on with it: .venv/bin/python {' '.join(command)}")
     if trained.returncode or not folder.exists():  # after --help there is nothing to show
         return trained.returncode
     pictures = draw_predictions(folder)
     page = folder / "report.html"
-    page.write_text(report(folder, None, count=8))
+    visualize.main(["report", str(folder)])
     last = read_log(folder)[-1]
     weights = output_dir / f"checkpoint-{last['epoch']}.pth"
     say(f"""
@@ -51,6 +53,8 @@ evaluate them again:
   .venv/bin/python main.py --config {output_dir}/config.yaml --eval true --resume {weights}
 classify images with them:
   .venv/bin/python -m tools.predict data/digits/val/7 --checkpoint {weights}
+try them on a page in the browser:
+  make web CHECKPOINT={weights}
 train on your own images (folders DIR/CLASS/) from published weights:
   .venv/bin/python main.py --config recipes/finetune.yaml --finetune hornet_tiny_gf.in1k \\
       --data_path DIR --output_dir runs/mine""")

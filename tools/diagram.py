@@ -147,10 +147,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _main(arguments: argparse.Namespace) -> int:
-    if arguments.output.suffix not in (".svg", ".png", ".pdf"):
+    if arguments.output.suffix.lower() not in (".svg", ".png", ".pdf"):
         raise UserError(f"{arguments.output}: give FILE.svg, FILE.png or FILE.pdf")
     try:
-        figure = draw(GnConv(arguments.channels, order=arguments.order))
+        figure = draw(GnConv(arguments.channels, order=arguments.order, device="meta"))
     except ValueError as error:
         raise UserError(str(error)) from None
     # words stay words, and two drawings of the same are the same file

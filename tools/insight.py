@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models import GlobalLocalFilter, GnConv
+from models.ops.global_filter import filter_by_fft
 
 SMALLEST_MAP = 4
 """Stages of smaller maps tell no places apart: for small images an earlier stage is looked at."""
@@ -21,48 +22,59 @@ def _deepest(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def effective_receptive_field(model: nn.Module, images: Tensor) -> Tensor:
-    """How much each pixel moves the middle of the deepest stage's map: (H, W), 1 at most.
+    """How much each pixel moves the middle of the deepest map that tells places apart: (H, W), 1 at
+    most; 0 throughout where nothing moves it.
 
     The mean over images of the gradient's magnitude, summed over colours (Luo et al., 2016,
     arXiv 1701.04128; here of the sum of the positive channels).
     """
-    images = images.clone().requires_grad_()
-    _, features = _deepest(model, images)
-    middle = features[:, :, features.shape[2] // 2, features.shape[3] // 2]
-    (gradient,) = torch.autograd.grad(middle.relu().sum(), images)
-    field = gradient.abs().sum(1).mean(0)
-    return field / field.max()
+    field = torch.zeros(images.shape[2:])
+    for image in images.split(1):  # one by one: a graph of many would fill the memory
+        image = image.clone().requires_grad_()
+        _, features = _deepest(model, image)
+        middle = features[:, :, features.shape[2] // 2, features.shape[3] // 2]
+        (gradient,) = torch.autograd.grad(middle.relu().sum(), image)
+        field += gradient[0].abs().sum(0)
+    return field / field.max().clamp(min=1e-30)
 
 
 def width_of_field(field: Tensor, share: float = 0.5) -> int:
     """The side of the smallest square around the centre of mass that holds a share of the field."""
     total = field.sum()
+    most = max(field.shape)
+    if total == 0:
+        return most
     row, column = (
         round(float((field.sum(1 - axis) * torch.arange(field.shape[axis])).sum() / total))
         for axis in (0, 1)
     )
-    for half in range(max(field.shape)):
+    half = 0
+    inside = field[row, column]
+    while inside < share * total:
+        half += 1
         rows = slice(max(0, row - half), row + half + 1)
-        columns = slice(max(0, column - half), column + half + 1)
-        inside = field[rows, columns]
-        if inside.sum() >= share * total:
-            return 2 * half + 1
-    return max(field.shape)
+        inside = field[rows, max(0, column - half) : column + half + 1].sum()
+    return min(2 * half + 1, most)
 
 
 @torch.no_grad()
 def global_filters(model: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
-    """Each global filter's magnitudes in frequency (C, h, 2 (w - 1)) and values in space, by name.
+    """Each global filter in frequency (magnitudes) and in space, (C, H, W) both, by name.
 
+    H x W is the map that it is made for: what the layer's global half makes of a single 1 there.
     Both have zero (no frequency, no shift) in the middle.
     """
     found = {}
     for name, module in model.named_modules():
         if isinstance(module, GlobalLocalFilter):
-            half = torch.view_as_complex(module.complex_weight.float().contiguous())
-            size = (half.shape[1], 2 * (half.shape[2] - 1))
-            space = torch.fft.irfft2(half, s=size, norm="ortho")
-            frequency = torch.fft.fft2(space, norm="ortho").abs()
+            weight = module.complex_weight.float()
+            channels, height, columns = weight.shape[:3]
+            # of the two widths that have so many columns the one of a square map, if it is one
+            width = height if height // 2 + 1 == columns else max(1, 2 * (columns - 1))
+            impulse = torch.zeros(1, channels, height, width)
+            impulse[..., 0, 0] = 1
+            space = filter_by_fft(impulse, weight)[0]
+            frequency = torch.fft.fft2(space).abs()
             shift = {"dim": (1, 2)}
             found[name] = torch.fft.fftshift(frequency, **shift), torch.fft.fftshift(space, **shift)
     return found
@@ -70,9 +82,9 @@ def global_filters(model: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
 
 @torch.no_grad()
 def gate_maps(model: nn.Module, images: Tensor) -> dict[str, list[Tensor]]:
-    """Of the last gnConv of each stage what gates each order, q_0 ... q_(n-1), by the layer's name.
+    """Of the last gnConv of each stage what gates each order, f_k(q_k) / alpha, by layer.
 
-    Each is the mean magnitude over the channels of q_k (B, h, w); docs/design.md says what q_k is.
+    Each is the mean magnitude over the channels, (B, h, w), for k = 0 ... n - 1.
     """
     last: dict[str, tuple[str, GnConv]] = {}
     for name, module in model.named_modules():
@@ -85,7 +97,8 @@ def gate_maps(model: nn.Module, images: Tensor) -> dict[str, list[Tensor]]:
         def keep(
             _: nn.Module, __: object, q_all: Tensor, name: str = name, layer: GnConv = layer
         ) -> None:
-            maps[name] = [q.abs().mean(1) for q in q_all.split(layer.dims, dim=1)]
+            factor = 1.0 if layer.scales_inside() else layer.scale
+            maps[name] = [factor * q.abs().mean(1) for q in q_all.split(layer.dims, dim=1)]
 
         handles.append(layer.dwconv.register_forward_hook(keep))
     try:

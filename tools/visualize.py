@@ -15,18 +15,19 @@ import html
 import io
 import sys
 from collections.abc import Callable, Sized
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor, nn
 
 from config import AugmentConfig, DataConfig
 from datasets import FOLDERS, build_data, file_name
-from images import find_images
+from images import find_images, load_image
 from models import HorNet
 from runtime import checkpoint
 from runtime.errors import UserError, check_positive
@@ -35,8 +36,16 @@ from tools import insight, program
 from tools.classifier import Classifier, add_flags, load_classifier
 from tools.outputs import kept_when_done
 
-PANELS = {"top-1 (%)": "test_acc1", "top-1 of the average (%)": "test_ema_acc1",
-        "training loss": "train_loss", "test loss": "test_loss"}  # fmt: skip
+PANELS = {"top-1 (%)": "test_acc1", "top-1 of the average (%)": "test_acc1_ema",
+          "top-1 in training (%)": "train_class_acc", "training loss": "train_loss",
+          "test loss": "test_loss"}  # fmt: skip
+
+MOST_COUNTED = 2000
+"""Images whose classes a report counts; of more, as many evenly out of them."""
+
+
+CAM_ALPHA = 0.45
+"""How much of a picture of where the network looks is colour."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +56,8 @@ class Examples:
     """(N, 3, S, S), normalised."""
     pixels: np.ndarray
     """(N, S, S, 3), between 0 and 1."""
+    truth: Tensor | None
+    """(N,) labels, where the files lie in folders of the classes' names."""
 
 
 def examples_of(classifier: Classifier, files: list[Path]) -> Examples:
@@ -54,7 +65,7 @@ def examples_of(classifier: Classifier, files: list[Path]) -> Examples:
     mean, std = (torch.tensor(values)[:, None, None] for values in
                  (classifier.view.mean, classifier.view.std))  # fmt: skip
     pixels = (inputs * std + mean).clamp(0, 1).permute(0, 2, 3, 1).numpy()
-    return Examples(inputs, pixels)
+    return Examples(inputs, pixels, classifier.truth(files))
 
 
 def draw_curves(runs: list[Path]) -> Figure:
@@ -73,13 +84,17 @@ def draw_curves(runs: list[Path]) -> Figure:
         raise UserError(f"{', '.join(map(str, runs))}: no epoch has ended yet")
     figure = Figure(figsize=(4.2 * len(shown), 3.4), layout="constrained")
     panels = np.atleast_1d(figure.subplots(1, len(shown)))
+    names = {run.resolve().name for run in runs}
     for axes, (title, key) in zip(panels, shown.items(), strict=True):
         for run, log in logs.items():
-            points = [(r["epoch"] + 1, r[key]) for r in log if r.get(key) is not None]
-            axes.plot(*zip(*points, strict=True) if points else ((), ()), ".-", label=run.name)
+            points = [(r["epoch"], r[key]) for r in log if r.get(key) is not None]
+            label = run.resolve().name if len(names) == len(runs) else str(run.resolve())
+            axes.plot(*zip(*points, strict=True) if points else ((), ()), ".-", label=f" {label}")
         axes.set(title=title, xlabel="epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
-    panels[0].legend()
+    for text in panels[0].legend().get_texts():
+        text.set_parse_math(False)
     return figure
 
 
@@ -88,11 +103,14 @@ def draw_field(classifier: Classifier, examples: Examples) -> Figure:
     field = insight.effective_receptive_field(hornet(classifier), examples.inputs)
     figure = Figure(figsize=(4.4, 4), layout="constrained")
     axes = figure.subplots()
-    # the logarithm shows what is far away, as those who introduced it draw it
+    # the logarithm shows what is far away
     picture = axes.imshow(field.clamp(min=1e-4).log10().numpy(), cmap="viridis", vmin=-4, vmax=0)
-    figure.colorbar(picture, label="log10 of the gradient's share")
+    figure.colorbar(picture, label="log10 of the gradient, of its largest")
     half, most = (insight.width_of_field(field, share) for share in (0.5, 0.9))
-    axes.set_title(f"half within {half} pixels, 90 % within {most}, of {len(field)}", fontsize=9)
+    axes.set_title(
+        f"half of the gradient in a square of {half} pixels, 90 % in {most}, of {len(field)}",
+        fontsize=8,
+    )
     axes.set_axis_off()
     return figure
 
@@ -112,17 +130,21 @@ def draw_filters(classifier: Classifier, columns: int = 8) -> Figure:
                 limit = float(values.abs().max())
                 low = 0.0 if kind == 0 else -limit
                 axes.imshow(values.numpy(), cmap=("magma", "RdBu")[kind], vmin=low, vmax=limit)
-            grid[2 * row + kind, 0].set_title(
-                f"{name}, {('frequency', 'space')[kind]}", fontsize=8, loc="left"
-            )
+            what = ("frequency, zero in the middle", "space, no shift in the middle")[kind]
+            shown = f"the first {min(columns, len(maps))} of {len(maps)} channels"
+            grid[2 * row + kind, 0].set_title(f"{name}: {what}; {shown}", fontsize=8, loc="left")
     for axes in grid.flat:
         axes.set_axis_off()
     return figure
 
 
 def draw_gates(classifier: Classifier, examples: Examples) -> Figure:
-    """What each order of the last gnConv of each stage gates with, on the first image."""
-    maps = insight.gate_maps(hornet(classifier), examples.inputs[:1])
+    """What each order of the last gnConv of each stage gates with, on the first image.
+
+    Stages whose map is a single pixel, as of small images, tell no places apart and are left out.
+    """
+    found = insight.gate_maps(hornet(classifier), examples.inputs[:1])
+    maps = {name: gates for name, gates in found.items() if gates[0].numel() > 1} or found
     columns = 1 + max(map(len, maps.values()))
     figure = Figure(figsize=(1.6 * columns, 1.8 * len(maps)), layout="constrained")
     grid = figure.subplots(len(maps), columns, squeeze=False)
@@ -131,16 +153,16 @@ def draw_gates(classifier: Classifier, examples: Examples) -> Figure:
         row[0].set_title(name, fontsize=8)
         for k, (axes, gate) in enumerate(zip(row[1:], orders, strict=False)):
             axes.imshow(gate[0].numpy(), cmap="viridis")
-            axes.set_title(f"q_{k}", fontsize=8)
+            axes.set_title(rf"$f_{k}(q_{k})\,/\,\alpha$", fontsize=8)
     for axes in grid.flat:
         axes.set_axis_off()
     return figure
 
 
 def draw_cam(classifier: Classifier, examples: Examples, columns: int = 4) -> Figure:
-    """Grad-CAM of the predicted class on each image."""
+    """Grad-CAM of the predicted class on each image, and the true class where it is another."""
     network = hornet(classifier)
-    maps = insight.grad_cam(network, examples.inputs)
+    maps = torch.cat([insight.grad_cam(network, image) for image in examples.inputs.split(1)])
     with torch.no_grad():
         shares = network(examples.inputs).softmax(1)
     rows = -(-len(maps) // columns)
@@ -148,10 +170,17 @@ def draw_cam(classifier: Classifier, examples: Examples, columns: int = 4) -> Fi
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes in grid.flat:
         axes.set_axis_off()
-    for axes, pixels, cam, share in zip(grid.flat, examples.pixels, maps, shares, strict=False):
-        axes.imshow(pixels)
-        axes.imshow(cam.numpy(), cmap="jet", alpha=0.45, vmin=0, vmax=1)
-        axes.set_title(f"{classifier.labels[share.argmax()][:24]} {share.max():.0%}", fontsize=8)
+    names = classifier.labels
+    for index, (axes, share) in enumerate(zip(grid.flat, shares, strict=False)):
+        axes.imshow(examples.pixels[index])
+        axes.imshow(maps[index].numpy(), cmap="jet", alpha=CAM_ALPHA, vmin=0, vmax=1)
+        found = int(share.argmax())
+        title = f"{names[found][:24]} {share.max():.0%}"
+        if examples.truth is not None and examples.truth[index] != found:
+            title += f"\n(true {names[examples.truth[index]][:24]})"
+        if not maps[index].any():
+            title += "\n(nothing there speaks for it)"
+        axes.set_title(title, fontsize=8, parse_math=False)
     return figure
 
 
@@ -163,15 +192,20 @@ def draw_confusion(classifier: Classifier, files: list[Path], most: int = 8) -> 
     """
     names, truth = classifier.labels, classifier.truth(files)
     if truth is None:
-        unknown = {file.parent.name for file in files} - set(classifier.folders)
-        raise UserError(f"{files[0].parent.parent}: the model knows no class {min(unknown)}")
+        known = classifier.folders
+        alien = next(file for file in files if file.parent.name not in known)
+        some = ", ".join(known[:5]) + (", ..." if len(known) > 5 else "")
+        raise UserError(f"{alien}: its folder is none of the model's classes ({some})")
     with torch.no_grad():
         parts = [files[start : start + 64] for start in range(0, len(files), 64)]
         logits = torch.cat([classifier.model(classifier.inputs(part)) for part in parts])
     shares = logits.softmax(1)
     found = shares.argmax(1)
-    counts = torch.zeros(len(names), len(names), dtype=torch.long)
-    counts.index_put_((truth, found), torch.ones_like(truth), accumulate=True)
+    present = torch.cat((truth, found)).unique()  # of thousands of classes those that occur
+    places = torch.searchsorted(present, truth), torch.searchsorted(present, found)
+    counts = torch.zeros(len(present), len(present), dtype=torch.long)
+    counts.index_put_(places, torch.ones_like(truth), accumulate=True)
+    ticks = [names[label] for label in present.tolist()]
     accuracy = float((truth == found).float().mean())
     wrong = (truth != found).nonzero().flatten()
     worst = sorted(wrong.tolist(), key=lambda index: -float(shares[index].max()))[:most]
@@ -184,14 +218,17 @@ def draw_confusion(classifier: Classifier, files: list[Path], most: int = 8) -> 
     axes.set(
         title=f"accuracy {accuracy:.2%} of {len(files)} images", xlabel="predicted", ylabel="true"
     )
-    if len(names) <= 30:
-        axes.set_xticks(range(len(names)), names, rotation=90)
-        axes.set_yticks(range(len(names)), names)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    if len(ticks) <= 30:
+        axes.set_xticks(range(len(ticks)), ticks, rotation=90, parse_math=False)
+        axes.set_yticks(range(len(ticks)), ticks, parse_math=False)
         for row, column in counts.nonzero().tolist():
             colour = "white" if share[row, column] > 0.5 else "black"
             axes.text(column, row, str(int(counts[row, column])), ha="center", va="center",
                       color=colour, fontsize=7)  # fmt: skip
     if worst:
+        bottom.suptitle("the surest mistakes", fontsize=9)
         examples = examples_of(classifier, [files[index] for index in worst])
         row = bottom.subplots(1, most, squeeze=False)[0]
         for axes in row:
@@ -199,7 +236,8 @@ def draw_confusion(classifier: Classifier, files: list[Path], most: int = 8) -> 
         for axes, pixels, index in zip(row, examples.pixels, worst, strict=False):
             axes.imshow(pixels)
             guess, right = (names[labels[index]][:14] for labels in (found, truth))
-            axes.set_title(f"{guess} {shares[index].max():.0%}\n(true {right})", fontsize=7)
+            title = f"{guess} {shares[index].max():.0%}\n(true {right})"
+            axes.set_title(title, fontsize=7, parse_math=False)
     return figure
 
 
@@ -210,28 +248,53 @@ def hornet(classifier: Classifier) -> nn.Module:
     return classifier.model
 
 
-def report(run: Path, images: Path | None, count: int) -> str:
+EXPLANATIONS = {
+    "Training": "Losses and accuracies after each epoch.",
+    "Confusions": "How often images of the class at the left were taken for the class below.",
+    "Where it looks (Grad-CAM)": "The redder, the more speaks for the predicted class.",
+    "What each order gates with": "The mean magnitude of what the recursion of the last gnConv of "
+    "each stage multiplies in, order by order: the brighter, the more passes.",
+    "Effective receptive field": "How much each pixel moves the middle of the deepest map that "
+    "tells places apart.",
+    "Global filters": "What the first layer of each stage has learnt to let through (frequency), "
+    "and the same as a circular convolution (space).",
+}
+
+
+def report(run: Path, source: str | None, images: Path | None, count: int) -> str:
     """One HTML page about a run, with all its pictures inside.
+
+    Args:
+        run: Its folder.
+        source: The checkpoint to look into; if not given the best one, or the newest.
+        images: Folder of class folders; if not given the run's own to evaluate on.
+        count: How many images are looked at one by one.
 
     Raises:
         UserError: the folder is none of a run, or its images are not found.
     """
+    run = run.resolve()
     curves = draw_curves([run])
-    newest = next(iter(checkpoint.resumable(run)), None)
-    if newest is None:
+    best = run / "checkpoint-best.pth"
+    found = [best] if best.is_file() else checkpoint.resumable(run)
+    if not source and not found:
         raise UserError(f"{run} holds no checkpoint")
-    classifier = load_classifier(str(newest))
+    source = source or str(found[0])
+    classifier = load_classifier(source, takes_exported=False)
     flags = classifier.flags
-    files = find_images([str(images)]) if images else images_of(flags)
+    every = find_images([str(images)]) if images else images_of(flags)
+    files = [file for file in spread(every, MOST_COUNTED) if _is_readable(file)]
+    if not files:
+        raise UserError(f"{images or flags['data_path']}: none of its images can be read")
     examples = examples_of(classifier, spread(files, count))
     log = read_log(run)
     measured = [record["test_acc1"] for record in log if record.get("test_acc1") is not None]
     parameters = sum(p.numel() for p in classifier.model.parameters())
     facts = {
-        "run": run.name, "model": classifier.config.model, "checkpoint": newest.name,
+        "model": classifier.config.model, "checkpoint": Path(source).name,
         "parameters": f"{parameters / 1e6:.1f} M", "epochs": log[-1]["epoch"] + 1,
         "best top-1": f"{max(measured):.2f} %" if measured else "not measured",
-        "images": f"{len(files)} of {images or flags['data_path']}",
+        "images": f"{len(files)} of the {len(every)} of {images or flags['data_path']}",
         "pixels": classifier.view.input_size,
     }  # fmt: skip
     pictures: dict[str, Callable[[], Figure]] = {
@@ -248,7 +311,7 @@ def report(run: Path, images: Path | None, count: int) -> str:
             body = f'<img alt="{title}" src="data:image/png;base64,{as_png(draw())}">'
         except UserError as error:  # of this model or its images there is no such picture
             body = f"<p>{html.escape(str(error))}</p>"
-        parts.append(f"<h2>{title}</h2>{body}")
+        parts.append(f"<h2>{title}</h2><p>{EXPLANATIONS[title]}</p>{body}")
     rows, flat = (
         "".join(f"<tr><th>{html.escape(str(k))}<td>{html.escape(str(v))}" for k, v in table.items())
         for table in (facts, flags)
@@ -264,18 +327,30 @@ def report(run: Path, images: Path | None, count: int) -> str:
 
 def images_of(flags: dict[str, Any]) -> list[Path]:
     """A run's images to evaluate on; raises UserError where they are in no folder, or gone."""
-    known = {field.name for field in fields(DataConfig)} & flags.keys()
-    config = DataConfig(**{name: flags[name] for name in known})
     try:
-        if config.data_set not in FOLDERS:
+        data_set, path = str(flags.get("data_set", "IMNET")), str(flags.get("data_path"))
+        if data_set not in FOLDERS:
             raise UserError("they are in no folder")
-        # image_folder: digits would be written anew
-        config = replace(config, data_set="image_folder")
+        share, most = flags.get("val_fraction", 0.0), flags.get("max_images")
+        of_own = flags.get("eval_data_path") if data_set == "image_folder" else None
+        config = DataConfig(
+            data_set="image_folder",  # digits would be written anew
+            data_path=path, eval_data_path=of_own and str(of_own), val_fraction=float(share),
+            max_images=None if most is None else max(1, int(most)),
+        )  # fmt: skip
         data = build_data(config, AugmentConfig(), input_size=32, with_train=False)
-    except UserError as error:
+    except (UserError, OSError, TypeError, ValueError) as error:
         raise UserError(f"the run's images: {error}; give --images FOLDER") from None
     assert isinstance(data.val, Sized)
     return [Path(file_name(data.val, index)) for index in range(len(data.val))]
+
+
+def _is_readable(file: Path) -> bool:
+    try:
+        load_image(str(file))
+    except UserError:
+        return False
+    return True
 
 
 def spread(files: list[Path], count: int) -> list[Path]:
@@ -309,6 +384,7 @@ def parser() -> argparse.ArgumentParser:
             sub.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folders of runs")
         elif name == "report":
             sub.add_argument("run", type=Path, metavar="RUN", help="folder of a run")
+            sub.add_argument("--checkpoint", help="another than the run's best, or newest")
             sub.add_argument("--images", type=Path, metavar="FOLDER",
                              help="class folders (the run's own to evaluate on)")  # fmt: skip
         else:
@@ -327,7 +403,11 @@ def draw(arguments: argparse.Namespace) -> Figure:
     if arguments.what == "curves":
         return draw_curves(arguments.runs)
     classifier = load_classifier(
-        arguments.checkpoint, arguments.model, arguments.ema, arguments.input_size
+        arguments.checkpoint,
+        arguments.model,
+        arguments.ema,
+        arguments.input_size,
+        takes_exported=arguments.what == "confusion",
     )
     if arguments.what == "filters":
         return draw_filters(classifier)
@@ -337,7 +417,10 @@ def draw(arguments: argparse.Namespace) -> Figure:
     count = 1 if arguments.what == "gates" else arguments.count
     examples = examples_of(classifier, spread(files, count))
     of = {"field": draw_field, "gates": draw_gates, "cam": draw_cam}
-    return of[arguments.what](classifier, examples)
+    try:
+        return of[arguments.what](classifier, examples)
+    except ValueError as error:  # of the network, about the size
+        raise UserError(f"--input-size {classifier.view.input_size}: {error}") from None
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -347,6 +430,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def _main(arguments: argparse.Namespace) -> int:
     check_positive(arguments, *({"input_size", "count"} & vars(arguments).keys()))
+    if arguments.what == "report" and not arguments.run.is_dir():
+        raise UserError(f"{arguments.run} is no folder of a run")
     output = arguments.output or arguments.run / "report.html"
     suffix = ".html" if arguments.what == "report" else ".png"
     if output.suffix != suffix:
@@ -354,7 +439,7 @@ def _main(arguments: argparse.Namespace) -> int:
     if not output.absolute().parent.is_dir():
         raise UserError(f"--output {output}: {output.parent} is no folder")
     if arguments.what == "report":
-        text = report(arguments.run, arguments.images, arguments.count)
+        text = report(arguments.run, arguments.checkpoint, arguments.images, arguments.count)
         with kept_when_done(output) as written:
             written.write_text(text)
     else:

@@ -4,9 +4,13 @@ python -m tools.web --checkpoint runs/mine/checkpoint-best.pth
 """
 
 import argparse
+import os
+import signal
 import socket
 import sys
+from collections import Counter
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -18,10 +22,12 @@ from images import find_images
 from runtime.errors import MissingPackageError, UserError, check_positive, reason_of
 from tools import insight, program
 from tools.classifier import Classifier, add_flags, load_classifier
-from tools.visualize import examples_of, hornet, images_of, spread
+from tools.visualize import CAM_ALPHA, examples_of, hornet, images_of, spread
 
 SHOWN_SIDE = 448
-"""Pixels of the picture of where the network looked."""
+"""Pixels of the picture of where the network looks."""
+LOOKS = "where it looks"
+LOOPBACK = ("127.0.0.1", "localhost")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -56,14 +62,14 @@ def answer(
         shares = network(examples.inputs)[0].softmax(0)
     label = int(shares.argmax()) if label is None else label
     heat = insight.grad_cam(network, examples.inputs, torch.tensor([label]))[0].numpy()
-    picture = 0.55 * examples.pixels[0] + 0.45 * colormaps["jet"](heat)[..., :3]
+    picture = (1 - CAM_ALPHA) * examples.pixels[0] + CAM_ALPHA * colormaps["jet"](heat)[..., :3]
     image = Image.fromarray((255 * picture).round().astype(np.uint8))
     side = max(SHOWN_SIDE, image.width)
     return shares.tolist(), image.resize((side, side), Image.Resampling.BICUBIC)
 
 
-def page(classifier: Classifier, examples: list[Path]) -> Any:
-    """The page, as an application of Gradio.
+def page(classifier: Classifier, source: str, examples: list[Path]) -> Any:
+    """The page, as an application of Gradio; `source` says which weights these are.
 
     Raises:
         MissingPackageError: Gradio is not installed.
@@ -78,7 +84,7 @@ def page(classifier: Classifier, examples: list[Path]) -> Any:
 
     def show(file: str | None, chosen: str | None = None) -> tuple[dict | None, Any]:
         if not file:
-            return None, None
+            return None, gradio.Image(None, label=LOOKS)
         label = None if chosen is None else names.index(chosen)
         try:
             shares, image = answer(classifier, Path(file), label)
@@ -86,15 +92,19 @@ def page(classifier: Classifier, examples: list[Path]) -> Any:
             reason = str(error).replace(file, Path(file).name)  # Gradio's folders say nothing
             raise gradio.Error(reason, print_exception=False) from None
         looked_for = names[int(np.argmax(shares)) if label is None else label]
-        looks = gradio.Image(image, label=f"where it looks for {looked_for}")
+        looks = gradio.Image(image, label=f"{LOOKS} for {looked_for}")
         return dict(zip(names, shares, strict=True)), looks
 
     def look_for(file: str | None, event: gradio.SelectData) -> Any:
         return show(file, event.value)[1]
 
-    title = f"{classifier.config.model}: {len(names)} classes, {classifier.view.input_size} pixels"
+    title = f"{source}: {classifier.config.model}, {len(names)} classes"
+    size = classifier.view.input_size
     with gradio.Blocks(title=title, analytics_enabled=False, delete_cache=(3600, 3600)) as blocks:
-        gradio.Markdown(f"## {title}")
+        gradio.Markdown(
+            f"## {title}\nIn the middle is what the network sees of an image, {size} x {size} "
+            "pixels: the redder, the more speaks for the class; blue is no evidence."
+        )
         with gradio.Row():
             image = gradio.Image(type="filepath", image_mode=None, height=SHOWN_SIDE,
                                  sources=["upload", "clipboard"], label="image")  # fmt: skip
@@ -102,22 +112,26 @@ def page(classifier: Classifier, examples: list[Path]) -> Any:
             image.preprocess = lambda payload: payload and payload.path  # type: ignore
             looks = gradio.Image(interactive=False, format="png", height=SHOWN_SIDE,
                                  buttons=["download", "fullscreen"],
-                                 label="where it looks")  # fmt: skip
+                                 label=LOOKS)  # fmt: skip
             classes = gradio.Label(
-                num_top_classes=5, label="click on a class to see where it is looked for"
+                num_top_classes=5, label="classes: click on one to see where it is looked for"
             )
         if examples:
             gradio.Examples([[str(file)] for file in examples], image)
-        image.change(show, image, [classes, looks])
-        classes.select(look_for, image, looks)
+        # of clicks that come faster than answers the last one counts
+        image.change(show, image, [classes, looks], trigger_mode="always_last")
+        classes.select(look_for, image, looks, trigger_mode="always_last")
     return blocks
 
 
 def _distinct(names: list[str]) -> list[str]:
     """The names, with their number where several classes have the same one."""
-    return [
-        name if names.count(name) == 1 else f"{name} ({label})" for label, name in enumerate(names)
+    counts = Counter(names)
+    numbered = [f"{name} ({label})" for label, name in enumerate(names)]
+    some = [
+        number if counts[name] > 1 else name for name, number in zip(names, numbered, strict=True)
     ]
+    return some if len(set(some)) == len(names) else numbered
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -137,14 +151,31 @@ def _main(arguments: argparse.Namespace) -> int:
     classifier = load_classifier(
         arguments.checkpoint, arguments.model, arguments.ema, arguments.input_size, False
     )
-    blocks = page(classifier, _examples(classifier, arguments.examples))
-    blocks.launch(server_name=arguments.host, server_port=arguments.port, show_error=True,
-                  footer_links=["api", "settings"])  # fmt: skip
+    # the run's own images are for its owner, not for all who reach the page
+    is_private = arguments.host in LOOPBACK
+    examples = _examples(classifier, arguments.examples, is_private)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that uploads are removed
+    _spare_proxies(arguments.host)
+    with TemporaryDirectory(prefix="hornet-web-") as uploads:
+        os.environ["GRADIO_TEMP_DIR"] = uploads
+        page(classifier, arguments.checkpoint, examples).launch(
+            server_name=arguments.host, server_port=arguments.port, share=False, show_error=True,
+            footer_links=["api", "settings"])  # fmt: skip
     return 0
 
 
-def _examples(classifier: Classifier, folder: Path | None, count: int = 10) -> list[Path]:
-    """Images to choose from; none where none are named and those of the run are not there."""
+def _spare_proxies(host: str) -> None:
+    """Lets Gradio see its own page where a proxy is set for the rest of the world."""
+    for name in ("no_proxy", "NO_PROXY"):
+        os.environ[name] = ",".join(filter(None, (os.environ.get(name), *LOOPBACK, host)))
+
+
+def _examples(
+    classifier: Classifier, folder: Path | None, takes_own: bool, count: int = 10
+) -> list[Path]:
+    """Images to choose from; none where none are named and the run's own are not there."""
+    if folder is None and not takes_own:
+        return []
     try:
         files = find_images([str(folder)]) if folder else images_of(classifier.flags)
         return spread(files, count)

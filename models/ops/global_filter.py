@@ -1,4 +1,4 @@
-"""Circular convolution by a filter stored in the frequency domain (HorNet, section 3.3; GFNet).
+"""Circular convolution by a filter stored in the frequency domain (HorNet, section 3; GFNet).
 
 Two implementations of one function, y = irfft2(rfft2(x) * K):
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from torch import nn
-from torchvision.models import resnet50
+from torchvision.models import resnet18, resnet50, resnext50_32x4d
 
 from examples import faster_rcnn, linear_probe, resnet, unet, yolo
 from models import GnConv
@@ -43,6 +43,23 @@ def test_yolo_follows_its_definition():
     layer(torch.randn(2, 12, 10, 14)).sum().backward()
     assert all(p.grad is not None for p in layer.parameters())
     assert layer.eval()(torch.randn(1, 12, 10, 14)).shape == (1, 24, 10, 14)
+    # its HorBlocks count, and one stands alone in a definition
+    x = torch.randn(1, 12, 10, 14)
+    before = layer(x)
+    layer.m[1].block.gamma1.data.zero_()
+    assert not torch.allclose(layer(x), before)
+    alone = yolo.Model({"backbone": [[-1, 1, "Conv", [16]], [-1, 1, "HorBlock", [16]]], "head": []})
+    assert alone(torch.randn(2, 3, 8, 8)).shape == (2, 16, 8, 8)
+    with pytest.raises(ValueError, match="Conv cannot be repeated 3 times"):
+        yolo.Model({"backbone": [[-1, 3, "Conv", [16]]], "head": []})
+    with pytest.raises(ValueError, match="it cannot give 32"):
+        yolo.HorBlock(16, 32)
+
+
+@pytest.mark.parametrize("model", [resnet18, resnext50_32x4d])
+def test_resnet_without_such_convolutions_is_refused(model):
+    with pytest.raises(ValueError, match="no 3x3 convolution of stride 1"):
+        resnet.with_gnconv(model())
 
 
 @pytest.mark.slow

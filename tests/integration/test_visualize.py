@@ -1,17 +1,22 @@
 """tools.visualize: pictures and pages are written whole, mistakes are one line."""
 
+import json
 import re
+import shutil
 
 import numpy as np
 import pytest
 import timm
 import torch
 from PIL import Image
+from torch import nn
 
 import main
 from cli import parse_args
+from config import ModelConfig
 from runtime.errors import UserError
 from tools import visualize
+from tools.classifier import Classifier, View
 
 GF = ["--checkpoint", "gf.pth", "--output", "a.png"]
 
@@ -105,7 +110,7 @@ def odd_files(tmp_path_factory):
     ("arguments", "message"),
     [
         (["curves", "none", "--output", "a.png"], "none is no folder of a run"),
-        (["report", "."], ". is no folder of a run"),
+        (["report", "."], "is no folder of a run: it has no log.txt"),
         (["filters", "--checkpoint", "none.pth", "--output", "a.png"], "none.pth does not exist"),
         (["filters", "--checkpoint", "gf.pth", "--output", "a.pdf"], "give FILE.png"),
         (["filters", "--checkpoint", "gf.pth", "--output", "no/a.png"], "no is no folder"),
@@ -117,7 +122,7 @@ def odd_files(tmp_path_factory):
             ["cam", "x.png", "--checkpoint", "gf.pth", "--output", "a.png", "--count", "0"],
             "at least 1",
         ),
-        (["confusion", "x.png", *GF], "knows no class"),
+        (["confusion", "x.png", *GF], "is none of the model"),
     ],
 )
 def test_mistakes_are_one_line(odd_files, monkeypatch, capsys, arguments, message):
@@ -147,3 +152,121 @@ def test_images_of_a_run_are_those_held_out(digits, flags, tmp_path):
 def test_lost_images_of_a_run_are_asked_for(lost):
     with pytest.raises(UserError, match="give --images FOLDER"):
         visualize.images_of({"data_set": "image_folder", "data_path": ".", **lost})
+
+
+class Brightness(nn.Module):
+    """Surer of `dark` the darker an image is; a HorNet by name only."""
+
+    def forward(self, images):
+        mean = images.mean((1, 2, 3))
+        return torch.stack((-mean, mean, torch.full_like(mean, -99.0)), 1)
+
+
+def test_worst_confusions_are_the_surest_mistakes(tmp_path):
+    files = []
+    for name, grey in (
+        ("bright", 30),
+        ("bright", 90),
+        ("bright", 250),
+        ("dark", 10),
+        ("dark", 160),
+    ):
+        (tmp_path / name).mkdir(exist_ok=True)
+        files.append(tmp_path / name / f"{grey}.png")
+        Image.new("RGB", (32, 32), (grey, grey, grey)).save(files[-1])
+    view = View(32, (0.5, 0.5, 0.5), (0.2, 0.2, 0.2))
+    classes = ["dark", "bright", "a$^$b_never"]  # no formula
+    classifier = Classifier(Brightness(), ModelConfig(model="a"), classes, view)
+    figure = visualize.draw_confusion(classifier, files)
+    matrix, *pictures = (axes for part in figure.subfigs for axes in part.axes)
+    assert (matrix.get_xlabel(), matrix.get_ylabel()) == ("predicted", "true")
+    assert matrix.get_title() == "accuracy 40.00% of 5 images"
+    assert [tick.get_text() for tick in matrix.get_yticklabels()] == ["dark", "bright"]
+    np.testing.assert_allclose(matrix.images[0].get_array(), [[1 / 2, 1 / 2], [2 / 3, 1 / 3]])
+    shown = [axes for axes in pictures if axes.images]
+    assert [axes.images[0].get_array()[0, 0, 0] * 255 for axes in shown] == pytest.approx(
+        [30, 90, 160], abs=0.5
+    )
+    assert "dark" in shown[0].get_title().splitlines()[0]
+    assert shown[2].get_title().splitlines()[1] == "(true dark)"
+
+
+def test_curves_are_those_of_the_logs(flags, digits, tmp_path):
+    runs = [tmp_path / "x" / "run", tmp_path / "y" / "run", tmp_path / "_z"]
+    main.run(parse_args([*flags, "--model_ema", "true", "--model_ema_eval", "true",
+                         "--mixup", "0", "--cutmix", "0",
+                         "--output_dir", str(runs[0])]))  # fmt: skip
+    for run, accuracy in zip(runs[1:], (12.5, 50.0), strict=True):
+        run.mkdir(parents=True)
+        lines = [{"epoch": 0, "test_acc1": accuracy}, {"epoch": "a"}, {"epoch": 1, "test_loss": 2}]
+        (run / "log.txt").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    panels = visualize.draw_curves(runs).axes
+    log = [json.loads(line) for line in (runs[0] / "log.txt").read_text().splitlines()]
+    assert len(panels) == len(visualize.PANELS)
+    for axes, key in zip(panels, visualize.PANELS.values(), strict=True):
+        np.testing.assert_allclose(axes.lines[0].get_ydata(), [record[key] for record in log])
+        np.testing.assert_allclose(axes.lines[0].get_xdata(), [0, 1])
+    assert [list(line.get_ydata()) for line in panels[0].lines[1:]] == [[12.5], [50.0]]
+    told = [text.get_text().strip() for text in panels[0].get_legend().get_texts()]
+    assert told == [str(run) for run in runs]
+
+
+def test_titles_of_pictures(tmp_path):
+    save_gf(tmp_path / "gf.pth")
+    classifier = visualize.load_classifier(str(tmp_path / "gf.pth"), input_size=128)
+    inputs = torch.randn(3, 3, 128, 128)
+    examples = visualize.Examples(inputs, np.zeros((3, 128, 128, 3)), torch.tensor([0, 1, 2]))
+    with torch.no_grad():
+        shares = classifier.model(inputs).softmax(1)
+    pictures = visualize.draw_cam(classifier, examples).axes[:3]
+    for index, axes in enumerate(pictures):
+        found = int(shares[index].argmax())
+        first, *rest = axes.get_title().splitlines()
+        assert first == f"{found} {shares[index].max():.0%}"
+        assert rest == ([] if found == index else [f"(true {index})"])
+        cam = visualize.insight.grad_cam(classifier.model, inputs[index : index + 1])[0]
+        np.testing.assert_allclose(axes.images[1].get_array(), cam, atol=1e-5)
+    gates = visualize.draw_gates(classifier, examples)
+    rows = [axes.get_title() for axes in gates.axes if axes.get_title().startswith("stages")]
+    assert [row[:8] for row in rows] == ["stages.0", "stages.1", "stages.2", "stages.3"]
+    maps = visualize.insight.gate_maps(classifier.model, inputs[:1])
+    drawn = [axes.images[0].get_array() for axes in gates.axes if "alpha" in axes.get_title()]
+    of_model = [gate[0] for orders in maps.values() for gate in orders]
+    for ours, theirs in zip(drawn, of_model, strict=True):
+        np.testing.assert_allclose(ours, theirs)
+    filters = visualize.draw_filters(classifier)
+    rows = [axes.get_title(loc="left") for axes in filters.axes if axes.get_title(loc="left")]
+    assert [row.partition(":")[0] for row in rows] == [
+        *2 * ["stages.2.0.gnconv.dwconv"], *2 * ["stages.3.0.gnconv.dwconv"],
+    ]  # fmt: skip
+
+
+def test_report_is_of_the_best_checkpoint_and_survives_a_bad_image(digits, trained, tmp_path):
+    shutil.copytree(digits / "val", tmp_path / "val")
+    next(tmp_path.glob("val/3/*.png")).write_bytes(b"no image")
+    page = visualize.report(trained, None, tmp_path / "val", 4)
+    assert "checkpoint-best.pth" in page
+    assert "32 of the 33" in page
+    log = [json.loads(line) for line in (trained / "log.txt").read_text().splitlines()]
+    assert f"{max(record['test_acc1'] for record in log):.2f} %" in page
+    other = visualize.report(trained, str(trained / "checkpoint-0.pth"), tmp_path / "val", 4)
+    assert "checkpoint-0.pth" in other
+
+
+@pytest.mark.parametrize(
+    "strange",
+    [
+        {"data_path": 5}, {"data_path": None}, {"data_path": ["a"]}, {"data_path": 5000 * "a"},
+        {"eval_data_path": 5}, {"max_images": "many"}, {"val_fraction": []}, {"data_set": 3},
+    ],
+)  # fmt: skip
+def test_strange_flags_of_a_checkpoint_are_no_traceback(strange, digits):
+    with pytest.raises(UserError, match="give --images FOLDER"):
+        visualize.images_of({"data_set": "image_folder", "data_path": str(digits), **strange})
+
+
+def test_eval_data_path_counts_as_in_training(digits, tmp_path):
+    """For image folders only."""
+    flags = {"data_path": str(digits), "eval_data_path": str(digits / "train")}
+    assert "val" in str(visualize.images_of({**flags, "data_set": "IMNET"})[0])
+    assert "train" in str(visualize.images_of({**flags, "data_set": "image_folder"})[0])

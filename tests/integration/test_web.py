@@ -1,12 +1,15 @@
 """The page of tools.web, and the one of a run, in a real browser."""
 
+import dataclasses
 import io
+import os
 import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import pytest
 import timm
@@ -14,7 +17,7 @@ import torch
 from PIL import Image
 
 from tests.integration.conftest import ROOT
-from tools import visualize, web
+from tools import insight, visualize, web
 from tools.classifier import load_classifier
 from tools.predict import predict
 
@@ -56,15 +59,22 @@ def tab(browser):
 
 
 @pytest.fixture
-def address(weights, digits):
+def address(weights, digits, tmp_path):
     """Of the page, served for as long as a test takes."""
     pytest.importorskip("gradio")
     command = [sys.executable, "-u", "-m", "tools.web", "--checkpoint", str(weights)]
     command += ["--examples", str(digits / "val")]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as server:
+    # a proxy that is not there, as of a cluster, which must not be asked for the page itself
+    environment = os.environ | {"http_proxy": "http://127.0.0.1:9", "TMPDIR": str(tmp_path)}
+    with subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True
+    ) as server:
         line = server.stdout.readline()
         yield re.search(r"http://127.0.0.1:\d+", line)[0]
+        assert list(tmp_path.glob("hornet-web-*/*"))
         server.terminate()
+        server.wait(timeout=60)
+    assert not list(tmp_path.glob("hornet-web-*"))  # what people dropped is gone
 
 
 def drop(tab, file):
@@ -96,7 +106,30 @@ def test_answer_is_that_of_predict(weights, digits):
     assert found[file] == [
         (classifier.labels[shares.index(share)], pytest.approx(share)) for share in top
     ]
-    assert picture.size == (web.SHOWN_SIDE, web.SHOWN_SIDE)
+    # of each class its own heat over the same pixels, whose blend is undone here
+    image = classifier.inputs([file])
+    for label in (1, 2):
+        _, picture = web.answer(classifier, file, label)
+        assert picture.size == (web.SHOWN_SIDE, web.SHOWN_SIDE)
+        heat = insight.grad_cam(classifier.model, image, torch.tensor([label]))[0].numpy()
+        pixels = visualize.examples_of(classifier, [file]).pixels[0]
+        blend = 0.55 * pixels + 0.45 * matplotlib.colormaps["jet"](heat)[..., :3]
+        small = np.asarray(picture.resize((64, 64), Image.Resampling.BOX)) / 255
+        assert np.abs(small - blend).mean() < 0.01
+
+
+def test_names_are_told_apart():
+    assert web._distinct(["a", "b", "a"]) == ["a (0)", "b", "a (2)"]
+    assert len(set(web._distinct(["a", "a", "a (0)"]))) == 3
+
+
+def test_own_images_are_for_their_owner(weights, digits):
+    classifier = load_classifier(str(weights))
+    flags = {"data_set": "image_folder", "data_path": str(digits)}
+    classifier = dataclasses.replace(classifier, flags=flags)
+    assert len(web._examples(classifier, None, takes_own=True)) == 10
+    assert web._examples(classifier, None, takes_own=False) == []
+    assert len(web._examples(classifier, digits / "train", takes_own=False)) == 10
 
 
 @pytest.mark.slow
@@ -119,7 +152,9 @@ def test_an_image_dropped_on_the_page(tab, address, weights, digits, tmp_path):
     assert bars == pytest.approx({names[label]: shares[label] for label in order})
 
     tab.get_by_test_id(f"{second}-confidence-set").click()
-    _, picture = web.answer(classifier, file, order[1])
+    _, other = web.answer(classifier, file, order[1])
+    assert np.abs(np.asarray(other) - np.asarray(picture, dtype=float)).max() > 20
+    picture = other
     np.testing.assert_array_equal(shown_picture(tab, f"where it looks for {second}"), picture)
 
     tab.reload()

@@ -5,7 +5,7 @@ import timm
 import torch
 from torch import nn
 
-from models import GlobalLocalFilter, GnConv
+from models import GlobalLocalFilter, GnConv, global_filter
 from tools import insight
 
 
@@ -56,28 +56,81 @@ def test_the_field_of_small_images_is_that_of_an_earlier_stage(network):
     assert field.max() == 1
 
 
+class Signed(Local):
+    """One convolution, with weights of both signs; class k counts channel 0 less 2 k channel 1."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.Conv2d(3, 2, 3, padding=1)
+
+    def forward_head(self, x):
+        first, second = x.mean((2, 3)).unbind(1)
+        return torch.stack([first - 2 * k * second for k in range(3)], 1)
+
+
+def test_the_field_of_signed_weights():
+    """Colours and images add up without their signs, channels only where they are positive."""
+    network, images = Signed(), torch.randn(6, 3, 9, 9)
+    expected = torch.zeros(9, 9)
+    for positive in network.layers(images)[:, :, 4, 4] > 0:
+        expected[3:6, 3:6] += network.layers.weight[positive].sum(0).abs().sum(0).detach()
+    field = insight.effective_receptive_field(network, images)
+    torch.testing.assert_close(field, expected / expected.max())
+    nothing = insight.effective_receptive_field(Local(), torch.full((1, 3, 9, 9), -1.0))
+    assert not nothing.any()
+    assert insight.width_of_field(nothing) == 9
+
+
+def test_grad_cam_of_signed_weights():
+    network, images = Signed(), torch.randn(2, 3, 9, 9)
+    with torch.no_grad():
+        first, second = network.layers(images).unbind(1)
+    for label in range(3):
+        maps = insight.grad_cam(network, images, torch.tensor([label, label]))
+        expected = (first - 2 * label * second).relu()
+        expected = expected / expected.amax((1, 2), keepdim=True)
+        torch.testing.assert_close(maps, expected)
+    # nothing speaks for a class: no place, instead of a division by zero
+    assert not insight.grad_cam(Local(), torch.full((1, 3, 9, 9), -1.0), torch.tensor([0])).any()
+
+
 def test_filters_in_space_do_what_the_layer_does(network):
-    """Convolving with the filter in space is the layer's global half."""
+    """Convolving with the filter in space is the layer's global half, on the maps of 224 pixels."""
     found = insight.global_filters(network)
     layers = {n: m for n, m in network.named_modules() if isinstance(m, GlobalLocalFilter)}
     assert found.keys() == layers.keys()
-    name, layer = next(iter(layers.items()))
-    frequency, space = found[name]
-    channels, height, width = space.shape
-    half = layer.complex_weight.shape[2]
-    assert (channels, height, width) == (len(layer.complex_weight), 14, 2 * (half - 1))
-    x = torch.randn(channels, height, width)
-    kernel = torch.view_as_complex(layer.complex_weight.detach())
-    expected = torch.fft.irfft2(torch.fft.rfft2(x) * kernel, s=(height, width))
-    y = torch.zeros_like(x)
-    for row in range(height):
-        for column in range(width):
-            moved = x.roll((row - height // 2, column - width // 2), (1, 2))
-            y += space[:, row, column, None, None] * moved / (height * width) ** 0.5
-    torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-5)
-    # what is symmetric in frequency is the stored magnitude: a frequency's and its opposite's
-    centre = frequency[:, height // 2, width // 2]
-    torch.testing.assert_close(centre, kernel[:, 0, 0].real.abs(), rtol=1e-4, atol=1e-5)
+    sizes = {"stages.2": 14, "stages.3": 7}
+    for name in ("stages.2.0.gnconv.dwconv", "stages.3.1.gnconv.dwconv"):
+        (frequency, space), layer = found[name], layers[name]
+        size = sizes[name[:8]]
+        assert space.shape == frequency.shape == (len(layer.complex_weight), size, size)
+        x = torch.randn(1, len(space), size, size)
+        expected = global_filter._filter(x, layer.complex_weight.detach(), "fft")[0]
+        y = torch.zeros_like(expected)
+        for row in range(size):
+            for column in range(size):
+                moved = x[0].roll((row - size // 2, column - size // 2), (1, 2))
+                y += space[:, row, column, None, None] * moved
+        torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-5)
+        # the stored half, but for the columns that are their own opposites, is that of the whole
+        kernel = torch.view_as_complex(layer.complex_weight.detach())
+        inner = slice(1, (size - 1) // 2 + 1)
+        whole = torch.fft.ifftshift(frequency, dim=(1, 2))
+        torch.testing.assert_close(whole[:, :, inner], kernel[:, :, inner].abs(), rtol=1e-3,
+                                   atol=1e-5)  # fmt: skip
+
+
+def test_a_filter_that_shifts(network):
+    """In space it is a single one, as far from the middle as it shifts."""
+    layer = network.stages[3][0].gnconv.dwconv
+    columns = torch.arange(4) * 2 * torch.pi / 7
+    turned = torch.polar(torch.ones(7, 4), (-2 * columns).expand(7, 4))
+    layer.complex_weight.data.copy_(torch.view_as_real(turned).expand_as(layer.complex_weight))
+    _, space = insight.global_filters(network)["stages.3.0.gnconv.dwconv"]
+    expected = torch.zeros(7, 7)
+    expected[3, 5] = 1
+    torch.testing.assert_close(space[0], expected, rtol=0, atol=1e-5)
 
 
 def test_gates_are_those_of_the_recursion(network):
@@ -95,8 +148,7 @@ def test_gates_are_those_of_the_recursion(network):
         q_all = layer.proj_in(block.norm1(x))[:, layer.dims[0] :]
         q_all = layer.scale * layer.dwconv(q_all)
     for found, q in zip(maps[names[0]], q_all.split(layer.dims, 1), strict=True):
-        ratio = found / q.abs().mean(1)  # the scale may be multiplied in before or after
-        torch.testing.assert_close(ratio, ratio.mean().expand_as(ratio), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(found, q.abs().mean(1), rtol=1e-4, atol=1e-6)
     assert not layer.dwconv._forward_hooks
 
 
