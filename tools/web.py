@@ -118,9 +118,9 @@ def page(classifier: Classifier, source: str, examples: list[Path]) -> Any:
             )
         if examples:
             gradio.Examples([[str(file)] for file in examples], image)
-        # of clicks that come faster than answers the last one counts
-        image.change(show, image, [classes, looks], trigger_mode="always_last")
-        classes.select(look_for, image, looks, trigger_mode="always_last")
+        # clicks that come faster than answers are answered in turn: the last one stays
+        image.change(show, image, [classes, looks], trigger_mode="multiple")
+        classes.select(look_for, image, looks, trigger_mode="multiple")
     return blocks
 
 

@@ -157,6 +157,14 @@ def test_an_image_dropped_on_the_page(tab, address, weights, digits, tmp_path):
     picture = other
     np.testing.assert_array_equal(shown_picture(tab, f"where it looks for {second}"), picture)
 
+    # of fast clicks the last one stays
+    for label in (order[2], order[3], order[0]):
+        tab.get_by_test_id(f"{names[label]}-confidence-set").click()
+    _, picture = web.answer(classifier, file)
+    np.testing.assert_array_equal(shown_picture(tab, f"where it looks for {first}"), picture)
+    tab.wait_for_timeout(1000)
+    assert tab.get_by_text(f"where it looks for {first}", exact=True).is_visible()
+
     tab.reload()
     broken = tmp_path / "broken.png"
     broken.write_bytes(file.read_bytes()[:60])
