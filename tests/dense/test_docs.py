@@ -15,20 +15,25 @@ from dense.configs import read_config
 from dense.run import parser
 
 ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs/detection-and-segmentation.md"
 ZOO = json.loads((ROOT / "tests/golden/dense_zoo.json").read_text())
 TREES = {"object_detection": "detection", "semantic_segmentation": "segmentation"}
 
 
 def commands(tree):
-    text = (ROOT / tree / "README.md").read_text()
-    blocks = re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
-    return [line for block in blocks for line in block.splitlines()]
+    """Those of its README, and those for it in the page of both."""
+    texts = [(ROOT / tree / "README.md").read_text(), PAGE.read_text()]
+    blocks = [
+        block for text in texts for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
+    ]
+    lines = [line for block in blocks for line in block.splitlines()]
+    return [line for line in lines if re.match(rf"(python -m|bash) {tree}[./]", line)]
 
 
 @pytest.mark.parametrize("tree", TREES)
 def test_commands_parse(tree):
     own = commands(tree)
-    assert len(own) >= 5
+    assert len(own) >= 9
     for command in own:
         words = shlex.split(command)
         action = "train" if "train" in words[1] + words[2] else "test"
@@ -66,7 +71,7 @@ def test_code_of_the_page_builds():
     """The config of docs/detection-and-segmentation.md gives a pyramid for its neck."""
     (code,) = re.findall(
         r"```python\n(.*?)```",
-        (ROOT / "docs/detection-and-segmentation.md").read_text(),
+        PAGE.read_text(),
         re.DOTALL,
     )
     config = Config.fromstring(code, ".py")

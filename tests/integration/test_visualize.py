@@ -249,6 +249,9 @@ def test_report_is_of_the_best_checkpoint_and_survives_a_bad_image(digits, train
     assert "32 of the 33" in page
     log = [json.loads(line) for line in (trained / "log.txt").read_text().splitlines()]
     assert f"{max(record['test_acc1'] for record in log):.2f} %" in page
+    named = trained.rename(trained.with_name("a <b>run"))
+    assert "<h1>a &lt;b&gt;run</h1>" in visualize.report(named, None, tmp_path / "val", 4)
+    trained = named
     other = visualize.report(trained, str(trained / "checkpoint-0.pth"), tmp_path / "val", 4)
     assert "checkpoint-0.pth" in other
 
@@ -270,3 +273,16 @@ def test_eval_data_path_counts_as_in_training(digits, tmp_path):
     flags = {"data_path": str(digits), "eval_data_path": str(digits / "train")}
     assert "val" in str(visualize.images_of({**flags, "data_set": "IMNET"})[0])
     assert "train" in str(visualize.images_of({**flags, "data_set": "image_folder"})[0])
+
+
+def test_images_are_spread_over_the_classes(digits):
+    files = visualize.find_images([str(digits / "val")])
+    assert [file.parent.name for file in visualize.spread(files, 6)] == [
+        "0",
+        "0",
+        "3",
+        "3",
+        "7",
+        "7",
+    ]
+    assert visualize.spread(files, 1000) == files
