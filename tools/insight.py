@@ -5,6 +5,7 @@ Shapes: images (B, 3, H, W), normalised as the network takes them.
 
 import torch
 import torch.nn.functional as F
+from captum.attr import LayerGradCam
 from torch import Tensor, nn
 
 from models import GlobalLocalFilter, GnConv
@@ -14,11 +15,9 @@ SMALLEST_MAP = 4
 """Stages of smaller maps tell no places apart: for small images an earlier stage is looked at."""
 
 
-def _deepest(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
-    """The output of the last stage, and the one that is looked at, which it is computed from."""
-    last, maps = model.forward_intermediates(images)  # type: ignore[operator]
-    large = [x for x in maps if min(x.shape[2:]) >= SMALLEST_MAP]
-    return last, (large or maps[:1])[-1]
+def _deepest(maps: list[Tensor]) -> int:
+    """The last of the stages with these maps (B, C, h, w) that tells places apart."""
+    return max((k for k, x in enumerate(maps) if min(x.shape[2:]) >= SMALLEST_MAP), default=0)
 
 
 def effective_receptive_field(model: nn.Module, images: Tensor) -> Tensor:
@@ -31,7 +30,8 @@ def effective_receptive_field(model: nn.Module, images: Tensor) -> Tensor:
     field = torch.zeros(images.shape[2:])
     for image in images.split(1):  # one by one: a graph of many would fill the memory
         image = image.clone().requires_grad_()
-        _, features = _deepest(model, image)
+        _, maps = model.forward_intermediates(image)  # type: ignore[operator]
+        features = maps[_deepest(maps)]
         middle = features[:, :, features.shape[2] // 2, features.shape[3] // 2]
         (gradient,) = torch.autograd.grad(middle.relu().sum(), image)
         field += gradient[0].abs().sum(0)
@@ -112,14 +112,15 @@ def gate_maps(model: nn.Module, images: Tensor) -> dict[str, list[Tensor]]:
 def grad_cam(model: nn.Module, images: Tensor, labels: Tensor | None = None) -> Tensor:
     """Where the network looks for a class (B, H, W), between 0 and 1; the predicted if not given.
 
-    Grad-CAM (Selvaraju et al., 2017, arXiv 1610.02391, equations 1 and 2) of the deepest map.
+    Grad-CAM (Selvaraju et al., 2017, arXiv 1610.02391, equations 1 and 2), by Captum, of the
+    deepest map that tells places apart; 0 throughout where nothing speaks for the class.
     """
+    with torch.no_grad():
+        last, maps = model.forward_intermediates(images)  # type: ignore[operator]
+        if labels is None:
+            labels = model.forward_head(last).argmax(1)  # type: ignore[operator]
+    stage = model.stages[_deepest(maps)]  # type: ignore[index]
     images = images.clone().requires_grad_()  # which frozen networks need
-    last, features = _deepest(model, images)
-    logits = model.forward_head(last)  # type: ignore[operator]
-    labels = logits.argmax(1) if labels is None else labels
-    (gradient,) = torch.autograd.grad(logits.gather(1, labels[:, None]).sum(), features)
-    weights = gradient.mean((2, 3), keepdim=True)
-    maps = (weights * features).sum(1, keepdim=True).relu()
-    maps = F.interpolate(maps, images.shape[2:], mode="bilinear", align_corners=False)[:, 0]
-    return (maps / maps.amax((1, 2), keepdim=True).clamp(min=1e-12)).detach()
+    cam = LayerGradCam(model, stage).attribute(images, labels, relu_attributions=True)
+    cam = F.interpolate(cam, images.shape[2:], mode="bilinear", align_corners=False)[:, 0]
+    return (cam / cam.amax((1, 2), keepdim=True).clamp(min=1e-12)).detach()

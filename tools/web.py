@@ -118,9 +118,11 @@ def page(classifier: Classifier, source: str, examples: list[Path]) -> Any:
             )
         if examples:
             gradio.Examples([[str(file)] for file in examples], image)
-        # clicks that come faster than answers are answered in turn: the last one stays
-        image.change(show, image, [classes, looks], trigger_mode="multiple")
-        classes.select(look_for, image, looks, trigger_mode="multiple")
+        # what comes faster than answers is answered in turn: the last click stays, and no two
+        # look into the network at once
+        in_turn: Any = {"trigger_mode": "multiple", "concurrency_id": "network"}
+        image.change(show, image, [classes, looks], **in_turn)
+        classes.select(look_for, image, looks, **in_turn)
     return blocks
 
 
