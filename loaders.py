@@ -173,6 +173,18 @@ def _ignore_signals(_: int) -> None:
     """A worker goes on where its whole group is told to stop: the last step wants its batch."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+
+
+class _Loader(DataLoader):
+    """Its workers inherit that SIGNALS wait, so that none ends one that cannot ignore them yet."""
+
+    def __iter__(self) -> Any:
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        try:
+            return super().__iter__()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _end_workers() -> None:
@@ -237,7 +249,7 @@ def _loader(
     if config.num_workers:
         _end_workers_at_exit()
     # workers are started anew each epoch: a stream's augmentation follows from the epoch's seed
-    return DataLoader(
+    return _Loader(
         dataset,
         batch_size,
         sampler=sampler,
