@@ -15,7 +15,7 @@ from timm.utils import ModelEmaV3
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-import models  # noqa: F401 - registers the HorNets with timm
+import models
 from config import ComputeConfig, Config, ModelConfig, OptimConfig
 from loaders import build_mixup
 from optim_factory import Schedule, create_optimizer, freeze, restore_optimizer
@@ -293,25 +293,20 @@ def build_model(config: ModelConfig, num_classes: int) -> nn.Module:
 
 def prepare_model(model: nn.Module, config: ComputeConfig, device: torch.device) -> nn.Module:
     """The model on its device, laid out, checkpointed and compiled as the flags say."""
-    asked = {
-        "--grad_checkpointing true": (config.grad_checkpointing, "set_grad_checkpointing"),
-        "--memory lean": (config.memory == "lean", "set_lean_memory"),
-        "--triton true": (config.triton, "set_triton"),
-    }
-    for flag, (is_on, method) in asked.items():
-        if is_on and not hasattr(model, method):
-            raise UserError(f"{flag}: the model cannot")
     if config.grad_checkpointing:
+        if not hasattr(model, "set_grad_checkpointing"):
+            raise UserError("--grad_checkpointing true: the model cannot")
         try:
             model.set_grad_checkpointing(True)  # type: ignore[operator]
         except (AssertionError, NotImplementedError) as error:
             raise UserError(f"--grad_checkpointing true: the model cannot: {error}") from None
-    if config.memory == "lean":
-        if config.compile:
-            raise UserError("--memory lean: a compiler chooses by itself; leave out --compile true")
-        model.set_lean_memory()  # type: ignore[operator]
-    if config.triton:
-        model.set_triton()  # type: ignore[operator]
+    if config.compile and config.memory == "lean":
+        raise UserError("--memory lean: a compiler chooses by itself; leave out --compile true")
+    asked = {"--memory lean": config.memory == "lean", "--triton true": config.triton}
+    for flag, is_on in asked.items():
+        if is_on and not any(isinstance(layer, models.Block) for layer in model.modules()):
+            raise UserError(f"{flag}: the model cannot: it has no HorNet blocks")
+    model = models.accelerate(model, config.memory, config.triton)
     # HorNets compute channels last: with weights laid out so, gradients have the strides of the
     # weights, which DistributedDataParallel wants
     layout = torch.channels_last if config.channels_last else torch.contiguous_format

@@ -24,7 +24,7 @@ from torch import nn
 from torch.utils.data import Dataset
 from torchvision.datasets import ImageFolder
 
-import models  # noqa: F401 - registers the HorNets with timm
+import models
 from benchmarks.measure import Timing, kept_bytes, paired, peak_bytes
 from config import AugmentConfig, DataConfig, OptimConfig
 from datasets import BadImages, loader_for
@@ -145,8 +145,8 @@ def speed(own: Timing, peer: Timing) -> tuple[float, str]:
 def inference(setting: Setting, compiles: bool) -> list[Row]:
     """As built, folded by `reparameterize_model`, and compiled with frozen weights if asked for."""
     ours, theirs = (model.eval() for model in setting.pair())
-    folded = reparameterize_model(ours)
-    contenders = {"peer": theirs, "as built": ours, "folded": folded}
+    folded = models.accelerate(reparameterize_model(ours))
+    contenders = {"peer": theirs, "as built": models.accelerate(ours), "folded": folded}
     if setting.device.type == "cuda":
         contenders["folded, triton"] = _with_triton(folded)
     convnext = {name: model.eval() for name, model in setting.convnext().items()}
@@ -187,8 +187,8 @@ def training(setting: Setting, compiles: bool) -> list[Row]:
         loss(model).backward()
         model.zero_grad(set_to_none=True)
 
-    lean = copy.deepcopy(ours)
-    lean.set_lean_memory()  # type: ignore[operator]
+    lean = models.accelerate(copy.deepcopy(ours), memory="lean")
+    models.accelerate(ours)
     contenders = {"peer": theirs, "training": ours, "lean": lean}
     if setting.device.type == "cuda":
         contenders["triton"] = _with_triton(ours)
@@ -217,9 +217,7 @@ def _compiled(model: nn.Module) -> nn.Module:
 
 
 def _with_triton(model: nn.Module) -> nn.Module:
-    copied = copy.deepcopy(model)
-    copied.set_triton()  # type: ignore[operator]
-    return copied
+    return models.accelerate(copy.deepcopy(model), triton=True)
 
 
 def loop(model_name: str, rounds: int, device: torch.device, target: float | None) -> list[Row]:

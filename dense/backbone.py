@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import models
 from dense.loading import fetched
-from models.block import NORM_EPS
+from models.hornet import NORM_EPS
 from runtime import checkpoint
 from runtime.errors import UserError
 

@@ -200,6 +200,7 @@ def _runner(config: Any, arguments: argparse.Namespace) -> Any:
     from mmengine.runner import Runner
 
     from dense.loading import CheckFit, PlainCheckpoints, use_safe_readers
+    from models import accelerate
 
     if arguments.launcher != "none":
         os.environ.setdefault("LOCAL_RANK", str(arguments.local_rank))
@@ -215,6 +216,7 @@ def _runner(config: Any, arguments: argparse.Namespace) -> Any:
                     part["type"] = "BN"
     use_safe_readers()
     runner = Runner.from_cfg(config)
+    accelerate(runner.model)
     runner.register_hook(PlainCheckpoints())
     if config.load_from:
         is_test = hasattr(arguments, "checkpoint")

@@ -20,8 +20,8 @@ class GnConvModule(GnConv):
         self.bn = build_norm_layer(norm_cfg, out_channels)[1]
         self.activate = build_activation_layer(act_cfg)
 
-    def forward(self, x: Tensor, out_scale: Tensor | None = None) -> Tensor:
-        return self.activate(self.bn(super().forward(x, out_scale)))
+    def forward(self, x: Tensor) -> Tensor:
+        return self.activate(self.bn(super().forward(x)))
 
 
 @MODELS.register_module()

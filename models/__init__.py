@@ -1,10 +1,9 @@
 """The HorNet family. Importing it registers the models with timm, and does nothing else."""
 
-from .block import Block
-from .checkpoints import checkpoint_filter_fn, download, fit_head
-from .global_filter import GlobalLocalFilter, set_global_filter_impl
-from .gnconv import GnConv, gnconv
-from .hornet import HorNet
+from .fast.accelerate import accelerate, plain
+from .gnconv import GlobalLocalFilter, GnConv, gnconv, set_global_filter_impl
+from .hornet import Block, HorNet
+from .pretrained import checkpoint_filter_fn, download, fit_head
 from .variants import ENTRYPOINTS, download_published
 
 __all__ = [
@@ -12,11 +11,13 @@ __all__ = [
     "GlobalLocalFilter",
     "GnConv",
     "HorNet",
+    "accelerate",
     "checkpoint_filter_fn",
     "download",
     "download_published",
     "fit_head",
     "gnconv",
+    "plain",
     "set_global_filter_impl",
 ]
 globals().update(ENTRYPOINTS)

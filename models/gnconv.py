@@ -1,37 +1,37 @@
-"""GnConv: recursive gated convolution (HorNet, section 3).
+"""gnConv, the recursive gated convolution, and the global filter of the GF models.
 
-Shapes: x (batch, C_in, H, W) -> (batch, C_out, H, W). With order n and C = C_out, the recursion
-runs over the widths C_k = C / 2**(n - 1 - k), k = 0 ... n - 1. Tensors are logically channels
-first; in memory they are best channels last, and stay so.
+Source: HorNet (Rao et al., NeurIPS 2022, arXiv 2207.14284), section 3. Shapes: (B, C, H, W).
 """
 
 from collections.abc import Callable
-from typing import Any
+from itertools import pairwise
 
 import torch
+import torch.fx
+from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
-from .global_filter import GlobalLocalFilter
-from .layers import DepthwiseConv, PointwiseConv, fold_scale
-from .lean import cheap, has_hooks
-from .ops.recompute import cheap_product
+from .layers import depthwise_conv
+from .spectral import IMPLEMENTATIONS, spectral_filter
+
+torch.fx.wrap("spectral_filter")  # symbolic tracers take it as one operation
 
 
 class GnConv(nn.Module):
     """Recursive gated convolution g^nConv, a drop-in layer for any input and output width.
 
-    Equations 3.3 to 3.5 of the paper:
+    Equations 3.3 to 3.5 of the paper, which writes 1 / alpha for s:
 
-        [p_0, q_0, ..., q_{n-1}] = proj_in(x),      q_k <- s * depthwise(q_k)
+        [p_0, q_0, ..., q_{n-1}] = proj_in(x),      q_k <- s * dwconv(q_k)
         p_1     = p_0 * q_0
         p_{k+1} = pws_{k-1}(p_k) * q_k              for k = 1 ... n - 1
         y       = proj_out(p_n)
 
-    (The paper writes 1 / alpha for s.) The depthwise mixer runs once over all q_k.
+    With C = out_channels, p_{k+1} and q_k have C_k = C / 2**(n - 1 - k) channels (equation 3.6).
 
     Args:
         in_channels: Channels of the input.
-        out_channels: Channels of the output and of the recursion; None means in_channels.
+        out_channels: C, channels of the output; None means in_channels.
         order: n, the order of the spatial interactions; 1 or more.
         kernel_size: Kernel of the depthwise convolution, odd; unused with another mixer.
         scale: s, multiplied onto the depthwise output.
@@ -42,8 +42,6 @@ class GnConv(nn.Module):
     Raises:
         ValueError: there are no input channels, out_channels can't be halved n - 1 times, the
             kernel is even, or both a global filter and a mixer are asked for.
-
-    Source: HorNet (Rao et al., NeurIPS 2022, arXiv 2207.14284).
     """
 
     def __init__(
@@ -63,128 +61,105 @@ class GnConv(nn.Module):
         factory = {"device": device, "dtype": dtype}
         if in_channels < 1:
             raise ValueError(f"a GnConv needs at least 1 input channel, not {in_channels}")
+        if mixer is not None and global_filter is not None:
+            raise ValueError("choose either a mixer or a global filter, not both")
         channels = in_channels if out_channels is None else out_channels
         self.order = order
         self.scale = scale
-        self.use_triton = False
         self.dims = recursion_widths(channels, order)
         total = sum(self.dims)
-        if mixer is not None and global_filter is not None:
-            raise ValueError("choose either a mixer or a global filter, not both")
-
-        self.proj_in = PointwiseConv(in_channels, self.dims[0] + total, **factory)
+        self.proj_in = nn.Conv2d(in_channels, self.dims[0] + total, 1, **factory)
         if mixer is not None:
-            self.dwconv = mixer(total)
+            self.dwconv: nn.Module = mixer(total)
         elif global_filter is not None:
-            h, w = global_filter
-            self.dwconv = GlobalLocalFilter(total, h, w, impl=global_filter_impl, **factory)
+            self.dwconv = GlobalLocalFilter(total, *global_filter, global_filter_impl, **factory)
         else:
-            self.dwconv = DepthwiseConv(total, kernel_size, **factory)
-        self.proj_out = PointwiseConv(channels, channels, **factory)
+            self.dwconv = depthwise_conv(total, kernel_size, **factory)
+        self.proj_out = nn.Conv2d(channels, channels, 1, **factory)
         self.pws = nn.ModuleList(
-            PointwiseConv(narrow, wide, **factory)
-            for narrow, wide in zip(self.dims[:-1], self.dims[1:], strict=True)
+            nn.Conv2d(narrow, wide, 1, **factory) for narrow, wide in pairwise(self.dims)
         )
 
-    def forward(self, x: Tensor, out_scale: Tensor | None = None) -> Tensor:
-        """`out_scale` (C_out) multiplies the output, by way of the weights of proj_out."""
-        return self.recursion(self.proj_in(x), out_scale)
-
-    def recursion(self, x: Tensor, out_scale: Tensor | None = None) -> Tensor:
-        """The output of proj_in -> that of proj_out, scaled as in `forward`."""
-        p, q_all = torch.split(x, [self.dims[0], x.shape[1] - self.dims[0]], dim=1)
-        if not torch.jit.is_scripting() and self.scales_inside():
-            q_all = self.dwconv(q_all, self.scale)
-        else:
-            q_all = self.dwconv(q_all)
-            if self.scale != 1.0:
-                q_all = q_all * self.scale
-        if not torch.jit.is_scripting() and out_scale is None and self._projects_by_triton():
-            y = self._projection_by_triton(p, q_all)
-            if y is not None:
-                return y
-        q = torch.split(q_all, self.dims, dim=1)
-        p = cheap_product(p, q[0])
+    def forward(self, x: Tensor) -> Tensor:
+        p, q_all = torch.split(self.proj_in(x), [self.dims[0], sum(self.dims)], dim=1)
+        q = torch.split(self.dwconv(q_all) * self.scale, self.dims, dim=1)
+        p = p * q[0]
         for k, pw in enumerate(self.pws):
-            # noqa below: TorchScript passes no modules to functions
-            if torch.jit.is_scripting():  # noqa: SIM108
-                wider = pw(p)
-            else:
-                wider = cheap(pw, p)
-            p = cheap_product(wider, q[k + 1])
-        if out_scale is None:
-            return self.proj_out(p)
-        return self.proj_out(p, out_scale)
-
-    @torch.jit.ignore
-    def _projects_by_triton(self) -> bool:
-        """For inference, and for the layers that the kernel stands for."""
-        layers = (*self.pws, self.proj_out)
-        return (
-            self.use_triton
-            and not torch.is_grad_enabled()
-            and all(type(layer) is PointwiseConv for layer in layers)
-            and not has_hooks(*layers)
-        )
-
-    @torch.jit.ignore
-    def _projection_by_triton(self, p: Tensor, q_all: Tensor) -> Tensor | None:
-        from .ops.kernels import gated_projection  # only now, for it imports Triton
-
-        return gated_projection(p, q_all, list(self.pws), self.proj_out)
-
-    @torch.jit.ignore
-    def scales_inside(self) -> bool:
-        """Whether the mixer is one that takes s into its weights."""
-        return type(self.dwconv) in (DepthwiseConv, GlobalLocalFilter)
-
-    @torch.jit.ignore
-    def reparameterize(self) -> None:
-        """Folds s into the mixer, for inference; not into a mixer from outside."""
-        if self.scales_inside() and self.scale != 1.0:
-            mixer: Any = self.dwconv
-            last = mixer.post_norm if isinstance(mixer, GlobalLocalFilter) else mixer
-            fold_scale(last, torch.tensor(self.scale))
-            self.scale = 1.0
+            p = pw(p) * q[k + 1]
+        return self.proj_out(p)
 
     def extra_repr(self) -> str:
         return f"order={self.order}, scale={self.scale:.4g}"
 
 
-class gnconv(GnConv):  # noqa: N801 - the name that other HorNet code imports
-    """GnConv under the name and signature of other HorNet code.
+class GlobalLocalFilter(nn.Module):
+    """Mix the first half of the channels locally, the second half globally.
+
+    x -> norm -> [3x3 depthwise convolution | global filter] -> interleave -> norm
+
+    The halves are interleaved channel by channel: local 0, global 0, local 1, global 1, ... The
+    global filter is GFNet's (arXiv 2107.00645): a circular convolution by a filter stored in the
+    frequency domain for maps of H x W with h = H and w = W // 2 + 1, and resized bilinearly for
+    others. It computes in float32 at least, whatever the input, autocast or not.
 
     Args:
-        dim: Channels of input and output.
-        order: Order of the spatial interactions.
-        gflayer: None for a 7x7 depthwise convolution, or a class called as
-            `gflayer(channels, h=h, w=w)`, such as GlobalLocalFilter.
-        h: Height of the filter of gflayer.
-        w: Width of the filter of gflayer.
-        s: Scale of the depthwise output.
+        dim: Number of channels, even.
+        h, w: Height and width of the stored filter.
+        impl: 'fft', or 'matmul' for the path without complex numbers.
+
+    Raises:
+        ValueError: dim is odd, the filter is empty, or impl is unknown.
     """
 
     def __init__(
-        self,
-        dim: int,
-        order: int = 5,
-        gflayer: Callable[..., nn.Module] | None = None,
-        h: int = 14,
-        w: int = 8,
-        s: float = 1.0,
+        self, dim: int, h: int = 14, w: int = 8, impl: str = "fft", device=None, dtype=None
     ) -> None:
-        mixer = None
-        if gflayer is not None:
-            layer = gflayer
+        super().__init__()
+        if dim % 2:
+            raise ValueError(f"a global filter needs an even number of channels, not {dim}")
+        if h < 1 or w < 1:
+            raise ValueError(f"a global filter needs a positive height and width, not {h} x {w}")
+        factory = {"device": device, "dtype": dtype}
+        self.set_impl(impl)
+        self.complex_weight = nn.Parameter(torch.empty(dim // 2, h, w, 2, **factory))
+        self.dw = depthwise_conv(dim // 2, 3, bias=False, **factory)
+        self.pre_norm = LayerNorm2d(dim, eps=1e-6, **factory)
+        self.post_norm = LayerNorm2d(dim, eps=1e-6, **factory)
+        self.reset_parameters()
 
-            def mixer(channels: int) -> nn.Module:
-                return layer(channels, h=h, w=w)
+    def reset_parameters(self) -> None:
+        """Initialise the complex filter: truncated normal, standard deviation 0.02."""
+        nn.init.trunc_normal_(self.complex_weight, std=0.02)
 
+    def set_impl(self, impl: str) -> None:
+        """Choose 'fft' or 'matmul'; the parameters are the same."""
+        if impl not in IMPLEMENTATIONS:
+            known = ", ".join(IMPLEMENTATIONS)
+            raise ValueError(f"unknown global filter implementation {impl!r}: use {known}")
+        self.impl = impl
+
+    def forward(self, x: Tensor) -> Tensor:
+        local, spectral = self.pre_norm(x).chunk(2, dim=1)
+        local = self.dw(local)
+        spectral = spectral_filter(spectral, self.complex_weight, self.impl).to(local.dtype)
+        return self.post_norm(torch.stack((local, spectral), dim=2).flatten(1, 2))
+
+
+class gnconv(GnConv):  # noqa: N801 - the name that other HorNet code imports
+    """GnConv under the name and signature of the release.
+
+    `gflayer` is None for a 7x7 depthwise convolution, or called as gflayer(channels, h=h, w=w), as
+    GlobalLocalFilter can be; s is the scale of the depthwise output.
+    """
+
+    def __init__(self, dim: int, order: int = 5, gflayer: Callable[..., nn.Module] | None = None,
+                 h: int = 14, w: int = 8, s: float = 1.0) -> None:  # fmt: skip
+        mixer = None if gflayer is None else lambda channels: gflayer(channels, h=h, w=w)
         super().__init__(dim, order=order, scale=s, mixer=mixer)
 
 
 def recursion_widths(channels: int, order: int) -> list[int]:
-    """Widths C_0 ... C_{n-1} of the recursion, doubling up to `channels`.
+    """Widths C_0 ... C_{n-1} of the recursion, doubling up to `channels` (equation 3.6).
 
     Raises:
         ValueError: the order is less than 1, or channels can't be halved order - 1 times.
@@ -197,3 +172,10 @@ def recursion_widths(channels: int, order: int) -> list[int]:
             f"a GnConv of order {order} needs a multiple of {multiple} channels, not {channels}"
         )
     return [channels // 2**k for k in reversed(range(order))]
+
+
+def set_global_filter_impl(module: nn.Module, impl: str) -> None:
+    """Set every GlobalLocalFilter inside `module` to 'fft' or 'matmul'; ValueError for others."""
+    for child in module.modules():
+        if isinstance(child, GlobalLocalFilter):
+            child.set_impl(impl)

@@ -1,26 +1,116 @@
 """HorNet: classifier and feature pyramid (Rao et al., NeurIPS 2022, arXiv 2207.14284).
 
 Shapes: images (B, in_chans, H, W); the output of stage i is (B, base_dim * 2**i, H / 2**(i + 2),
-W / 2**(i + 2)), rounded down. All tensors are logically channels first. In memory they become
-channels last with the first norm, which runs over the last axis, and stay so; every pointwise
-layer is a 1x1 convolution, the fastest form of a matrix product in this layout.
+W / 2**(i + 2)), rounded down. `models.accelerate` computes the same faster.
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
-from timm.layers import LayerNorm2d, SelectAdaptivePool2d
+import torch.fx
+from timm.layers import DropPath, LayerNorm2d, SelectAdaptivePool2d, calculate_drop_path_rates
+from timm.models import checkpoint_seq
 from timm.models._features import FeatureGetterNet, feature_take_indices
 from torch import Tensor, nn
 
-from .block import NORM_EPS, Block, Stage
-from .global_filter import GlobalLocalFilter, set_global_filter_impl
-from .gnconv import GnConv
-from .layers import DepthwiseConv
+from .gnconv import GlobalLocalFilter, GnConv
+from .layers import ChannelLinear, defined_by, fold_norm, fold_scale
 
+NORM_EPS = 1e-6
 STEM_STRIDE = 4
 POOLS = ("", "avg", "max", "avgmax", "fast", "fastavg", "fastmax", "fastavgmax")
+
+
+class Block(nn.Module):
+    """x + gamma1 * GnConv(norm(x)), then x + gamma2 * MLP(norm(x)), on (B, dim, H, W) (figure 2).
+
+    Args:
+        dim: Number of channels.
+        order: Order of the GnConv.
+        scale: Scale s of its depthwise output.
+        mlp_ratio: Hidden width of the MLP as a multiple of dim.
+        drop_path: Probability of dropping each of the two branches, per sample.
+        layer_scale_init_value: Initial gamma1 and gamma2; None or 0 leaves them out.
+        gnconv: Further arguments of GnConv, which may raise ValueError.
+    """
+
+    gamma1: Tensor | None
+    gamma2: Tensor | None
+
+    def __init__(
+        self,
+        dim: int,
+        order: int,
+        scale: float = 1 / 3,
+        mlp_ratio: float = 4.0,
+        drop_path: float = 0.0,
+        layer_scale_init_value: float | None = 1e-6,
+        device=None,
+        dtype=None,
+        **gnconv: Any,
+    ) -> None:
+        super().__init__()
+        factory = {"device": device, "dtype": dtype}
+        hidden = int(mlp_ratio * dim)
+        self.layer_scale_init_value = layer_scale_init_value or 0.0
+        for name in ("gamma1", "gamma2"):
+            gamma = nn.Parameter(torch.empty(dim, **factory)) if layer_scale_init_value else None
+            self.register_parameter(name, gamma)
+        self.reset_parameters()
+        self.norm1 = LayerNorm2d(dim, eps=NORM_EPS, **factory)
+        self.gnconv = GnConv(dim, order=order, scale=scale, **gnconv, **factory)
+        self.norm2 = LayerNorm2d(dim, eps=NORM_EPS, **factory)
+        self.pwconv1 = ChannelLinear(dim, hidden, **factory)
+        self.act = nn.GELU()
+        self.pwconv2 = ChannelLinear(hidden, dim, **factory)
+        self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.drop_path(_scaled(self.gnconv(self.norm1(x)), self.gamma1))
+        y = self.pwconv2(self.act(self.pwconv1(self.norm2(x))))
+        return x + self.drop_path(_scaled(y, self.gamma2))
+
+    def reset_parameters(self) -> None:
+        """Set gamma1 and gamma2 to layer_scale_init_value."""
+        for gamma in (self.gamma1, self.gamma2):
+            if gamma is not None:
+                nn.init.constant_(gamma, self.layer_scale_init_value)
+
+    def reparameterize(self) -> None:
+        """Fold s, gamma1, gamma2 and the norms' weights into the layers beside them, for inference.
+
+        timm.utils.reparameterize_model calls it. Layers of other types than these stay out of it.
+        """
+        if defined_by(self.gnconv) is GnConv:
+            mixer: Any = self.gnconv.dwconv
+            mixer = mixer.post_norm if defined_by(mixer) is GlobalLocalFilter else mixer
+            if fold_scale(torch.tensor(self.gnconv.scale), mixer):
+                self.gnconv.scale = 1.0
+            fold_norm(self.norm1, self.gnconv.proj_in)
+            if fold_scale(self.gamma1, self.gnconv.proj_out):
+                self.gamma1 = None
+        fold_norm(self.norm2, self.pwconv1)
+        if fold_scale(self.gamma2, self.pwconv2):
+            self.gamma2 = None
+
+
+class Stage(nn.Sequential):
+    """Blocks in a row; with grad_checkpointing each is recomputed in the backward pass."""
+
+    __constants__ = ["grad_checkpointing"]  # TorchScript compiles only the branch taken
+
+    def __init__(self, *blocks: Block) -> None:
+        super().__init__(*blocks)
+        self.grad_checkpointing = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.grad_checkpointing:
+            return checkpoint_seq(self, x)
+        for block in self:
+            x = block(x)
+        return x
 
 
 class HorNet(nn.Module):
@@ -33,15 +123,13 @@ class HorNet(nn.Module):
         depths: Blocks per stage.
         base_dim: Channels of the first stage; each further stage has twice as many.
         orders: Order of the GnConv per stage.
-        kernel_size: Kernel of the depthwise convolutions.
         s: Scale of the depthwise output inside each GnConv.
         global_filters: Per stage (h, w) of its global filters, or None for convolutions.
-        global_filter_impl: 'fft', or 'matmul' for the path without complex numbers.
-        mlp_ratio: Hidden width of the MLPs as a multiple of the stage's width.
         drop_rate: Dropout before the head.
         drop_path_rate: Stochastic depth of the last block; it grows linearly from 0.
-        layer_scale_init_value: Initial layer scale; None or 0 leaves it out.
         head_init_scale: Factor on the head's initial weights.
+        block: Further arguments of the blocks: kernel_size, global_filter_impl, mlp_ratio and
+            layer_scale_init_value.
 
     Raises:
         ValueError: lists of different lengths, an unknown pooling, or what GnConv refuses.
@@ -55,30 +143,26 @@ class HorNet(nn.Module):
         depths: Sequence[int] = (2, 3, 18, 2),
         base_dim: int = 64,
         orders: Sequence[int] = (2, 3, 4, 5),
-        kernel_size: int = 7,
         s: float = 1 / 3,
         global_filters: Sequence[tuple[int, int] | None] | None = None,
-        global_filter_impl: str = "fft",
-        mlp_ratio: float = 4.0,
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
-        layer_scale_init_value: float | None = 1e-6,
         head_init_scale: float = 1.0,
         device=None,
         dtype=None,
+        **block: Any,
     ) -> None:
         super().__init__()
         factory = {"device": device, "dtype": dtype}
-        global_filters = [None] * len(depths) if global_filters is None else list(global_filters)
-        if not len(depths) == len(orders) == len(global_filters):
+        filters = global_filters or [None] * len(depths)
+        if not len(depths) == len(orders) == len(filters):
             raise ValueError(
                 "depths, orders and global_filters need one entry per stage, "
-                f"not {len(depths)}, {len(orders)} and {len(global_filters)}"
+                f"not {len(depths)}, {len(orders)} and {len(filters)}"
             )
         dims = [base_dim * 2**i for i in range(len(depths))]
         self.in_chans = in_chans
         self.depths = tuple(depths)
-        self.drop_rate = drop_rate
         self.head_init_scale = head_init_scale
         self.num_features = self.head_hidden_size = dims[-1]
         self.feature_info = [
@@ -88,24 +172,17 @@ class HorNet(nn.Module):
 
         self.downsample_layers = _downsample_layers(in_chans, dims, **factory)
         self.stages = nn.ModuleList()
-        options: dict[str, Any] = {
-            "kernel_size": kernel_size,
-            "scale": s,
-            "global_filter_impl": global_filter_impl,
-            "mlp_ratio": mlp_ratio,
-            "layer_scale_init_value": layer_scale_init_value,
-            **factory,
-        }
-        for i, rates in enumerate(_drop_path_rates(drop_path_rate, depths)):
-            options.update(order=orders[i], global_filter=global_filters[i])
-            blocks = (Block(dims[i], drop_path=rate, **options) for rate in rates)
-            self.stages.append(Stage(*blocks))
+        drop_rates: Any = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
+        for dim, order, filter_size, rates in zip(dims, orders, filters, drop_rates):
+            options: dict[str, Any] = {"scale": s, "global_filter": filter_size, **block, **factory}
+            self.stages.append(
+                Stage(*[Block(dim, order, drop_path=rate, **options) for rate in rates])
+            )
         self.norm: nn.Module = LayerNorm2d(self.num_features, eps=NORM_EPS, **factory)
         self._set_head(num_classes, global_pool, **factory)
         self.head_drop = nn.Dropout(drop_rate)
         self.init_weights()
 
-    @torch.jit.ignore
     def init_weights(self) -> None:
         """Initialise every parameter, as the released models were.
 
@@ -119,39 +196,25 @@ class HorNet(nn.Module):
         | head                                    | as linear layers, times head_init_scale |
         """
         for module in self.modules():
-            if isinstance(module, nn.Conv2d | nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=0.02)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-            elif isinstance(module, GlobalLocalFilter):
-                module.reset_filter()
-            elif isinstance(module, nn.LayerNorm):
-                module.reset_parameters()
-            elif isinstance(module, Block):
-                module.reset_layer_scale()
+            _init_module(module)
         self._scale_head()
 
-    @torch.no_grad()
-    def _scale_head(self) -> None:
-        if isinstance(self.head, nn.Linear):
-            self.head.weight.mul_(self.head_init_scale)
-            self.head.bias.mul_(self.head_init_scale)
-
-    def _set_head(self, num_classes: int, global_pool: str, device=None, dtype=None) -> None:
-        """Pooling and head; what is before them stays."""
+    def _set_head(self, num_classes: int, global_pool: str, **factory: Any) -> None:
         if global_pool not in POOLS:
             raise ValueError(f"unknown global_pool {global_pool!r}: use avg, max, avgmax or ''")
         self.num_classes = num_classes
         self.pooled = bool(global_pool)
         # flattened after the norm, which wants the channels of a map
         self.global_pool = SelectAdaptivePool2d(pool_type=global_pool, flatten=False)
-        self.head = (
-            nn.Linear(self.num_features, num_classes, device=device, dtype=dtype)
-            if num_classes > 0
-            else nn.Identity()
-        )
+        self.head: nn.Module = nn.Identity()
+        if num_classes > 0:
+            self.head = nn.Linear(self.num_features, num_classes, **factory)
 
-    @torch.jit.ignore
+    @torch.no_grad()
+    def _scale_head(self) -> None:
+        for parameter in self.head.parameters():
+            parameter.mul_(self.head_init_scale)
+
     def group_matcher(self, coarse: bool = False) -> dict[str, str]:
         """Parameter groups, first to last, each a pattern of names.
 
@@ -169,63 +232,23 @@ class HorNet(nn.Module):
                 groups[f"stage{i}_{j}"] = rf"^(?:stages\.{i}\.(?:{j}|{j + 1})\.{before})"
         return groups
 
-    @torch.jit.ignore
-    def no_weight_decay(self) -> set[str]:
-        """Names kept from weight decay beside the 1-D parameters: none."""
-        return set()
-
-    @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute each block in the backward pass instead of storing its activations."""
-        _set_grad_checkpointing(self, enable)
-
-    @torch.jit.ignore
-    def set_lean_memory(self, enable: bool = True) -> None:
-        """Recompute what is cheap of each block in the backward pass: about half the memory.
-
-        Not in a compiled model, whose compiler chooses what to recompute.
-        """
         for stage in self.modules():
             if isinstance(stage, Stage):
-                stage.lean_memory = enable
+                stage.grad_checkpointing = enable
 
-    @torch.jit.ignore
-    def set_triton(self, enable: bool = True) -> None:
-        """Compute by this project's GPU kernels: depthwise convolutions and global filters, and in
-        inference norms with proj_in and short recursions with proj_out.
-
-        Where Triton, the device or the shape does not allow it, by PyTorch's, with a warning.
-        """
-        for module in self.modules():
-            if isinstance(module, DepthwiseConv | GnConv):
-                module.use_triton = enable
-            elif isinstance(module, GlobalLocalFilter) and enable != (module.impl == "triton"):
-                module.set_impl("triton" if enable else "fft")
-
-    @torch.jit.ignore
-    def set_global_filter_impl(self, impl: str) -> None:
-        """Compute the global filters by 'fft', 'matmul' or 'triton'."""
-        set_global_filter_impl(self, impl)
-
-    @torch.jit.ignore
     def get_classifier(self) -> nn.Module:
         """The head: nn.Linear, or nn.Identity without classes."""
         return self.head
 
-    @torch.jit.ignore
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace the head by a freshly initialised one; global_pool None keeps the pooling.
-
-        Raises:
-            ValueError: as the constructor.
-        """
+        """Replace the head by a freshly initialised one; global_pool None keeps the pooling."""
         like = next(self.parameters())
         pool = self.global_pool.pool_type if global_pool is None else global_pool
         self._set_head(num_classes, pool, device=like.device, dtype=like.dtype)
-        if isinstance(self.head, nn.Linear):
-            nn.init.trunc_normal_(self.head.weight, std=0.02)
-            nn.init.zeros_(self.head.bias)
-            self._scale_head()
+        _init_module(self.head)
+        self._scale_head()
         self.train(self.training)
 
     def forward_intermediates(
@@ -237,27 +260,18 @@ class HorNet(nn.Module):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """Outputs of the stages, with strides 4, 8, 16, 32.
+        """Return (the output of forward_features, outputs of stages), or the latter only.
 
-        Args:
-            x: Images.
-            indices: Stages to return: the last n, a list, or None for all.
-            norm: Apply the final norm to the output of the last stage (over its channels).
-            stop_early: Leave out the stages after the last one asked for.
-            output_fmt: 'NCHW' only.
-            intermediates_only: Return only the list.
-
-        Returns:
-            The list, or (the output of forward_features, the list).
+        `indices` are the stages to return: the last n, a list, or None for all. `norm` applies the
+        final norm to the output of the last stage; `stop_early` leaves out the stages after the
+        last one asked for; `output_fmt` is 'NCHW'.
         """
         assert output_fmt == "NCHW", "Output shape must be NCHW."
-        if not torch.jit.is_scripting():
-            _require_size(x, STEM_STRIDE * 2 ** (len(self.stages) - 1))
+        _require_size(x, stages=len(self.stages))
         taken, max_index = feature_take_indices(len(self.stages), indices)
         last = len(self.stages) - 1
         intermediates: list[Tensor] = []
-        # noqa below: TorchScript knows no strict
-        for i, (downsample, stage) in enumerate(zip(self.downsample_layers, self.stages)):  # noqa: B905
+        for i, (downsample, stage) in enumerate(zip(self.downsample_layers, self.stages)):
             if i <= max_index or not stop_early:
                 x = stage(downsample(x))
                 if i in taken:
@@ -266,22 +280,12 @@ class HorNet(nn.Module):
             return intermediates
         return x, intermediates
 
-    @torch.jit.ignore
     def prune_intermediate_layers(
-        self,
-        indices: int | list[int] = 1,
-        prune_norm: bool = False,
-        prune_head: bool = True,
+        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Drop the stages after the last one asked for, and with them the norm and the head.
+        """Drop the stages after the last of `indices` (the last n, or a list); returns their list.
 
-        Args:
-            indices: Stages to keep: the last n, or a list.
-            prune_norm: Drop the final norm in any case.
-            prune_head: Drop the head in any case.
-
-        Returns:
-            The stages asked for, counted from the first.
+        With stages go the norm and the head; prune_norm and prune_head drop these in any case.
         """
         taken, max_index = feature_take_indices(len(self.stages), indices)
         shortened = max_index < len(self.stages) - 1
@@ -293,15 +297,12 @@ class HorNet(nn.Module):
             self.num_features = self.head_hidden_size = self.feature_info[max_index]["num_chs"]
         if prune_head or shortened:
             self.reset_classifier(0, "")
-        self.train(self.training)
         return taken
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Images -> output of the last stage, before pooling and norm."""
-        if not torch.jit.is_scripting():
-            _require_size(x, STEM_STRIDE * 2 ** (len(self.stages) - 1))
-        # noqa below: TorchScript knows no strict
-        for downsample, stage in zip(self.downsample_layers, self.stages):  # noqa: B905
+        _require_size(x, stages=len(self.stages))
+        for downsample, stage in zip(self.downsample_layers, self.stages):
             x = stage(downsample(x))
         return x
 
@@ -327,52 +328,40 @@ class HorNet(nn.Module):
 class HorNetFeatures(FeatureGetterNet):
     """HorNet as a feature pyramid, what timm makes of it with features_only=True."""
 
-    @torch.jit.ignore
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """As HorNet.set_grad_checkpointing."""
-        _set_grad_checkpointing(self, enable)
+    set_grad_checkpointing = HorNet.set_grad_checkpointing
 
 
-def _set_grad_checkpointing(module: nn.Module, enable: bool) -> None:
-    for stage in module.modules():
-        if isinstance(stage, Stage):
-            stage.grad_checkpointing = enable
+def _init_module(module: nn.Module) -> None:
+    if isinstance(module, nn.Conv2d | nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, GlobalLocalFilter | nn.LayerNorm | Block):
+        module.reset_parameters()
 
 
-def _downsample_layers(in_chans: int, dims: list[int], device=None, dtype=None) -> nn.ModuleList:
+def _downsample_layers(in_chans: int, dims: list[int], **factory: Any) -> nn.ModuleList:
     """The stem (convolution, norm), then a norm and a strided convolution before each stage."""
-    factory = {"device": device, "dtype": dtype}
-    stem = nn.Sequential(
-        nn.Conv2d(in_chans, dims[0], STEM_STRIDE, stride=STEM_STRIDE, **factory),
-        LayerNorm2d(dims[0], eps=NORM_EPS, **factory),
-    )
-    layers = nn.ModuleList([stem])
-    for narrow, wide in zip(dims[:-1], dims[1:], strict=True):
+    stem = nn.Conv2d(in_chans, dims[0], STEM_STRIDE, stride=STEM_STRIDE, **factory)
+    layers = nn.ModuleList([nn.Sequential(stem, LayerNorm2d(dims[0], eps=NORM_EPS, **factory))])
+    for narrow, wide in pairwise(dims):
         norm = LayerNorm2d(narrow, eps=NORM_EPS, **factory)
         layers.append(nn.Sequential(norm, nn.Conv2d(narrow, wide, 2, stride=2, **factory)))
     return layers
 
 
-def _drop_path_rates(last: float, depths: Sequence[int]) -> list[list[float]]:
-    """Rates per stage and block, growing linearly over all blocks from 0 to `last`."""
-    steps = max(sum(depths) - 1, 1)
-    starts = [sum(depths[:i]) for i in range(len(depths))]
-    return [
-        [last * (start + j) / steps for j in range(depth)]
-        for start, depth in zip(starts, depths, strict=True)
-    ]
-
-
-def _require_size(x: Tensor, smallest: int) -> None:
-    """Raise a ValueError if the last stage's map would be empty.
-
-    Not while a graph is recorded: there the size may be symbolic, and a check would fix it.
-    """
-    if isinstance(x, torch.fx.Proxy) or torch.jit.is_tracing() or torch.compiler.is_compiling():
-        return
-    height, width = x.shape[-2:]
-    if min(height, width) < smallest:
+@torch.fx.wrap  # one operation of a symbolic trace, which knows no sizes
+def _require_size(x: Tensor, stages: int) -> None:
+    """Raise a ValueError if the last stage's map would be empty."""
+    height, width = x.shape[2], x.shape[3]
+    smallest = 4 << (stages - 1)
+    if height < smallest or width < smallest:
         raise ValueError(
             f"images of {height} x {width} are too small: this model takes {smallest} x {smallest}"
             " or larger"
         )
+
+
+def _scaled(x: Tensor, gamma: Tensor | None) -> Tensor:
+    """x (B, C, H, W) times the layer scale gamma (C), if there is one."""
+    return x if gamma is None else x * gamma[:, None, None]

@@ -16,14 +16,14 @@ from timm.models import (
     resolve_pretrained_cfg,
 )
 
-from .checkpoints import (
+from .hornet import HorNet, HorNetFeatures
+from .pretrained import (
     checkpoint_filter_fn,
     download,
     is_imagenet22k,
     read_weights,
     select_imagenet1k,
 )
-from .hornet import HorNet, HorNetFeatures
 
 __all__: list[str] = []
 

@@ -16,7 +16,7 @@ from torch import nn
 from config import DataConfig, ModelConfig
 from datasets import unnamed
 from images import load_image
-from models import checkpoint_filter_fn
+from models import accelerate, checkpoint_filter_fn
 from runtime import checkpoint
 from runtime.distributed import DistributedContext
 from runtime.errors import UserError
@@ -136,7 +136,8 @@ def load_classifier(
     names = state.get("classes") or unnamed(num_classes)
     if not isinstance(names, list) or [type(name) for name in names] != num_classes * [str]:
         raise UserError(f"checkpoint {path}: its classes are no list of {num_classes} names")
-    return Classifier(network.eval(), replace(config, input_size=size), names, view, flags)
+    network = accelerate(network.eval())
+    return Classifier(network, replace(config, input_size=size), names, view, flags)
 
 
 def untrained_classifier(network: nn.Module, model: str, input_size: int) -> Classifier:

@@ -22,6 +22,7 @@ import torch
 from timm.utils import reparameterize_model
 from torch import Tensor, nn
 
+import models
 from runtime.errors import UserError, check_positive, near_names, reason_of
 from tools.classifier import Classifier, load_classifier, untrained_classifier
 from tools.exported import FORMATS, KEY, Exported, Facts, format_of, needing_packages, quiet
@@ -126,11 +127,10 @@ def _write(classifier: Classifier, path: Path, options: Options) -> dict[str, fl
     facts = Facts(classifier.config.model, classifier.labels, view.input_size, list(view.mean),
                   list(view.std), view.crop_pct, options.dtype, options.batch_size,
                   options.any_size)  # fmt: skip
-    ready = copy.deepcopy(classifier.model)
+    ready = models.plain(copy.deepcopy(classifier.model))
     if options.folds:
         ready = reparameterize_model(ready, inplace=True)
-    if hasattr(ready, "set_global_filter_impl"):
-        ready.set_global_filter_impl("matmul")  # type: ignore[operator]
+    models.set_global_filter_impl(ready, "matmul")
     # OpenVINO computes in the type that it is told to where it runs
     computed = _Computed(ready, torch.float32 if kind == "openvino" else getattr(torch, dtype))
     sizes = [(options.batch_size or 2, view.input_size, view.input_size)]

@@ -9,7 +9,7 @@ from captum.attr import LayerGradCam
 from torch import Tensor, nn
 
 from models import GlobalLocalFilter, GnConv
-from models.ops.global_filter import filter_by_fft
+from models.spectral import spectral_filter
 
 SMALLEST_MAP = 4
 """Stages of smaller maps tell no places apart: for small images an earlier stage is looked at."""
@@ -73,7 +73,7 @@ def global_filters(model: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
             width = height if height // 2 + 1 == columns else max(1, 2 * (columns - 1))
             impulse = torch.zeros(1, channels, height, width)
             impulse[..., 0, 0] = 1
-            space = filter_by_fft(impulse, weight)[0]
+            space = spectral_filter(impulse, weight)[0]
             frequency = torch.fft.fft2(space).abs()
             shift = {"dim": (1, 2)}
             found[name] = torch.fft.fftshift(frequency, **shift), torch.fft.fftshift(space, **shift)
@@ -82,7 +82,7 @@ def global_filters(model: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
 
 @torch.no_grad()
 def gate_maps(model: nn.Module, images: Tensor) -> dict[str, list[Tensor]]:
-    """Of the last gnConv of each stage what gates each order, f_k(q_k) / alpha, by layer.
+    """Of the last gnConv of each stage of a plain network what gates each order, f_k(q_k) / alpha.
 
     Each is the mean magnitude over the channels, (B, h, w), for k = 0 ... n - 1.
     """
@@ -97,8 +97,7 @@ def gate_maps(model: nn.Module, images: Tensor) -> dict[str, list[Tensor]]:
         def keep(
             _: nn.Module, __: object, q_all: Tensor, name: str = name, layer: GnConv = layer
         ) -> None:
-            factor = 1.0 if layer.scales_inside() else layer.scale
-            maps[name] = [factor * q.abs().mean(1) for q in q_all.split(layer.dims, dim=1)]
+            maps[name] = [layer.scale * q.abs().mean(1) for q in q_all.split(layer.dims, dim=1)]
 
         handles.append(layer.dwconv.register_forward_hook(keep))
     try:

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from config import AugmentConfig, DataConfig
 from datasets import FOLDERS, build_data, file_name
 from images import find_images, load_image
-from models import HorNet
+from models import HorNet, plain
 from runtime import checkpoint
 from runtime.errors import UserError, check_positive
 from runtime.logging import read_log
@@ -242,10 +242,10 @@ def draw_confusion(classifier: Classifier, files: list[Path], most: int = 8) -> 
 
 
 def hornet(classifier: Classifier) -> nn.Module:
-    """The network of a classifier; raises UserError for another than a HorNet."""
+    """The network of a classifier, plain, to be looked into; UserError for other than a HorNet."""
     if not isinstance(classifier.model, HorNet):
         raise UserError(f"{classifier.config.model} is no HorNet in PyTorch, to be looked into")
-    return classifier.model
+    return plain(classifier.model)
 
 
 EXPLANATIONS = {

@@ -7,7 +7,7 @@ import timm
 import torch
 
 import models
-from models.checkpoints import imagenet1k_in_22k
+from models.pretrained import imagenet1k_in_22k
 from models.variants import IMAGENET_22K, VARIANTS
 from runtime.distributed import DistributedContext
 from runtime.errors import UserError

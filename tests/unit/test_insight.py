@@ -5,7 +5,8 @@ import timm
 import torch
 from torch import nn
 
-from models import GlobalLocalFilter, GnConv, global_filter
+from models import GlobalLocalFilter, GnConv
+from models.spectral import spectral_filter
 from tools import insight
 
 
@@ -113,7 +114,7 @@ def test_filters_in_space_do_what_the_layer_does(network):
         size = sizes[name[:8]]
         assert space.shape == frequency.shape == (len(layer.complex_weight), size, size)
         x = torch.randn(1, len(space), size, size)
-        expected = global_filter._filter(x, layer.complex_weight.detach(), "fft")[0]
+        expected = spectral_filter(x, layer.complex_weight.detach())[0]
         y = torch.zeros_like(expected)
         for row in range(size):
             for column in range(size):

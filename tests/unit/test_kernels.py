@@ -13,11 +13,11 @@ from timm.layers import LayerNorm2d
 from timm.utils import reparameterize_model
 from torch import nn
 
-import models  # noqa: F401 - registers the HorNets with timm
+import models
+from models.fast import triton_kernels as kernels
 from models.gnconv import GnConv
-from models.layers import PointwiseConv, fold_norm
-from models.ops import kernels
-from models.ops.global_filter import filter_by_fft
+from models.layers import fold_norm
+from models.spectral import spectral_filter
 from tests.unit.test_models_fast import assert_near
 
 pytest.importorskip("triton")
@@ -69,7 +69,7 @@ def test_global_filter(size, dtype):
     x = channels_last_slice(2, 5, *size, dtype)
     weight = torch.randn(5, 6, 4, 2)  # of another size than the maps want
     ours = results(kernels.filter_by_kernel, x, weight)
-    exact = results(lambda x, w: filter_by_fft(x.float(), w), x, weight)
+    exact = results(lambda x, w: spectral_filter(x, w), x, weight)
     for actual, expected in zip(ours, exact, strict=True):
         assert_near(actual.float(), expected.float(), 1e-5 if dtype == torch.float32 else 1e-2)
 
@@ -82,7 +82,7 @@ def test_norm_with_proj_in(dtype, affine):
     norm = LayerNorm2d(40, eps=1e-6)
     nn.init.normal_(norm.weight)
     nn.init.normal_(norm.bias)
-    layer = PointwiseConv(40, 70)
+    layer = nn.Conv2d(40, 70, 1)
     if not affine:
         fold_norm(norm, layer)
         assert norm.weight is None
@@ -104,8 +104,8 @@ def test_gated_recursion_with_proj_out(order, channels, dtype):
     for parameter in layer.parameters():
         nn.init.normal_(parameter, std=channels**-0.5)
     x = torch.randn(1, 2 * channels, 5, 7, device=DEVICE).to(memory_format=torch.channels_last)
-    expected = layer.recursion(x)
-    layer.use_triton = True
+    expected = models.accelerate(layer).recursion(x)
+    models.accelerate(layer, triton=True)
     with torch.autocast(DEVICE, HALF, enabled=dtype == HALF):
         y = layer.recursion(x.to(dtype))
     assert y.dtype == dtype
@@ -141,7 +141,7 @@ def test_the_network_takes_them(monkeypatch):
     for name in ("_depthwise", "_spectral"):
         operator = getattr(kernels, name)
         monkeypatch.setattr(kernels, name, lambda *a, f=operator: calls.append(f) or f(*a))
-    model.set_triton()
+    models.accelerate(model, triton=True)
     logits = model(x)
     logits.sum().backward()
     assert len(calls) == 2 + 2 * 2  # stages 0 and 1; both halves of stages 2 and 3
@@ -156,7 +156,7 @@ def test_the_network_takes_them(monkeypatch):
         assert len(calls) == 6 + 6 + 4 + 2  # norms, and the recursions of orders 2 and 3
         assert_near(reparameterize_model(model)(x), expected)
     calls.clear()
-    model.set_triton(False)
+    models.accelerate(model)
     assert model(x).shape == (1, 3)
     assert not calls
 
@@ -191,7 +191,7 @@ def test_layer_scale_and_hooks_are_heeded(monkeypatch):
     x = torch.randn(4, 3, 32, 32, device=DEVICE)
     with torch.no_grad():
         expected = model(x)
-        model.set_triton()
+        models.accelerate(model, triton=True)
         assert_near(model(x), expected)
         model.eval()
         seen = []
@@ -214,7 +214,7 @@ def test_an_empty_batch_and_double_precision():
 
 def test_falling_back_breaks_no_graph():
     model = timm.create_model("hornet_atto_7x7", base_dim=16, depths=(1, 1, 1, 1), num_classes=3)
-    model.set_triton()
+    models.accelerate(model, triton=True)
     x = torch.randn(1, 3, 32, 32, dtype=torch.float64)  # which no kernel takes
     torch.compiler.reset()
     compiled = torch.compile(model.double().eval(), fullgraph=True, backend="eager")
@@ -227,7 +227,7 @@ def test_large_maps_are_left_to_the_fft(caplog):
     x = channels_last_slice(1, 2, 17, 16, torch.float32)
     weight = torch.randn(2, 17, 9, 2, device=DEVICE)
     with caplog.at_level(logging.WARNING):
-        assert torch.equal(kernels.filter_by_kernel(x, weight), filter_by_fft(x, weight))
+        assert torch.equal(kernels.filter_by_kernel(x, weight), spectral_filter(x, weight))
     assert "maps of more than 256 pixels" in caplog.text
 
 
@@ -235,7 +235,7 @@ COMPILATION = """
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from models.ops import kernels
+from models.fast import triton_kernels as kernels
 
 def compile(function, capability, pointers, constants, **options):
     signature = dict.fromkeys(function.arg_names, "i32") | pointers

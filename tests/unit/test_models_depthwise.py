@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from models.ops import depthwise as ops
-from models.ops.depthwise import depthwise
+from models.fast import depthwise as ops
+from models.fast.depthwise import depthwise
 from tests.unit.test_models_fast import assert_near
 
 needs_avx512 = pytest.mark.skipif(

@@ -14,14 +14,15 @@ from torch import nn
 import models
 from benchmarks.measure import kept_bytes, peak_bytes
 from benchmarks.plain_hornet import PlainHorNet
-from models.layers import PointwiseLinear
-from models.ops import pointwise as ops
-from models.ops.pointwise import onednn_serves, pointwise
+from models.fast import layers
+from models.fast import pointwise as ops
+from models.fast.pointwise import onednn_serves, pointwise
 from tests.golden.formula import fill_by_formula, formula_input
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 FILTERS = {"7x7": (None,) * 4, "gf": (None, None, (8, 5), (3, 2))}
 SIZES = [(64, 64), (70, 101), (32, 96)]
+MEMORY = ("normal", "lean")
 
 needs_onednn = pytest.mark.skipif(
     not torch.backends.mkldnn.is_available(), reason="torch without oneDNN"
@@ -30,14 +31,14 @@ needs_onednn = pytest.mark.skipif(
 
 @pytest.fixture(params=["7x7", "gf"])
 def pair(request):
-    """(ours, the plain one), of the same weights."""
+    """(ours, accelerated, and an independent plain one), of the same weights."""
     filters = FILTERS[request.param]
     plain = fill_by_formula(PlainHorNet(16, filters, num_classes=7, depths=(1, 2, 1, 1)))
     ours = models.HorNet(
         base_dim=16, depths=(1, 2, 1, 1), num_classes=7, global_filters=filters
     ).to(memory_format=torch.channels_last)
     ours.load_state_dict(plain.state_dict())
-    return ours, plain
+    return models.accelerate(ours), plain
 
 
 def assert_near(actual, expected, share=2e-5):
@@ -53,6 +54,47 @@ def test_the_plain_network_is_the_released_one(name):
     with torch.no_grad():
         logits = plain(formula_input(2, height, width))
     assert_near(logits, torch.from_numpy(np.load(GOLDEN / f"{name}.npz")["logits"]))
+
+
+def test_conversion_and_back(pair):
+    """Names, order and values of the weights stay; plain() gives every layer its class back."""
+    ours = models.plain(pair[0])
+    classes = [type(layer) for layer in ours.modules()]
+    weights = {name: value.clone() for name, value in ours.state_dict().items()}
+    x = formula_input(2, 64, 64)
+    with torch.no_grad():
+        expected = ours.eval()(x)
+    for memory in MEMORY:
+        assert models.accelerate(ours, memory=memory) is ours
+        swapped = {type(layer) for layer in ours.modules()}
+        assert (layers.LeanBlock in swapped) == (memory == "lean")
+        assert not swapped & {models.Block, models.GnConv, models.GlobalLocalFilter}
+        assert list(ours.state_dict()) == list(weights)
+        assert all(torch.equal(value, weights[n]) for n, value in ours.state_dict().items())
+        with torch.no_grad():
+            assert_near(ours(x), expected)
+    assert [type(layer) for layer in models.plain(ours).modules()] == classes
+    with torch.no_grad():
+        assert torch.equal(ours(x), expected)
+
+
+def test_only_known_layers_are_converted():
+    class OwnConv(models.GnConv):
+        pass
+
+    reflecting = nn.Conv2d(28, 28, 3, padding=1, groups=28, padding_mode="reflect")
+    net = nn.Sequential(
+        OwnConv(16, order=3, mixer=lambda _: reflecting), nn.Conv2d(16, 8, 1), nn.GELU()
+    )
+    x = torch.randn(1, 16, 8, 8)
+    expected = net(x)
+    models.accelerate(net)
+    assert type(net[0]) is OwnConv
+    assert type(net[0].proj_in) is layers.PointwiseConv
+    assert type(reflecting) is type(net[1]) is nn.Conv2d
+    assert_near(net(x), expected)
+    with pytest.raises(ValueError, match="memory 'less': choose one of normal, lean"):
+        models.accelerate(net, memory="less")
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -143,12 +185,14 @@ def test_a_layer_that_was_replaced(pair, layer):
             return self.layer(x) + 1
 
     ours = pair[0]
-    for block in (block for stage in ours.stages for block in stage):
+    for block in (block for stage in models.plain(ours).stages for block in stage):
         owner = block.gnconv if hasattr(block.gnconv, layer) else block
         setattr(owner, layer, Adapted(getattr(owner, layer)))
     x = formula_input(2, 64, 64)
     with torch.no_grad():
         expected = ours.eval()(x)
+        assert_near(reparameterize_model(ours)(x), expected)
+        models.accelerate(ours)
         assert_near(ours.train()(x), expected)
         assert_near(reparameterize_model(ours.eval())(x), expected)
 
@@ -171,6 +215,7 @@ def test_lean_memory(name, dtype):
     torch.manual_seed(0)
     model = timm.create_model(name, num_classes=7, drop_path_rate=0.5, layer_scale_init_value=0.5)
     model = model.to(memory_format=torch.channels_last).train()
+    assert type(model.stages[0][0]) is models.Block  # timm gives the plain network
     x = torch.randn(4, 3, 96, 96)
 
     def forward():
@@ -181,7 +226,7 @@ def test_lean_memory(name, dtype):
 
     gradients, kept = [], []
     for is_lean in (False, True):
-        model.set_lean_memory(is_lean)
+        models.accelerate(model, memory=MEMORY[is_lean])
         loss = forward()
         for retain in (True, False):  # the second time, nothing is left of the first
             loss.backward(retain_graph=retain)
@@ -198,10 +243,11 @@ def test_a_lean_model_can_do_what_others_can(pair, tmp_path):
     ours = pair[0].eval()
     x = formula_input(2, 64, 64)
     expected = ours(x)
-    ours.set_lean_memory()
+    models.accelerate(ours, memory="lean")
     torch.save(ours, tmp_path / "model.pt")
     saved = torch.load(tmp_path / "model.pt", weights_only=False)
-    for model in (saved, copy.deepcopy(ours), torch.jit.script(ours)):
+    scripted = torch.jit.script(models.plain(copy.deepcopy(ours)))
+    for model in (saved, copy.deepcopy(ours), scripted):
         assert_near(model(x), expected)
     assert ours.to("meta")(x.to("meta")).shape == expected.shape
 
@@ -210,7 +256,7 @@ def test_lean_memory_costs_none_in_evaluation(pair):
     ours = pair[0].eval()
     peaks = []
     for is_lean in (False, True):
-        ours.set_lean_memory(is_lean)
+        models.accelerate(ours, memory=MEMORY[is_lean])
         with torch.no_grad():
             peaks.append(peak_bytes(lambda: ours(formula_input(2, 96, 96)), torch.device("cpu")))
     assert peaks[1] == peaks[0]
@@ -225,24 +271,29 @@ def double(module, inputs, output):
     return 2 * output
 
 
-@pytest.mark.parametrize("part", ["dropout", "hook", "inplace"])
+@pytest.mark.parametrize("part", ["dropout", "hook", "later hook", "inplace"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_lean_memory_leaves_alone_what_it_does_not_know(pair, part, dtype):
     ours = pair[0].train()
-    for block in (block for stage in ours.stages for block in stage):
+    for block in (block for stage in models.plain(ours).stages for block in stage):
         if part == "hook":
             block.norm1.register_forward_hook(double)
-        else:
+        elif part != "later hook":
             block.act = Noisy() if part == "dropout" else nn.ReLU(inplace=True)
     gradients = []
     for is_lean in (False, True):
-        ours.set_lean_memory(is_lean)
+        models.accelerate(ours, memory=MEMORY[is_lean])
+        if part == "later hook":
+            hooks = [s[0].norm1.register_forward_hook(double) for s in ours.stages]
         ours.zero_grad()
         torch.manual_seed(0)
         with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
             logits = ours(formula_input(2, 64, 64))
         logits.float().logsumexp(1).sum().backward()
         gradients.append([p.grad.clone() for p in ours.parameters()])
+        if part == "later hook":
+            for hook in hooks:
+                hook.remove()
     assert all(map(torch.equal, *gradients))
 
 
@@ -252,7 +303,7 @@ def test_lean_memory_with_other_weights(pair):
     others = {name: 1.5 * p.detach() for name, p in ours.named_parameters()}
     gradients = []
     for is_lean in (False, True):
-        ours.set_lean_memory(is_lean)
+        models.accelerate(ours, memory=MEMORY[is_lean])
         weights = {name: value.clone().requires_grad_() for name, value in others.items()}
         logits = torch.func.functional_call(ours, weights, formula_input(2, 64, 64))
         logits.logsumexp(1).sum().backward()
@@ -270,7 +321,7 @@ def test_lean_memory_has_second_derivatives(pair):
     ours = pair[0].train()
     results = []
     for is_lean in (False, True):
-        ours.set_lean_memory(is_lean)
+        models.accelerate(ours, memory=MEMORY[is_lean])
         ours.zero_grad()
         x = formula_input(2, 32, 32).requires_grad_()
         (gradient,) = torch.autograd.grad(ours(x).logsumexp(1).sum(), x, create_graph=True)
@@ -282,12 +333,12 @@ def test_lean_memory_has_second_derivatives(pair):
 
 def test_lean_memory_of_a_part_that_is_not_trained(pair):
     ours = pair[0].train()
-    ours.set_lean_memory()
+    models.accelerate(ours, memory="lean")
     for parameter in ours.stages[1].parameters():
         parameter.requires_grad_(False)
     gradients = []
     for is_lean in (True, False):
-        ours.set_lean_memory(is_lean)
+        models.accelerate(ours, memory=MEMORY[is_lean])
         ours.zero_grad()
         ours(formula_input(2, 64, 64)).logsumexp(1).sum().backward()
         gradients.append(
@@ -340,7 +391,6 @@ def test_the_network_takes_onednn_in_float32(monkeypatch):
     monkeypatch.setattr(ops, "_matmul", lambda *a: taken.append(a) or multiply(*a))
     model = timm.create_model("hornet_atto_7x7", base_dim=16, depths=(1, 1, 1, 1)).eval()
     with torch.no_grad():
-        model(torch.randn(1, 3, 64, 64))
-    assert len(taken) == sum(isinstance(m, PointwiseLinear) for m in model.modules()) + sum(
-        block.gnconv.order + 1 for stage in model.stages for block in stage
-    )
+        models.accelerate(model)(torch.randn(1, 3, 64, 64))
+    # proj_in, proj_out, order - 1 between them, and two of the MLP
+    assert len(taken) == sum(block.gnconv.order + 3 for stage in model.stages for block in stage)

@@ -130,7 +130,7 @@ def test_any_mixer():
         ({"in_channels": 4, "order": 2, "global_filter": (0, 3)}, "positive height and width"),
         (
             {"in_channels": 4, "order": 2, "global_filter": (4, 3), "global_filter_impl": "x"},
-            "use fft, matmul, triton",
+            "use fft, matmul",
         ),
         ({"in_channels": 4, "order": 2, "global_filter": (4, 3), "mixer": nn.Identity}, "not both"),
     ],

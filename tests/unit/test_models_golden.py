@@ -42,7 +42,7 @@ def tiny():
 def test_recorded_outputs(tiny, name, height, width, impl):
     golden = np.load(GOLDEN / f"{name}_{height}x{width}.npz")
     model = tiny[name]
-    model.set_global_filter_impl(impl)
+    models.set_global_filter_impl(model, impl)
     with torch.no_grad():
         features, stages = model.forward_intermediates(formula_input(2, height, width))
         logits = model.forward_head(features)

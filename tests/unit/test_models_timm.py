@@ -11,7 +11,14 @@ from timm.models._manipulate import group_parameters
 from timm.optim import param_groups_layer_decay
 from torch import nn
 
-from models import Block, GlobalLocalFilter, GnConv, HorNet, checkpoint_filter_fn
+from models import (
+    Block,
+    GlobalLocalFilter,
+    GnConv,
+    HorNet,
+    checkpoint_filter_fn,
+    set_global_filter_impl,
+)
 
 LAYER_IDS = json.loads(
     (Path(__file__).parents[1] / "golden" / "layer_ids.json").read_text()
@@ -302,10 +309,6 @@ def test_gradient_checkpointing():
         torch.testing.assert_close(actual, expected)
 
 
-def test_no_weight_decay():
-    assert small().no_weight_decay() == set()
-
-
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_autocast_and_half_models(dtype):
     """224 pixels: the global filters work on 14 x 14 and 7 x 7 maps."""
@@ -369,7 +372,7 @@ def test_set_global_filter_impl():
     model = small(layer_scale_init_value=1.0).eval()
     x = images()
     expected = model(x)
-    model.set_global_filter_impl("matmul")
+    set_global_filter_impl(model, "matmul")
     filters = [m for m in model.modules() if isinstance(m, GlobalLocalFilter)]
     assert len(filters) == 3
     assert all(m.impl == "matmul" for m in filters)

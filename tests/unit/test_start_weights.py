@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 import models
 from config import FinetuneConfig
-from models.checkpoints import imagenet1k_in_22k
+from models.pretrained import imagenet1k_in_22k
 from runtime.distributed import DistributedContext
 from runtime.errors import UserError
 from weights import load_start_weights

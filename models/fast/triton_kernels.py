@@ -20,9 +20,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..spectral import resize_filter, spectral_filter
 from .depthwise import depthwise
 from .dispatch import autocast_dtype
-from .global_filter import filter_by_fft, fit_filter
+from .layers import (
+    DepthwiseConv,
+    FastBlock,
+    FastFilter,
+    FastGnConv,
+    LeanBlock,
+    NarrowConv,
+    Norm,
+    PointwiseConv,
+)
 
 try:
     import triton
@@ -39,6 +49,65 @@ MOST_CHANNELS = {torch.float32: 128, torch.float16: 256, torch.bfloat16: 256}
 """Width of a block up to which its recursion is one kernel: it holds the weights, likewise."""
 CAPABILITY = (8, 0)
 """From which on a GPU has that much shared memory: 99 KB a program."""
+
+
+class TritonDepthwiseConv(DepthwiseConv):
+    def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return depthwise_conv(x, weight, bias)
+
+
+class TritonFilter(FastFilter):
+    def filter(self, x: Tensor) -> Tensor:
+        return filter_by_kernel(x, self.complex_weight)
+
+
+class TritonGnConv(FastGnConv):
+    """For inference the gates and proj_out are one kernel."""
+
+    def gates(self, p: Tensor, q_all: Tensor, gamma: Tensor | None) -> Tensor:
+        if gamma is None and not torch.is_grad_enabled() and _are_known(*self.pws, self.proj_out):
+            y = gated_projection(p, q_all, list(self.pws), self.proj_out)
+            if y is not None:
+                return y
+        return super().gates(p, q_all, gamma)
+
+
+class TritonBlock(FastBlock):
+    """For inference the first norm and proj_in are one kernel."""
+
+    def mix(self, x: Tensor) -> Tensor:
+        gnconv: Any = self.gnconv
+        if torch.is_grad_enabled() or not _are_known(self.norm1, gnconv, gnconv.proj_in):
+            return super().mix(x)
+        return gnconv.recursion(norm_linear(x, self.norm1, gnconv.proj_in))
+
+
+class TritonLeanBlock(TritonBlock, LeanBlock):
+    pass
+
+
+_WITH_KERNELS: dict[type[nn.Module], type[nn.Module]] = {
+    DepthwiseConv: TritonDepthwiseConv,
+    FastFilter: TritonFilter,
+    FastGnConv: TritonGnConv,
+    FastBlock: TritonBlock,
+    LeanBlock: TritonLeanBlock,
+}
+
+
+def use_kernels(model: nn.Module) -> None:
+    """Give the layers of an accelerated model the classes that call these kernels."""
+    for module in model.modules():
+        module.__class__ = _WITH_KERNELS.get(type(module), type(module))
+
+
+def _are_known(*layers: nn.Module) -> bool:
+    """Whether a kernel may stand for these: their classes are ours, and nobody looks into them."""
+    return all(
+        isinstance(layer, PointwiseConv | NarrowConv | Norm | FastGnConv)
+        and not (layer._forward_hooks or layer._forward_pre_hooks)
+        for layer in layers
+    )
 
 
 def reason_against(x: Tensor) -> str:
@@ -91,8 +160,9 @@ def filter_by_kernel(x: Tensor, weight: Tensor) -> Tensor:
         reason = f"maps of more than {MOST_PIXELS} pixels"
     if reason:
         _log_once("the global filter", reason)
-        return filter_by_fft(x if x.dtype == torch.float64 else x.float(), weight)
-    planes = fit_filter(weight.float(), x.shape[2], x.shape[3]).flatten(1, 2)  # (C, F, 2)
+        return spectral_filter(x, weight)
+    height, width = x.shape[2:]
+    planes = resize_filter(weight.float(), height, width // 2 + 1).flatten(1, 2)  # (C, F, 2)
     return _spectral(x, planes.permute(2, 1, 0).contiguous())
 
 

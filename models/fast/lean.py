@@ -1,9 +1,9 @@
-"""Less memory in training: what is cheap to compute again is not kept for the backward pass.
+"""Less memory in training: cheap results are computed again in the backward pass, not kept.
 
 Autograd saves the operands of each product. Some of them are results of cheap operations: norms,
-activations, gates. Inside `lean_memory` such a result is not saved but how to compute it, and the
-backward pass does so when it wants it. Matrix products run once, but for the narrow ones of the
-recursion. The gradient is the same to the last bit.
+activations, gates. Inside `lean_memory` it saves how to compute them instead (a recipe), and the
+backward pass computes them when it needs them. Matrix products run once, except the narrow ones of
+the recursion. The gradient is the same to the last bit.
 """
 
 import weakref
@@ -24,7 +24,8 @@ class _Recipe:
     def __init__(self, function: Callable[..., Tensor], inputs: list[Any], result: Tensor) -> None:
         self.function, self.inputs, self.dtype = function, inputs, result.dtype
         self.versions = [_version(packed) for packed in inputs]
-        self.original = weakref.ref(result)
+        # views keep their base alive, not each other
+        self.original = weakref.ref(result if result._base is None else result._base)
         self.autocast_dtype = autocast_dtype(result)
         self.device = result.device.type
         self.wanted = 0
@@ -89,7 +90,7 @@ _active: ContextVar[_Recipes | None] = ContextVar("recipes", default=None)
 
 @contextmanager
 def lean_memory() -> Iterator[None]:
-    """Forward passes in here save how to compute what `named` and `cheap_product` name."""
+    """Forward passes in here save how to compute the results of `cheap`."""
     recipes = _Recipes()
     token = _active.set(recipes)
     try:
@@ -99,37 +100,26 @@ def lean_memory() -> Iterator[None]:
         _active.reset(token)
 
 
-def is_active() -> bool:
-    """Whether this is inside `lean_memory`."""
-    return not torch.compiler.is_compiling() and _active.get() is not None
+def cheap(function: Callable[..., Tensor], *inputs: Any) -> Tensor:
+    """function(*inputs), whose result is not kept for the backward pass inside `lean_memory`.
 
-
-def named(
-    result: Tensor, function: Callable[..., Tensor], *inputs: Any, is_operand: bool
-) -> Tensor:
-    """The result of function(*inputs), named as cheap to compute again; inside `lean_memory`.
-
-    Args:
-        result: What the function gave, or would give.
-        function: Without state: it draws no random numbers, and its weights are among the inputs.
-        inputs: Tensors, and whatever else it takes.
-        is_operand: Whether the result goes into matrix products alone, whose type it may have.
+    The function has no state: it draws no random numbers, and its weights are among the inputs.
     """
+    result = function(*inputs)
+    if torch.compiler.is_compiling():  # a compiler chooses by itself
+        return result
     recipes = _active.get()
-    assert recipes is not None
-    dtype = autocast_dtype(result)
-    if is_operand and dtype is not None:
-        # what autocast would do now, unseen: then the copy would be saved
-        result = result.to(dtype)
-    recipes.add(result, function, inputs)
+    if recipes is not None:
+        recipes.add(result, function, inputs)
     return result
 
 
-def cheap_product(x: Tensor, y: Tensor) -> Tensor:
-    """x * y, named as cheap, for matrix products alone."""
-    product = x * y
-    # nested, or TorchScript would look inside
-    if not torch.jit.is_scripting():  # noqa: SIM102
-        if is_active():
-            product = named(product, torch.mul, x, y, is_operand=True)
-    return product
+def operand(x: Tensor) -> Tensor:
+    """x as a matrix product takes it under autocast; the copy that it makes is cheap.
+
+    Else autocast would make it unseen, and it would be kept.
+    """
+    if torch.compiler.is_compiling() or _active.get() is None:
+        return x
+    dtype = autocast_dtype(x)
+    return x if dtype in (None, x.dtype) else cheap(torch.Tensor.to, x, dtype)

@@ -20,7 +20,7 @@ from .dispatch import autocast_dtype, eager_on_cpu, wants_gradient
 
 def depthwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """The depthwise convolution of x by weight, plus bias, that keeps height and width."""
-    if not torch.jit.is_scripting() and _serves(x, weight):
+    if _serves(x, weight):
         return _on_cpu(x, weight, bias)
     return _convolution(x, weight, bias)
 
@@ -30,7 +30,6 @@ def _convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return F.conv2d(x, weight, bias, padding=padding, groups=weight.shape[0])
 
 
-@torch.jit.ignore
 def _serves(x: Tensor, weight: Tensor) -> bool:
     """Whether the fast gradients are for these; elsewhere they have not been measured."""
     return (
@@ -49,11 +48,12 @@ def _common_type(x: Tensor, weight: Tensor) -> torch.dtype | None:
     return autocast_dtype(x) or (x.dtype if x.dtype == weight.dtype else None)
 
 
-@torch.jit.ignore
 def _on_cpu(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     dtype = _common_type(x, weight)
     # of a large kernel on a small map, the outer parts meet padding alone
-    rows, columns = (max(0, k // 2 + 1 - n) for k, n in zip(weight.shape[2:], x.shape[2:]))  # noqa: B905
+    rows, columns = (
+        max(0, k // 2 + 1 - n) for k, n in zip(weight.shape[2:], x.shape[2:], strict=True)
+    )
     weight = weight[:, :, rows : weight.shape[2] - rows, columns : weight.shape[3] - columns]
     inputs = [t if t is None else t.to(dtype) for t in (x, weight, bias)]
     if wants_gradient(*inputs):

@@ -1,4 +1,4 @@
-"""What decides between an operator's ways: where it runs, in which type, and for whom."""
+"""What decides between an operator's implementations: where it runs, in which type, for whom."""
 
 from typing import Any
 
@@ -22,13 +22,6 @@ def eager_on_cpu(x: Tensor, weight: Tensor) -> bool:
         and bool(torch.backends.mkldnn.enabled)
         and not torch.jit.is_tracing()
     )
-
-
-def is_recorded() -> bool:
-    """Whether a graph is being recorded that serves other sizes, and runs in another library."""
-    if not torch.jit.is_scripting():
-        return torch.jit.is_tracing() or torch.compiler.is_exporting()
-    return False
 
 
 def wants_gradient(*inputs: Any) -> bool:

@@ -17,7 +17,7 @@ from urllib.request import Request, urlopen
 import torch
 from torch import Tensor, nn
 
-from .ops.global_filter import resize_filter
+from .spectral import resize_filter
 
 logger = logging.getLogger(__name__)
 

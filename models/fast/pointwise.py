@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.flop_counter import flop_registry, register_flop_formula
 
 from .dispatch import autocast_dtype, eager_on_cpu, wants_gradient
+from .lean import cheap
 
 ONEDNN_MATMUL: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
 """oneDNN's matrix product as an operator; None where torch was built without it."""
@@ -24,13 +25,19 @@ ONEDNN_MATMUL: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
 
 def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool = False) -> Tensor:
     """The 1x1 convolution of x by weight, plus bias; then GELU if asked for."""
-    if not torch.jit.is_scripting() and onednn_serves(x, weight):
-        return _by_onednn(x, weight, bias, gelu)
-    y = F.conv2d(x, weight.flatten(1)[:, :, None, None], bias)
-    return F.gelu(y) if gelu else y
+    if not onednn_serves(x, weight):
+        y = F.conv2d(x, weight.flatten(1)[:, :, None, None], bias)
+        return cheap(F.gelu, y) if gelu else y
+    x_bhwc, matrix = x.permute(0, 2, 3, 1), weight.flatten(1)
+    rows = x_bhwc.flatten(0, 2)  # with more axes the result would be a view, not to be changed
+    if wants_gradient(rows, matrix, bias):
+        y = _OneDnnLinear.apply(rows, matrix, bias)
+        y = cheap(F.gelu, y) if gelu else y
+    else:
+        y = _matmul(rows, matrix, bias, "gelu" if gelu else "none")
+    return y.unflatten(0, x_bhwc.shape[:3]).permute(0, 3, 1, 2)
 
 
-@torch.jit.ignore
 def onednn_serves(x: Tensor, weight: Tensor) -> bool:
     """Whether `pointwise` takes oneDNN's matrix product for these, here and now."""
     return (
@@ -40,19 +47,6 @@ def onednn_serves(x: Tensor, weight: Tensor) -> bool:
         and x.is_contiguous(memory_format=torch.channels_last)
         and autocast_dtype(x) is None
     )
-
-
-@torch.jit.ignore
-def _by_onednn(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool) -> Tensor:
-    x_bhwc, matrix = x.permute(0, 2, 3, 1), weight.flatten(1)
-    rows = x_bhwc.flatten(0, 2)  # with more axes the result would be a view, not to be changed
-    inputs = (rows, matrix, bias)
-    if wants_gradient(*inputs):
-        y = _OneDnnLinear.apply(*inputs)
-        y = F.gelu(y) if gelu else y
-    else:
-        y = _matmul(*inputs, "gelu" if gelu else "none")
-    return y.unflatten(0, x_bhwc.shape[:3]).permute(0, 3, 1, 2)
 
 
 def _matmul(x: Tensor, weight: Tensor, bias: Tensor | None = None, after: str = "none") -> Tensor:

@@ -1,0 +1,223 @@
+"""The layers of a HorNet, faster: subclasses of the plain ones with the same parameters.
+
+Each computes the function of its `plain` class; accelerate.py swaps one for the other. What some
+of them do beside: they multiply their output by a factor by way of their weights, which are the
+smaller tensors, and mark results as cheap to compute again (lean.py).
+
+Shapes: (B, C, H, W) in and out, best channels last in memory.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from timm.layers import LayerNorm2d
+from torch import Tensor, nn
+
+from ..gnconv import GlobalLocalFilter, GnConv
+from ..hornet import Block
+from ..layers import ChannelLinear
+from ..spectral import spectral_filter
+from .depthwise import depthwise
+from .dispatch import autocast_dtype
+from .lean import cheap, lean_memory, operand
+from .pointwise import pointwise
+
+
+class Fast:
+    """Base of all classes that `accelerate` gives layers."""
+
+    plain: type[nn.Module]
+    """The class whose function it computes."""
+
+
+class PointwiseConv(Fast, nn.Conv2d):
+    """A 1x1 convolution of stride 1, computed by `pointwise`."""
+
+    plain = nn.Conv2d
+
+    def forward(self, x: Tensor, factor: Tensor | None = None) -> Tensor:
+        """`factor` (N) multiplies the output."""
+        return _pointwise(x, self.weight, self.bias, factor)
+
+
+class NarrowConv(Fast, nn.Conv2d):
+    """A 1x1 convolution inside the recursion, narrow enough to be computed twice."""
+
+    plain = nn.Conv2d
+
+    def forward(self, x: Tensor) -> Tensor:
+        return cheap(pointwise, operand(x), self.weight, self.bias)
+
+
+class PointwiseLinear(Fast, ChannelLinear):
+    """A ChannelLinear, computed by `pointwise`."""
+
+    plain = ChannelLinear
+
+    def forward(self, x: Tensor, factor: Tensor | None = None) -> Tensor:
+        """`factor` (N) multiplies the output."""
+        return _pointwise(x, self.weight, self.bias, factor)
+
+
+class GeluLinear(Fast, ChannelLinear):
+    """A ChannelLinear with the GELU behind it, which becomes a `Done`."""
+
+    plain = ChannelLinear
+
+    def forward(self, x: Tensor) -> Tensor:
+        return pointwise(operand(x), self.weight, self.bias, gelu=True)
+
+
+class Done(Fast, nn.GELU):
+    """A GELU that the layer before it has computed."""
+
+    plain = nn.GELU
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+class DepthwiseConv(Fast, nn.Conv2d):
+    """A depthwise convolution that keeps height and width, with faster gradients."""
+
+    plain = nn.Conv2d
+
+    def forward(self, x: Tensor, factor: float = 1.0) -> Tensor:
+        """`factor` multiplies the output."""
+        weight: Tensor = self.weight
+        bias: Tensor | None = self.bias
+        if factor != 1.0:
+            weight = weight * factor
+            bias = None if bias is None else bias * factor
+        return self.convolve(x, weight, bias)
+
+    def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return depthwise(x, weight, bias)
+
+
+class Norm(Fast, LayerNorm2d):
+    """timm's layer norm over the channels of a map."""
+
+    plain = LayerNorm2d
+
+    def forward(self, x: Tensor, factor: float = 1.0) -> Tensor:
+        """`factor` multiplies the output."""
+        return cheap(_layer_norm, x, self.weight, self.bias, self.eps, factor)
+
+
+class FastFilter(Fast, GlobalLocalFilter):
+    """The halves are interleaved along the last axis in memory, where that moves least; a filter of
+    the map's size is not resized."""
+
+    plain = GlobalLocalFilter
+
+    def forward(self, x: Tensor, factor: float = 1.0) -> Tensor:
+        """`factor` multiplies the output."""
+        local, spectral = self.pre_norm(x).chunk(2, dim=1)
+        local = self.dw(local)
+        spectral = self.filter(spectral).to(local.dtype)
+        halves = (local.permute(0, 2, 3, 1), spectral.permute(0, 2, 3, 1))
+        mixed = torch.stack(halves, dim=-1).flatten(-2).permute(0, 3, 1, 2)
+        return _times(self.post_norm, mixed, factor)
+
+    def filter(self, x: Tensor) -> Tensor:
+        is_of_size = self.complex_weight.shape[1:3] == (x.shape[2], x.shape[3] // 2 + 1)
+        return spectral_filter(x, self.complex_weight, self.impl, resize=not is_of_size)
+
+
+class FastGnConv(Fast, GnConv):
+    """s is multiplied into the weights of the mixer."""
+
+    plain = GnConv
+
+    def forward(self, x: Tensor, gamma: Tensor | None = None) -> Tensor:
+        """`gamma` (C_out) multiplies the output, by way of the weights of proj_out."""
+        return self.recursion(self.proj_in(x), gamma)
+
+    def recursion(self, projected: Tensor, gamma: Tensor | None = None) -> Tensor:
+        """The output of proj_in -> that of `forward`."""
+        p, q = torch.split(projected, [self.dims[0], sum(self.dims)], dim=1)
+        return self.gates(p, _times(self.dwconv, q, self.scale), gamma)
+
+    def gates(self, p: Tensor, q_all: Tensor, gamma: Tensor | None) -> Tensor:
+        """p_0 and all s q_k -> the output of `forward`."""
+        q = torch.split(q_all, self.dims, dim=1)
+        p = cheap(torch.mul, p, q[0])
+        for k, pw in enumerate(self.pws):
+            p = cheap(torch.mul, pw(p), q[k + 1])
+        return self.proj_out(p) if gamma is None else self.proj_out(p, gamma)
+
+
+class FastBlock(Fast, Block):
+    """The layer scale is multiplied into weights in training, where that saves activations."""
+
+    plain = Block
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            x = _add(x, self.mix(x), self.gamma1)
+            y = self.pwconv2(self.act(self.pwconv1(self.norm2(x))))
+            return _add(x, y, self.gamma2)
+        if not self.scales_weights(x):
+            return super().forward(x)
+        x = x + self.drop_path(self.gnconv(self.norm1(x), self.gamma1))
+        y = self.act(self.pwconv1(self.norm2(x)))
+        return x + self.drop_path(self.pwconv2(y, self.gamma2))
+
+    def mix(self, x: Tensor) -> Tensor:
+        return self.gnconv(self.norm1(x))
+
+    def scales_weights(self, x: Tensor) -> bool:
+        """Whether the layer scale is to be multiplied into weights.
+
+        Not where the map has fewer pixels than the weight has rows: then it is the smaller one. Not
+        in float16, where an initial scale of 1e-6 times a weight is 0.
+        """
+        return (
+            isinstance(self.gnconv, FastGnConv)
+            and isinstance(self.gnconv.proj_out, PointwiseConv)
+            and isinstance(self.pwconv2, PointwiseLinear)
+            and x.shape[0] * x.shape[2] * x.shape[3] >= self.pwconv2.in_features
+            and (autocast_dtype(x) or self.pwconv2.weight.dtype) != torch.float16
+        )
+
+
+class LeanBlock(FastBlock):
+    """Of a training step, norms, GELU and gates are computed again in the backward pass."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return super().forward(x)
+        with lean_memory():
+            return super().forward(x)
+
+
+def _pointwise(x: Tensor, weight: Tensor, bias: Tensor | None, factor: Tensor | None) -> Tensor:
+    if factor is not None:
+        column = factor.reshape(-1, *[1] * (weight.ndim - 1))
+        weight = operand(cheap(torch.mul, weight, column))
+        bias = None if bias is None else bias * factor
+    return pointwise(operand(x), weight, bias)
+
+
+def _layer_norm(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, factor: float
+) -> Tensor:
+    if factor != 1.0 and weight is not None:
+        bias = None if bias is None else bias * factor
+        weight, factor = weight * factor, 1.0
+    x = x.permute(0, 2, 3, 1)
+    y = F.layer_norm(x, x.shape[-1:], weight, bias, eps).permute(0, 3, 1, 2)
+    return y if factor == 1.0 else y * factor
+
+
+def _times(layer: Any, x: Tensor, factor: float) -> Tensor:
+    """layer(x) times a factor, by way of the layer's weights if it is one of those above."""
+    if isinstance(layer, DepthwiseConv | Norm | FastFilter):
+        return layer(x, factor)
+    return layer(x) if factor == 1.0 else layer(x) * factor
+
+
+def _add(x: Tensor, y: Tensor, gamma: Tensor | None) -> Tensor:
+    return x + y if gamma is None else torch.addcmul(x, y, gamma[:, None, None])
