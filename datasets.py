@@ -21,6 +21,7 @@ from timm.data.readers.reader_image_in_tar import ReaderImageInTar
 from torch.utils.data import Dataset, IterableDataset, Subset
 from torchvision.datasets import CIFAR100, ImageFolder
 
+from checkpoints.fitting import numbered_classes
 from config import AugmentConfig, DataConfig
 from images import decoded, is_image, load_image, load_lazily, readable
 from runtime.errors import UserError, reason_of
@@ -115,13 +116,8 @@ def _class_names(dataset: Dataset, config: DataConfig) -> list[str]:
     index = getattr(source, "class_to_idx", getattr(source, "class_name_to_idx", None))
     names = {label: str(name) for name, label in reversed((index or {}).items())}
     if not names:
-        return unnamed(config.nb_classes)
+        return numbered_classes(config.nb_classes)
     return [names[label] for label in sorted(names)]  # the first of several names of a class
-
-
-def unnamed(num_classes: int) -> list[str]:
-    """What classes are called where the data does not name them: by their numbers."""
-    return [str(label) for label in range(num_classes)]
 
 
 def _some(names: set[str]) -> str:

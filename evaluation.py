@@ -13,16 +13,17 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
+from checkpoints.fitting import check_classes, check_head, load_exactly
+from checkpoints.reading import ema_weights_in, read_checkpoint, weights_in
+from checkpoints.sources import local_file
 from config import Config
 from datasets import BadImages, Data, file_name, image_count
 from engine import evaluate
 from loaders import UNREADABLE, eval_loader
 from models import checkpoint_filter_fn
-from runtime import checkpoint
 from runtime.distributed import DistributedContext, broadcast_buffers
 from runtime.errors import UserError
 from trainer import Trainer, amp_dtype
-from weights import check_head, local_file
 
 logger = logging.getLogger(__name__)
 
@@ -66,18 +67,18 @@ def evaluate_checkpoint(
     With an output_dir each image's prediction and each class's accuracy are written there.
     """
     path = config.checkpoint.resume
-    state = checkpoint.load(local_file(path, context), model)
-    checkpoint.check_classes(state, data.classes, path)
-    evaluated = [("test", "", state["model"])]
+    checkpoint = read_checkpoint(local_file(path, context), model)
+    check_classes(checkpoint, data.classes, path)
+    evaluated = [("test", "", weights_in(checkpoint, path))]
     if config.ema.model_ema_eval:
-        average = checkpoint.average_in(state, path)
-        if average is None:
-            raise UserError(f"--model_ema_eval true: checkpoint {path} holds no moving average")
-        evaluated.append(("test EMA", "_ema", average))
+        ema = ema_weights_in(checkpoint, path)
+        if ema is None:
+            raise UserError(f"--model_ema_eval true: checkpoint {path} holds no EMA")
+        evaluated.append(("test EMA", "_ema", ema))
     for title, suffix, saved in evaluated:
         weights = checkpoint_filter_fn(saved, model)
         check_head(weights, model, data.classes, path)
-        checkpoint.load_weights(model, weights, path)
+        load_exactly(model, weights, path)
         predictions: list[torch.Tensor] = []
         _evaluate(config, title, model, data, context, predictions)
         if config.checkpoint.output_dir:

@@ -35,11 +35,14 @@ import time
 import torch.distributed as dist
 from torch import nn
 
+from checkpoints.fitting import check_classes, load_start_weights
+from checkpoints.reading import read_checkpoint
+from checkpoints.run_folder import RunFolder
+from checkpoints.sources import local_file, with_model_of_weights
 from datasets import Data, build_data, fetch_data, file_name, image_count
 from engine import BadRun, train_one_epoch
 from evaluation import bad_images_of, evaluate_checkpoint, evaluate_epoch
 from loaders import epoch_batches, images_of_step, train_loader
-from runtime import checkpoint
 from runtime.distributed import (
     DistributedContext,
     absent_ranks,
@@ -53,9 +56,8 @@ from runtime.interrupts import Stopped, Watch
 from runtime.logging import plot_curves, setup_logging
 from runtime.trackers import Trackers
 from smoke import shrunk
-from trainer import build_model, build_trainer, prepare_model, size_facts
+from trainer import build_model, build_trainer, changed_flags, prepare_model, size_facts
 from utils import seed_everything, stream_seed, versions
-from weights import load_start_weights, local_file, with_model_of_weights
 
 logger = logging.getLogger("main")
 
@@ -86,7 +88,7 @@ def run(config: Config) -> None:
         if only_eval:
             evaluate_checkpoint(config, model, data, context)
         else:
-            with checkpoint.RunFolder(config.checkpoint, context.is_main).claimed():
+            with RunFolder(config.checkpoint, context.is_main).claimed():
                 train(config, model, data, context)
     except RuntimeError as error:
         if "DataLoader worker" in str(error):
@@ -107,15 +109,15 @@ def train(config: Config, model: nn.Module, data: Data, context: DistributedCont
     """All epochs, each with its evaluation, its line in log.txt and its checkpoints."""
     assert data.train is not None
     num_classes = len(data.classes)
-    folder = checkpoint.RunFolder(config.checkpoint, context.is_main)
+    folder = RunFolder(config.checkpoint, context.is_main)
     resume_from = broadcast(folder.to_resume() if context.is_main else "", context)
     if config.finetune.finetune and not resume_from:
         load_start_weights(model, config.finetune, data.classes, context)
     trainer = build_trainer(config, model, image_count(data.train), num_classes, context)
     if resume_from:
-        state = checkpoint.load(local_file(resume_from, context), model)
-        checkpoint.check_classes(state, data.classes, resume_from)
-        for change in checkpoint.changed_flags(state, config):
+        state = read_checkpoint(local_file(resume_from, context), model)
+        check_classes(state, data.classes, resume_from)
+        for change in changed_flags(state, config):
             logger.info("flag changed since %s: %s", resume_from, change)
         trainer.load_state_dict(state, resume_from)
         logger.info("resumed %s at epoch %d, after %d of its images", resume_from,
@@ -180,11 +182,11 @@ def train(config: Config, model: nn.Module, data: Data, context: DistributedCont
             for name in improved:
                 folder.save(state, name)
             folder.save_epoch(state, epoch, is_last=epoch + 1 == config.schedule.epochs)
-    if config.logging.wandb_ckpt and folder.saves:
+    if config.logging.wandb_ckpt and folder.writes:
         trackers.save(sorted(folder.path.glob("checkpoint-*.pth")))
     trackers.close()
     logger.info("trained in %.0f s", time.perf_counter() - started)
-    if folder.saves:
+    if folder.writes:
         logger.info("curves: %s", plot_curves(folder.path))
 
 

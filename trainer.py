@@ -16,10 +16,11 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import models
+from checkpoints.fitting import load_exactly
+from checkpoints.reading import ema_weights_in, flags_in, weights_in
 from config import ComputeConfig, Config, ModelConfig, OptimConfig
 from loaders import build_mixup
 from optim_factory import Schedule, create_optimizer, freeze, restore_optimizer
-from runtime import checkpoint
 from runtime.distributed import DistributedContext, all_gather, all_reduce_sum
 from runtime.errors import UserError, near_names
 from runtime.logging import read_log
@@ -186,13 +187,14 @@ class Trainer:
     def load_state_dict(self, state: dict[str, Any], path: str | Path) -> None:
         """Restores `state_dict()`, read from `path`; raises UserError where it does not fit."""
         progress = _saved_progress(state, Path(path), self.schedule.config.start_epoch)
-        checkpoint.load_weights(self.bare_model, state["model"], path)
+        weights = weights_in(state, path)
+        load_exactly(self.bare_model, weights, path)
         if self.ema:
-            average = checkpoint.average_in(state, path)
-            if average is None:
-                logger.warning("%s holds no moving average: it starts from the weights", path)
-                average = state["model"]
-            checkpoint.load_weights(self.ema.module, average, f"{path} (model_ema)")
+            ema_weights = ema_weights_in(state, path)
+            if ema_weights is None:
+                logger.warning("%s holds no EMA: it starts from the weights", path)
+                ema_weights = weights
+            load_exactly(self.ema.module, ema_weights, f"{path} (model_ema)")
         try:
             restore_optimizer(self.optimizer, state["optimizer"])
             if self.scaler and state.get("scaler"):
@@ -392,3 +394,14 @@ def build_trainer(
 def amp_dtype(config: ComputeConfig) -> torch.dtype | None:
     """What autocast computes in, or None without mixed precision."""
     return getattr(torch, config.amp_dtype) if config.use_amp else None
+
+
+def changed_flags(state: dict[str, Any], config: Config) -> list[str]:
+    """`name old -> new` of every flag that is another than in the checkpoint."""
+    saved, flat = flags_in(state), config.flat()
+    where = {"resume", "output_dir", "log_dir", "local_rank"}  # these name places, not a recipe
+    return [
+        f"{name} {saved[name]} -> {flat[name]}"
+        for name in flat
+        if name in saved and saved[name] != flat[name] and name not in where
+    ]

@@ -16,9 +16,10 @@ from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
 import models
+from checkpoints.fitting import load_exactly
+from checkpoints.reading import read_checkpoint, weights_in
 from dense.loading import fetched
 from models.hornet import NORM_EPS
-from runtime import checkpoint
 from runtime.errors import UserError
 
 
@@ -103,7 +104,7 @@ class HorNet(BaseModule):
         if not self.pretrained:
             return
         path = fetched(self.pretrained)
-        found = checkpoint.find_weights(checkpoint.read(path), path)
+        found = weights_in(read_checkpoint(path), path)
         # a classifier's last norm and head have no place here, nor a detector's neck and heads
         backbone = {k: v for k, v in found.items() if k.startswith("backbone.")} or found
         weights = {
@@ -112,7 +113,7 @@ class HorNet(BaseModule):
             if not re.match(r"(norm|head)\.", name)
         }
         norms = frozenset(name for name in self.state_dict() if re.match(r"norm\d\.", name))
-        checkpoint.load_weights(self, weights, path, may_lack=norms)
+        load_exactly(self, weights, path, may_lack=norms)
         print_log(f"start weights of the backbone from {path}", "current")
 
     def train(self, mode: bool = True) -> "HorNet":

@@ -15,10 +15,11 @@ from mmengine.hooks import Hook
 from mmengine.runner import CheckpointLoader, Runner
 from torch import Tensor, nn
 
-from runtime import checkpoint
+from checkpoints.fitting import check_fit as check_names_and_shapes
+from checkpoints.reading import read_checkpoint, weights_in
+from checkpoints.sources import local_file
 from runtime.distributed import DistributedContext
 from runtime.errors import UserError
-from weights import local_file
 
 
 def fetched(source: str) -> Path:
@@ -34,7 +35,7 @@ def read(filename: str, map_location: Any = None, **_: Any) -> dict[str, Any]:
     Its config, which mmengine would run on a resume, is left out.
     """
     with torch.serialization.safe_globals(_NUMBERS):
-        state = checkpoint.read(fetched(filename))
+        state = read_checkpoint(fetched(filename))
     if isinstance(state.get("meta"), dict):
         state["meta"].pop("config", None)
     return state
@@ -108,8 +109,7 @@ def check_fit(model: nn.Module, state: dict[str, Any], path: str, whole: bool) -
     while isinstance(inner := getattr(model, "module", None), nn.Module):
         model = inner  # of DistributedDataParallel, or of testing at several sizes
     weights: dict[str, Tensor] = {
-        name.removeprefix("module."): value
-        for name, value in checkpoint.find_weights(state, path).items()
+        name.removeprefix("module."): value for name, value in weights_in(state, path).items()
     }
     expected = model.state_dict()
     if not whole:
@@ -120,4 +120,4 @@ def check_fit(model: nn.Module, state: dict[str, Any], path: str, whole: bool) -
             )
         weights = {k: v for k, v in weights.items() if k.startswith("backbone.")}
         expected = {k: v for k, v in expected.items() if k.startswith("backbone.")}
-    checkpoint.check_fit(expected, weights, path)
+    check_names_and_shapes(expected, weights, path)

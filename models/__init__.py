@@ -3,7 +3,7 @@
 from .fast.accelerate import accelerate, plain
 from .gnconv import GlobalLocalFilter, GnConv, gnconv, set_global_filter_impl
 from .hornet import Block, HorNet
-from .pretrained import checkpoint_filter_fn, download, fit_head
+from .pretrained import checkpoint_filter_fn, download
 from .variants import ENTRYPOINTS, download_published
 
 __all__ = [
@@ -15,7 +15,6 @@ __all__ = [
     "checkpoint_filter_fn",
     "download",
     "download_published",
-    "fit_head",
     "gnconv",
     "plain",
     "set_global_filter_impl",

@@ -8,6 +8,7 @@ import logging
 import os
 import pickle
 import shutil
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path, PosixPath
 from typing import Any
@@ -27,7 +28,8 @@ RELEASED_FLAGS: list[Any] = [
     (PosixPath, "pathlib.PosixPath"),
     (PosixPath, "pathlib._local.PosixPath"),
 ]
-_WRAPPERS = ("model", "state_dict", "model_ema")
+WEIGHT_KEYS = ("model", "module", "state_dict", "model_ema")
+"""Entries of checkpoints under which their weights may be, the likeliest first."""
 # of DistributedDataParallel, torch.compile, and the backbone of a detector or segmentor
 _PREFIXES = ("module.", "_orig_mod.", "backbone.")
 
@@ -36,11 +38,10 @@ def checkpoint_filter_fn(checkpoint: dict[str, Any], model: nn.Module) -> dict[s
     """State dict for `model` out of a checkpoint: unwrapped, unprefixed, filters resized.
 
     Args:
-        checkpoint: A state dict, or a dict that holds one under 'model', 'state_dict' or
-            'model_ema' (the first of these that is there).
+        checkpoint: A state dict, or a dict that holds one under one of WEIGHT_KEYS.
         model: The model to load; global filters (C, h, w, 2) take the sizes of its own.
     """
-    state_dict = _unwrap(checkpoint)
+    state_dict = find_weights(checkpoint)
     expected = model.state_dict()
     out = {}
     for key, value in state_dict.items():
@@ -53,11 +54,17 @@ def checkpoint_filter_fn(checkpoint: dict[str, Any], model: nn.Module) -> dict[s
     return out
 
 
-def _unwrap(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
-    for wrapper in _WRAPPERS:
-        if isinstance(checkpoint.get(wrapper), dict):
-            return checkpoint[wrapper]
-    return checkpoint
+def find_weights(checkpoint: dict[str, Any], keys: Sequence[str] = ()) -> dict[str, Tensor]:
+    """The state dict in a checkpoint: the first of `keys` that holds one, {} if none does.
+
+    Without keys these are WEIGHT_KEYS, or the checkpoint is a state dict itself.
+    """
+    found = [
+        checkpoint[key] for key in keys or WEIGHT_KEYS if isinstance(checkpoint.get(key), dict)
+    ]
+    if found:
+        return found[0]
+    return {} if keys else checkpoint
 
 
 def _strip(key: str, expected: dict[str, Tensor]) -> str:
@@ -121,7 +128,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     """
     try:
         with torch.serialization.safe_globals(RELEASED_FLAGS):
-            weights = _unwrap(torch.load(path, map_location="cpu", weights_only=True))
+            weights = find_weights(torch.load(path, map_location="cpu", weights_only=True))
             return {_strip(name, {}): value for name, value in weights.items()}
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0].split(". ")[0]
@@ -148,26 +155,3 @@ def select_imagenet1k(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
     index = torch.tensor(imagenet1k_in_22k())
     heads = {"head.weight", "head.bias"} & state_dict.keys()
     return state_dict | {name: state_dict[name][index] for name in heads}
-
-
-def fit_head(
-    state_dict: dict[str, Tensor], num_classes: int, classifiers: tuple[str, ...] = ("head",)
-) -> tuple[dict[str, Tensor], str]:
-    """Fits the rows of the head to the model's classes; returns the state dict and what was done.
-
-    The head of the ImageNet-22K models becomes one of ImageNet-1K where the model has 1000
-    classes. Any other head of another class count is left out, for a new one to be learnt.
-    """
-    weight = state_dict.get(f"{classifiers[0]}.weight")
-    if weight is None or len(weight) == num_classes:
-        return state_dict, ""
-    rows = len(weight)
-    if (
-        num_classes == len(imagenet1k_in_22k())
-        and is_imagenet22k(rows)
-        and classifiers == ("head",)
-    ):
-        return select_imagenet1k(state_dict), f"the head's 1000 rows are taken out of {rows}"
-    heads = {f"{name}.{kind}" for name in classifiers for kind in ("weight", "bias")}
-    rest = {name: value for name, value in state_dict.items() if name not in heads}
-    return rest, f"the head starts anew: {rows} classes in the file, {num_classes} here"

@@ -42,6 +42,10 @@ class DistributedContext:
         return dist.is_initialized()
 
 
+SINGLE_PROCESS = DistributedContext(0, 0, 1, torch.device("cpu"))
+"""A program that is one process by itself, on the CPU."""
+
+
 def init_distributed(config: RuntimeConfig) -> DistributedContext:
     """Joins the process group that the launcher describes: NCCL connects GPUs, gloo CPUs.
 

@@ -24,8 +24,9 @@ from pathlib import Path
 import psutil
 import torch
 
+from checkpoints.reading import damage_of
+from checkpoints.run_folder import resumable
 from datasets import write_digits
-from runtime.checkpoint import damage_of, resumable
 
 ROOT = Path(__file__).resolve().parents[1]
 FLAGS = [

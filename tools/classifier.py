@@ -13,17 +13,22 @@ from PIL import Image
 from timm.data import ImageNetInfo
 from torch import nn
 
+from checkpoints.fitting import heads_by_cfg, load_exactly, numbered_classes
+from checkpoints.reading import (
+    classes_in,
+    ema_weights_in,
+    flags_in,
+    read_checkpoint,
+    weights_in,
+)
+from checkpoints.sources import local_file, model_of
 from config import DataConfig, ModelConfig
-from datasets import unnamed
 from images import load_image
 from models import accelerate, checkpoint_filter_fn
-from runtime import checkpoint
-from runtime.distributed import DistributedContext
 from runtime.errors import UserError
 from tools.exported import FORMATS, Exported
 from trainer import build_model
 from transforms import CROP_PCT, eval_transform, is_warped, mean_std
-from weights import local_file, saved_model
 
 
 @dataclass(frozen=True)
@@ -47,7 +52,7 @@ class Classifier:
     def folders(self) -> list[str]:
         """What the folders of the classes' images are called; of ImageNet-1K its synsets."""
         info = ImageNetInfo()
-        is_imagenet = self.classes == unnamed(info.num_classes())
+        is_imagenet = self.classes == numbered_classes(info.num_classes())
         return info.label_names() if is_imagenet else self.classes
 
     def transform(self, image: Image.Image) -> torch.Tensor:
@@ -117,24 +122,22 @@ def load_classifier(
         if not takes_exported:
             raise UserError(f"{source} is exported: give the checkpoint that it was made of")
         return _exported_classifier(Path(source), model, ema, input_size)
-    path = local_file(source, DistributedContext(0, 0, 1, torch.device("cpu")))
-    state = checkpoint.load(path)
-    flags = checkpoint.saved_flags(state)
-    config = saved_model(source, flags | ({"model": model.split(".")[0]} if model else {}))
-    weights = state["model"]
-    if ema:
-        weights = checkpoint.average_in(state, path)
-        if weights is None:
-            raise UserError(f"checkpoint {path} holds no moving average")
+    path = local_file(source)
+    checkpoint = read_checkpoint(path)
+    flags = flags_in(checkpoint)
+    config = model_of(source, flags | ({"model": model.split(".")[0]} if model else {}))
+    weights = ema_weights_in(checkpoint, path) if ema else weights_in(checkpoint, path)
+    if weights is None:
+        raise UserError(f"checkpoint {path} holds no EMA")
     num_classes = _rows_of_head(weights, config.model, path)
     network = build_model(replace(config, drop_path=0.0), num_classes)
-    checkpoint.load_weights(network, checkpoint_filter_fn(weights, network), path)
+    load_exactly(network, checkpoint_filter_fn(weights, network), path)
     if input_size is None and "input_size" not in flags and timm.is_model(config.model):
         input_size = timm.get_pretrained_cfg(config.model).input_size[-1]  # type: ignore[union-attr]
     size = input_size or config.input_size
     view = _view(flags, size, path)
-    names = state.get("classes") or unnamed(num_classes)
-    if not isinstance(names, list) or [type(name) for name in names] != num_classes * [str]:
+    names = classes_in(checkpoint, path) or numbered_classes(num_classes)
+    if len(names) != num_classes:
         raise UserError(f"checkpoint {path}: its classes are no list of {num_classes} names")
     network = accelerate(network.eval())
     return Classifier(network, replace(config, input_size=size), names, view, flags)
@@ -146,7 +149,7 @@ def untrained_classifier(network: nn.Module, model: str, input_size: int) -> Cla
     config = ModelConfig(model=model, input_size=input_size)
     crop_pct = None if is_warped(input_size) else CROP_PCT
     view = View(input_size, *mean_std(DataConfig()), crop_pct)
-    return Classifier(network, config, unnamed(num_classes), view)
+    return Classifier(network, config, numbered_classes(num_classes), view)
 
 
 def _exported_classifier(path: Path, model: str, ema: bool, input_size: int | None) -> Classifier:
@@ -164,8 +167,7 @@ def _exported_classifier(path: Path, model: str, ema: bool, input_size: int | No
 
 def _rows_of_head(weights: dict[str, torch.Tensor], model: str, path: Path) -> int:
     cfg = timm.get_pretrained_cfg(model) if timm.is_model(model) else None
-    classifier = (cfg and cfg.classifier) or "head"
-    name = f"{classifier if isinstance(classifier, str) else classifier[0]}.bias"
+    name = f"{heads_by_cfg(cfg or {})[0]}.bias"
     for key, value in weights.items():
         if key == name or key.endswith("." + name):
             return len(value)
@@ -203,7 +205,7 @@ def _view(flags: dict[str, Any], size: int, path: Path) -> View:
 def readable(classes: list[str]) -> list[str]:
     """ImageNet-1K's descriptions where the names are its synsets, or a thousand bare numbers."""
     info = ImageNetInfo()
-    if classes == unnamed(info.num_classes()):
+    if classes == numbered_classes(info.num_classes()):
         return [info.index_to_description(label) for label in range(len(classes))]
     if set(classes) <= set(info.label_names()):
         return [info.label_name_to_description(name) for name in classes]

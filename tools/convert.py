@@ -20,17 +20,25 @@ import safetensors.torch
 import timm
 import torch
 
-from datasets import unnamed
+from checkpoints.files import written_whole
+from checkpoints.fitting import numbered_classes
+from checkpoints.reading import (
+    FOLDER_CONFIG,
+    FOLDER_WEIGHTS,
+    METADATA,
+    PREPROCESSING,
+    ema_weights_in,
+    read_checkpoint,
+    weights_in,
+)
+from checkpoints.sources import local_file
 from models import HorNet
-from runtime import checkpoint, timm_folder
-from runtime.distributed import DistributedContext
 from runtime.errors import UserError
 from tools.classifier import Classifier, load_classifier
-from tools.outputs import kept_when_done
 from tools.program import run
-from weights import local_file
 
 FORMS = (".pth", ".safetensors", "")
+FOLDER_CARD = "README.md"
 
 CARD = """---
 tags:
@@ -93,15 +101,13 @@ def convert(source: str, output: Path, model: str = "", ema: bool = False) -> Cl
     _check_unchanged(weights, source, ema)
     if not output.suffix and not isinstance(classifier.model, HorNet):
         raise UserError(f"{output}: folders are for HorNets, not {classifier.config.model}")
-    with kept_when_done(output) as written:
+    with written_whole(output) as written:
         if output.suffix == ".pth":
             data = io.BytesIO()  # on a full disk torch's own writer would fail in two tracebacks
             torch.save({"model": weights, **_rest(classifier)}, data)
             written.write_bytes(data.getbuffer())
         elif output.suffix == ".safetensors":
-            _write_safetensors(
-                weights, written, {checkpoint.METADATA: json.dumps(_rest(classifier))}
-            )
+            _write_safetensors(weights, written, {METADATA: json.dumps(_rest(classifier))})
         else:
             _write_folder(classifier, weights, written, source in timm.list_pretrained("hornet_*"))
         again = load_classifier(str(written))
@@ -124,9 +130,9 @@ def _write_safetensors(
 
 def _check_unchanged(weights: dict[str, torch.Tensor], source: str, ema: bool) -> None:
     """Refuses what loading has changed: filters of another size, digits of another type."""
-    path = local_file(source, DistributedContext(0, 0, 1, torch.device("cpu")))
-    state = checkpoint.load(path)
-    saved = checkpoint.average_in(state, path) if ema else state["model"]
+    path = local_file(source)
+    checkpoint = read_checkpoint(path)
+    saved = ema_weights_in(checkpoint, path) if ema else weights_in(checkpoint, path)
     assert saved is not None
     for name, value in saved.items():
         # a known prefix, as of a wrapper, has been taken off
@@ -169,7 +175,7 @@ def _write_folder(
         flags["model_kwargs"] = flags["model_kwargs"] | {"layer_scale_init_value": 0.0}
     classes = classifier.classes
     cfg = {name: model.pretrained_cfg[name] for name in ("first_conv", "classifier")}  # type: ignore[index]
-    has_names = classes != unnamed(len(classes))
+    has_names = classes != numbered_classes(len(classes))
     parameters = sum(p.numel() for p in model.parameters())
     card = CARD.format(
         name=folder.name,
@@ -180,9 +186,24 @@ def _write_folder(
         classes=len(classes),
     )
     folder.mkdir()
-    (folder / timm_folder.CONFIG).write_text(timm_folder.config_of(flags, classes, has_names, cfg))
-    (folder / timm_folder.CARD).write_text(card)
-    _write_safetensors(weights, folder / timm_folder.WEIGHTS, {})
+    (folder / FOLDER_CONFIG).write_text(_folder_config(flags, classes, has_names, cfg))
+    (folder / FOLDER_CARD).write_text(card)
+    _write_safetensors(weights, folder / FOLDER_WEIGHTS, {})
+
+
+def _folder_config(
+    flags: dict[str, Any], classes: list[str], has_names: bool, cfg: dict[str, Any]
+) -> str:
+    """The text of config.json; `cfg` has what else timm wants to know."""
+    size = flags["input_size"]
+    view = {name: flags[name] for name in PREPROCESSING}
+    facts = {
+        "architecture": flags["model"],
+        "num_classes": len(classes),
+        "model_args": flags["model_kwargs"],
+        "pretrained_cfg": cfg | {"num_classes": len(classes), "input_size": (3, size, size)} | view,
+    }
+    return json.dumps(facts | ({"label_names": classes} if has_names else {}), indent=2) + "\n"
 
 
 def main(argv: list[str] | None = None) -> int:

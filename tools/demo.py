@@ -13,9 +13,10 @@ import torch
 from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 
+from checkpoints.fitting import load_exactly
+from checkpoints.reading import read_checkpoint, weights_in
 from cli import parse_args
 from datasets import build_data
-from runtime import checkpoint
 from runtime.logging import read_log
 from tools import visualize
 from trainer import build_model
@@ -70,7 +71,7 @@ def draw_predictions(folder: Path, columns: int = 10, rows: int = 5) -> Path:
     assert isinstance(data.val, ImageFolder)
     path = folder / f"checkpoint-{config.schedule.epochs - 1}.pth"
     model = build_model(config.model, len(data.classes))
-    checkpoint.load_weights(model, checkpoint.load(path)["model"], path)
+    load_exactly(model, weights_in(read_checkpoint(path), path), path)
     model.eval()
     with torch.inference_mode():
         batches = DataLoader(data.val, batch_size=64)

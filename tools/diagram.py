@@ -13,10 +13,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle, FancyBboxPatch
 
+from checkpoints.files import written_whole
 from models import GnConv
 from runtime.errors import UserError
 from tools import program
-from tools.outputs import kept_when_done
 
 COLOURS = {"pointwise": "#cfe2f3", "mixing": "#fce5cd", "norm": "#eeeeee", "scale": "#d9ead3"}
 GAP, HEIGHT = 0.45, 0.8
@@ -155,7 +155,7 @@ def _main(arguments: argparse.Namespace) -> int:
         raise UserError(str(error)) from None
     # words stay words, and two drawings of the same are the same file
     settings: Any = {"svg.fonttype": "none", "svg.hashsalt": "hornet"}
-    with kept_when_done(arguments.output) as written, matplotlib.rc_context(settings):
+    with written_whole(arguments.output) as written, matplotlib.rc_context(settings):
         dates = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
         figure.savefig(written, dpi=150, metadata=dates.get(written.suffix))
     sys.stdout.write(f"{arguments.output}\n")

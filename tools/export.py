@@ -23,10 +23,10 @@ from timm.utils import reparameterize_model
 from torch import Tensor, nn
 
 import models
+from checkpoints.files import written_whole
 from runtime.errors import UserError, check_positive, near_names, reason_of
 from tools.classifier import Classifier, load_classifier, untrained_classifier
 from tools.exported import FORMATS, KEY, Exported, Facts, format_of, needing_packages, quiet
-from tools.outputs import kept_when_done
 from tools.program import run
 from tools.quantize import Quality, batches, quality, quantize, split
 
@@ -95,7 +95,7 @@ def export(classifier: Classifier, output: Path, options: Options) -> dict[str, 
     Raises:
         UserError: the format cannot take the model, or the error is too large; no file is left.
     """
-    with kept_when_done(output) as written:
+    with written_whole(output) as written:
         return _write(classifier, written, options)
 
 
@@ -111,7 +111,7 @@ def export_int8(
     """
     images, held_out = split(calibration)
     size = options.batch_size or 8
-    with kept_when_done(output) as written:
+    with written_whole(output) as written:
         in_float32 = written.with_name(f"{written.stem}.float32.onnx")
         _write(classifier, in_float32, options)
         with _exporting("onnx", classifier.config.model):

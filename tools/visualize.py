@@ -25,16 +25,16 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor, nn
 
+from checkpoints.files import written_whole
+from checkpoints.run_folder import resumable
 from config import AugmentConfig, DataConfig
 from datasets import FOLDERS, build_data, file_name
 from images import find_images, load_image
 from models import HorNet, plain
-from runtime import checkpoint
 from runtime.errors import UserError, check_positive
 from runtime.logging import read_log
 from tools import insight, program
 from tools.classifier import Classifier, add_flags, load_classifier
-from tools.outputs import kept_when_done
 
 PANELS = {"top-1 (%)": "test_acc1", "top-1 of the average (%)": "test_acc1_ema",
           "top-1 in training (%)": "train_class_acc", "training loss": "train_loss",
@@ -276,7 +276,7 @@ def report(run: Path, source: str | None, images: Path | None, count: int) -> st
     run = run.resolve()
     curves = draw_curves([run])
     best = run / "checkpoint-best.pth"
-    found = [best] if best.is_file() else checkpoint.resumable(run)
+    found = [best] if best.is_file() else resumable(run)
     if not source and not found:
         raise UserError(f"{run} holds no checkpoint")
     source = source or str(found[0])
@@ -440,11 +440,11 @@ def _main(arguments: argparse.Namespace) -> int:
         raise UserError(f"--output {output}: {output.parent} is no folder")
     if arguments.what == "report":
         text = report(arguments.run, arguments.checkpoint, arguments.images, arguments.count)
-        with kept_when_done(output) as written:
+        with written_whole(output) as written:
             written.write_text(text)
     else:
         figure = draw(arguments)
-        with kept_when_done(output) as written:
+        with written_whole(output) as written:
             figure.savefig(written, dpi=130)
     sys.stdout.write(f"{output}\n")
     return 0

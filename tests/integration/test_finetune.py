@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import main
+from checkpoints.reading import read_checkpoint
 from cli import parse_args
-from runtime import checkpoint
 from runtime.errors import UserError
 from tests.drawings import CLASSES, write_drawings
 from tests.integration.conftest import ROOT, launch
@@ -44,10 +44,10 @@ def test_recipe_on_one_folder(ten_digits, drawings, tmp_path, capsys):
     out = capsys.readouterr().out
     assert "model hornet_atto_7x7, as" in out
     assert "12 of the 60 images of" in out
-    assert "the head starts anew: 10 classes in the file, 3 here" in out
+    assert "a new head: 10 classes in the file, 3 here" in out
     assert "learning rate 0.00025 for a total batch of 32" in out
     assert "no mixup" in out
-    state = checkpoint.load(tmp_path / "checkpoint-1.pth")
+    state = read_checkpoint(tmp_path / "checkpoint-1.pth")
     assert state["classes"] == list(CLASSES)
     assert len(state["model"]["head.bias"]) == 3
     assert state["args"]["model"] == "hornet_atto_7x7"
@@ -67,8 +67,8 @@ def test_frozen_backbone(ten_digits, drawings, tmp_path):
         *("--finetune", ten_digits, "--freeze", "(?!head)", "--output_dir", tmp_path),
         *("--grad_checkpointing", "true", "--model_ema", "true"),
     )
-    start = checkpoint.load(ten_digits)["model"]
-    end = checkpoint.load(tmp_path / "checkpoint-0.pth")["model"]
+    start = read_checkpoint(ten_digits)["model"]
+    end = read_checkpoint(tmp_path / "checkpoint-0.pth")["model"]
     assert all(torch.equal(end[name], start[name]) for name in start if "head" not in name)
 
 
@@ -76,7 +76,7 @@ def test_mistakes_are_one_line(ten_digits, drawings, tmp_path):
     flags = ["--config", RECIPE, *SMALL, "--data_path", drawings]
     with pytest.raises(UserError, match="--model auto needs weights that name it"):
         run(*flags)
-    weights = checkpoint.load(ten_digits)["model"]
+    weights = read_checkpoint(ten_digits)["model"]
     torch.save(weights, tmp_path / "bare.pth")
     with pytest.raises(UserError, match="does not name its model: give --model"):
         run(*flags, "--finetune", tmp_path / "bare.pth")

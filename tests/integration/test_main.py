@@ -14,9 +14,10 @@ import pytest
 import torch
 
 import main
+from checkpoints.reading import read_checkpoint
+from checkpoints.run_folder import RunFolder, save_checkpoint
 from cli import parse_args
 from loaders import TrainImages
-from runtime import checkpoint
 from tests.integration.conftest import ROOT, free_port, launch
 
 EVERYTHING = [
@@ -98,8 +99,8 @@ def test_resumed_run_equals_an_undisturbed_one(flags, tmp_path, capsys, case):
     assert "checkpoint-1.pth at epoch 2" in capsys.readouterr().out
     assert resumed == whole
     assert_same(
-        checkpoint.load(tmp_path / "whole/checkpoint-2.pth"),
-        checkpoint.load(stopped / "checkpoint-2.pth"),
+        read_checkpoint(tmp_path / "whole/checkpoint-2.pth"),
+        read_checkpoint(stopped / "checkpoint-2.pth"),
     )
 
 
@@ -123,16 +124,16 @@ def test_ways_to_compute_that_change_no_result(flags, tmp_path, case, tolerance)
 def test_resume_keeps_best_accuracies_and_average(flags, tmp_path):
     train(flags, tmp_path, *EVERYTHING)
     (tmp_path / "checkpoint-1.pth").unlink()
-    state = checkpoint.load(tmp_path / "checkpoint-0.pth")
+    state = read_checkpoint(tmp_path / "checkpoint-0.pth")
     state |= {"max_accuracy": 101.0, "max_ema_accuracy": 102.0}
     state["model_ema"] = {k: torch.zeros_like(v) for k, v in state["model_ema"].items()}
-    checkpoint.save(state, tmp_path / "checkpoint-0.pth")
+    save_checkpoint(state, tmp_path / "checkpoint-0.pth")
     before = (tmp_path / "checkpoint-best.pth").read_bytes()
     log = train(flags, tmp_path, *EVERYTHING)
     assert (log[-1]["max_accuracy"], log[-1]["max_ema_accuracy"]) == (101.0, 102.0)
     assert (tmp_path / "checkpoint-best.pth").read_bytes() == before
     # an average that started at 0 is a sum of weights with the factors 0.2 x 0.8 ** i
-    last = checkpoint.load(tmp_path / "checkpoint-1.pth")
+    last = read_checkpoint(tmp_path / "checkpoint-1.pth")
     share = 1 - 0.8**4  # 4 steps an epoch
     gamma, average = (last[name]["stages.0.0.gamma1"].mean() for name in ("model", "model_ema"))
     assert average / gamma == pytest.approx(share, rel=1e-2)
@@ -153,7 +154,7 @@ def test_released_checkpoint_is_resumed(flags, tmp_path, capsys):
     whole = train(flags, tmp_path / "whole", *EVERYTHING)
     folder = tmp_path / "released"
     folder.mkdir()
-    state = checkpoint.load(tmp_path / "whole/checkpoint-0.pth")
+    state = read_checkpoint(tmp_path / "whole/checkpoint-0.pth")
     torch.save(as_released(state), folder / "checkpoint-0.pth")
     best = {"max_accuracy": 101.0, "max_ema_accuracy": 102.0}
     records = [whole[0] | best, whole[1] | {"max_accuracy": 103.0}]
@@ -162,14 +163,14 @@ def test_released_checkpoint_is_resumed(flags, tmp_path, capsys):
     assert log[-1] == whole[-1] | best
     assert "had other steps" not in capsys.readouterr().out
     assert_same(
-        checkpoint.load(tmp_path / "whole/checkpoint-1.pth"),
-        checkpoint.load(folder / "checkpoint-1.pth"),
+        read_checkpoint(tmp_path / "whole/checkpoint-1.pth"),
+        read_checkpoint(folder / "checkpoint-1.pth"),
     )
 
 
 def test_released_checkpoint_with_a_word_for_its_epoch(flags, tmp_path, monkeypatch):
     train(flags, tmp_path / "whole", "--epochs", "1")
-    state = checkpoint.load(tmp_path / "whole/checkpoint-start.pth")
+    state = read_checkpoint(tmp_path / "whole/checkpoint-start.pth")
     path = tmp_path / "checkpoint-start.pth"
     torch.save(as_released(state, epoch="start"), path)
     log = train(flags, tmp_path / "started", "--epochs", "1", "--resume", str(path))
@@ -201,10 +202,10 @@ def test_checkpoint_of_other_classes_is_not_evaluated(flags, tmp_path, monkeypat
     path = tmp_path / "checkpoint-0.pth"
     message = fail(monkeypatch, *flags, *evaluation, "--resume", path)
     assert "knows 3 classes (0, 3, 7, ...), the data has 3 (3, 7, zero, ...)" in message
-    state = checkpoint.load(path)
+    state = read_checkpoint(path)
     del state["classes"]
     shutil.copytree(tmp_path / "val/val/3", tmp_path / "val/val/4")
-    checkpoint.save(state, path)
+    save_checkpoint(state, path)
     message = fail(monkeypatch, *flags, *evaluation, "--resume", path)
     assert "has 3 classes, the data 4" in message
 
@@ -245,7 +246,7 @@ def test_nothing_is_evaluated_or_saved_where_flags_say_so(flags, tmp_path):
 def test_a_checkpoint_is_written_once_a_step(flags, tmp_path, monkeypatch):
     """Not again before each batch of the evaluation."""
     saved = []
-    monkeypatch.setattr(checkpoint.RunFolder, "save_step", lambda *args: saved.append(args[2:]))
+    monkeypatch.setattr(RunFolder, "save_step", lambda *args: saved.append(args[2:]))
     train(flags, tmp_path, "--save_ckpt_steps", "3")
     assert saved == [(0, 3), (0, 6), (0, 9), (1, 12), (1, 15), (1, 18)]
 
@@ -316,7 +317,7 @@ def test_two_processes_equal_one_with_twice_the_batch(flags, tmp_path, clip_mode
         for name in left:
             assert left[name] == pytest.approx(right[name], rel=2e-4), name
     left, right = (
-        checkpoint.load(tmp_path / name / "checkpoint-1.pth")["model"] for name in ("one", "two")
+        read_checkpoint(tmp_path / name / "checkpoint-1.pth")["model"] for name in ("one", "two")
     )
     for name, weight in left.items():
         # AdamW turns rounding of gradients near 0 into steps of up to lr = 1e-3
@@ -403,13 +404,13 @@ def test_damaged_and_foreign_checkpoints(flags, tmp_path, monkeypatch):
     for other in (["--layer_decay", "0.5"], ["--opt", "sgd"]):
         message = fail(monkeypatch, *flags, *other, "--resume", path)
         assert "has another optimizer" in message
-    state = checkpoint.load(path)
-    checkpoint.save(state | {"classes": ["a", "b"]}, tmp_path / "other.pth")
+    state = read_checkpoint(path)
+    save_checkpoint(state | {"classes": ["a", "b"]}, tmp_path / "other.pth")
     message = fail(monkeypatch, *flags, "--resume", tmp_path / "other.pth")
     assert "knows 2 classes (a, b, ...), the data has 3 (0, 3, 7, ...)" in message
     path.write_bytes(whole[: len(whole) // 2])
     assert "cannot be read" in fail(monkeypatch, *flags, "--resume", path)
-    checkpoint.save({"model": state["model"]}, path)
+    save_checkpoint({"model": state["model"]}, path)
     assert "cannot be resumed" in fail(monkeypatch, *flags, "--resume", path)
 
 

@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 
 import main
+from checkpoints.reading import read_checkpoint
 from cli import parse_args
-from runtime import checkpoint
 from tests.integration.conftest import launch
 from tools import predict
 from tools.classifier import load_classifier, readable
@@ -172,7 +172,7 @@ def test_names_of_classes():
 
 def test_mistakes_are_one_line(digits, trained, tmp_path, capsys):
     image = next(digits.glob("val/3/*.png"))
-    headless = checkpoint.load(trained)
+    headless = read_checkpoint(trained)
     headless["model"] = {k: v for k, v in headless["model"].items() if "head" not in k}
     torch.save(headless, tmp_path / "headless.pth")
     (tmp_path / "empty").mkdir()

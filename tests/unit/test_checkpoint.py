@@ -15,9 +15,11 @@ import pytest
 import torch
 from torch import nn
 
+from checkpoints.files import checksum_file
+from checkpoints.fitting import check_classes, load_exactly
+from checkpoints.reading import damage_of, read_checkpoint, weights_in
+from checkpoints.run_folder import RunFolder, numbered, remove_old, save_checkpoint
 from config import CheckpointConfig, Config
-from runtime import checkpoint
-from runtime.checkpoint import RunFolder
 from runtime.errors import UserError
 from runtime.logging import plot_curves
 
@@ -32,8 +34,8 @@ def names(folder, end=""):
 
 
 def test_saved_state_is_read_back_without_pickle(tmp_path):
-    checkpoint.save(state(), tmp_path / "checkpoint-3.pth")
-    loaded = checkpoint.load(tmp_path / "checkpoint-3.pth")
+    save_checkpoint(state(), tmp_path / "checkpoint-3.pth")
+    loaded = read_checkpoint(tmp_path / "checkpoint-3.pth")
     assert loaded["epoch"] == 3
     torch.testing.assert_close(loaded["model"]["weight"], torch.ones(2))
     assert names(tmp_path) == ["checkpoint-3.pth", "checkpoint-3.pth.sha256"]
@@ -41,7 +43,7 @@ def test_saved_state_is_read_back_without_pickle(tmp_path):
 
 def test_interrupted_save_keeps_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "checkpoint-best.pth"
-    checkpoint.save(state(1.0), path)
+    save_checkpoint(state(1.0), path)
 
     def full_disk(_, file):
         file.write(b"half")
@@ -49,38 +51,38 @@ def test_interrupted_save_keeps_the_old_file(tmp_path, monkeypatch):
 
     monkeypatch.setattr(torch, "save", full_disk)
     with pytest.raises(UserError, match="No space left"):
-        checkpoint.save(state(2.0), path)
+        save_checkpoint(state(2.0), path)
     assert names(tmp_path) == ["checkpoint-best.pth", "checkpoint-best.pth.sha256"]
-    assert checkpoint.damage_of(path) == ""
-    torch.testing.assert_close(checkpoint.load(path)["model"]["weight"], torch.ones(2))
+    assert damage_of(path) == ""
+    torch.testing.assert_close(read_checkpoint(path)["model"]["weight"], torch.ones(2))
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.9])
 def test_truncated_checkpoint_is_one_line(tmp_path, share):
     path = tmp_path / "checkpoint-3.pth"
-    checkpoint.save(state(), path)
+    save_checkpoint(state(), path)
     data = path.read_bytes()
     path.write_bytes(data[: int(share * len(data))])
     with pytest.raises(UserError, match="cannot be read") as caught:
-        checkpoint.load(path)
+        read_checkpoint(path)
     assert "\n" not in str(caught.value)
 
 
 def test_other_files_are_refused(tmp_path):
     with pytest.raises(UserError, match="does not exist"):
-        checkpoint.load(tmp_path / "none.pth")
+        read_checkpoint(tmp_path / "none.pth")
     with pytest.raises(UserError, match="is a folder"):
-        checkpoint.load(tmp_path)
+        read_checkpoint(tmp_path)
     for content in ([1, 2], {"weight": [1.0]}, {"model": {"weight": 1}}, {"model": {}}):
         torch.save(content, tmp_path / "other.pth")
         with pytest.raises(UserError, match="has no weights"):
-            checkpoint.load(tmp_path / "other.pth")
+            weights_in(read_checkpoint(tmp_path / "other.pth"), "other.pth")
     torch.save(nn.Linear(1, 1), tmp_path / "pickled.pth")
     with pytest.raises(UserError, match="cannot be read.*more than tensors"):
-        checkpoint.load(tmp_path / "pickled.pth")
+        read_checkpoint(tmp_path / "pickled.pth")
     (tmp_path / "text.pth").write_text("no checkpoint")
     with pytest.raises(UserError, match="cannot be read"):
-        checkpoint.load(tmp_path / "text.pth")
+        read_checkpoint(tmp_path / "text.pth")
 
 
 class Touches:
@@ -99,7 +101,7 @@ def test_a_pickle_that_would_run_code_does_not(tmp_path, zipped, name):
     state = {"model": {"weight": torch.ones(1)}, "args": Touches(tmp_path / "ran")}
     torch.save(state, tmp_path / name, _use_new_zipfile_serialization=zipped)
     with pytest.raises(UserError, match="cannot be read"):
-        checkpoint.load(tmp_path / name)
+        read_checkpoint(tmp_path / name)
     assert not (tmp_path / "ran").exists()
     with (tmp_path / name).open("rb") as file:
         torch.load(file, weights_only=False)
@@ -108,16 +110,16 @@ def test_a_pickle_that_would_run_code_does_not(tmp_path, zipped, name):
 
 def test_a_flipped_byte_is_noticed(tmp_path):
     path = tmp_path / "checkpoint-3.pth"
-    checkpoint.save(state(), path)
+    save_checkpoint(state(), path)
     data = bytearray(path.read_bytes())
     place = data.find(torch.ones(2).numpy().tobytes())
     data[place] ^= 1
     path.write_bytes(data)
     assert torch.load(path, weights_only=True)["epoch"] == 3  # torch does not notice
     with pytest.raises(UserError, match="differs from its checksum.*remove .*pth.sha256"):
-        checkpoint.load(path)
-    checkpoint.checksum_file(path).unlink()
-    checkpoint.load(path)
+        read_checkpoint(path)
+    checksum_file(path).unlink()
+    read_checkpoint(path)
 
 
 def test_small_files_that_would_fill_the_memory_are_not_read(tmp_path, monkeypatch):
@@ -130,16 +132,16 @@ def test_small_files_that_would_fill_the_memory_are_not_read(tmp_path, monkeypat
     assert path.stat().st_size < 20_000
     monkeypatch.setattr(torch, "load", pytest.fail)
     with pytest.raises(UserError, match=r"bytes unpack to 4,19\d,\d+"):
-        checkpoint.load(path)
+        read_checkpoint(path)
 
 
 def test_a_file_far_larger_than_the_model_is_not_read(tmp_path, monkeypatch):
     path = tmp_path / "large.pth"
     torch.save({"model": {"weight": torch.zeros(2**23)}}, path)  # 32 MiB
-    assert len(checkpoint.load(path, nn.Linear(1000, 1000))["model"]) == 1
+    assert len(read_checkpoint(path, nn.Linear(1000, 1000))["model"]) == 1
     monkeypatch.setattr(torch, "load", pytest.fail)
     with pytest.raises(UserError, match=r"another model: it takes 33,55\d,\d+ bytes, the model 8"):
-        checkpoint.load(path, nn.Linear(1, 1))
+        read_checkpoint(path, nn.Linear(1, 1))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -148,20 +150,20 @@ def test_weights_that_are_not_finite_are_refused(value):
     before = model.weight.clone()
     weights = {"weight": torch.tensor([[1.0, value]]), "bias": torch.ones(1)}
     with pytest.raises(UserError, match="w.pth is of no use: not finite is weight"):
-        checkpoint.load_weights(model, weights, "w.pth")
+        load_exactly(model, weights, "w.pth")
     torch.testing.assert_close(model.weight, before)
 
 
 def test_flags_of_released_checkpoints_are_read(tmp_path):
     args = argparse.Namespace(model="hornet_tiny_7x7", output_dir=PosixPath("/a/b"))
     torch.save({"model": {"weight": torch.ones(2)}, "args": args}, tmp_path / "released.pth")
-    assert checkpoint.load(tmp_path / "released.pth")["args"] == args
+    assert read_checkpoint(tmp_path / "released.pth")["args"] == args
 
 
 def test_weights_that_do_not_fit_are_listed():
     model = nn.Linear(2, 2)
     with pytest.raises(UserError) as caught:
-        checkpoint.load_weights(model, {"weight": torch.ones(3, 2), "extra": torch.ones(1)}, "f")
+        load_exactly(model, {"weight": torch.ones(3, 2), "extra": torch.ones(1)}, "f")
     message = str(caught.value)
     assert "lacks bias" in message
     assert "unknown extra" in message
@@ -173,8 +175,8 @@ def test_rotation_keeps_the_newest_and_every_fiftieth(tmp_path):
         (tmp_path / f"checkpoint-{epoch}.pth").touch()
     for other in ("checkpoint-best.pth", "checkpoint-start.pth", "checkpoint-x1.pth"):
         (tmp_path / other).touch()
-    checkpoint.remove_old(tmp_path, keep=2)
-    assert list(checkpoint.numbered(tmp_path)) == [50, 100, 101, 102]
+    remove_old(tmp_path, keep=2)
+    assert list(numbered(tmp_path)) == [50, 100, 101, 102]
     assert len(names(tmp_path)) == 7
 
 
@@ -186,7 +188,7 @@ def test_what_a_run_starts_from(tmp_path, monkeypatch, restarted):
 
     assert start() == ""
     for name in ("9", "10", "10-90", "9-85", "11-101", "best", "start"):
-        checkpoint.save(state(), tmp_path / f"checkpoint-{name}.pth")
+        save_checkpoint(state(), tmp_path / f"checkpoint-{name}.pth")
     assert start() == str(tmp_path / "checkpoint-11-101.pth")
     (tmp_path / "checkpoint-11-101.pth").unlink()
     assert start() == str(tmp_path / "checkpoint-10.pth")
@@ -202,7 +204,7 @@ def test_damaged_checkpoints_are_passed_over(tmp_path, caplog, checked):
     """torch.load takes a flipped byte without a word; without a checksum only what fails to load
     is known."""
     for epoch in range(4):
-        checkpoint.save(state(), tmp_path / f"checkpoint-{epoch}.pth")
+        save_checkpoint(state(), tmp_path / f"checkpoint-{epoch}.pth")
         if not checked:
             (tmp_path / f"checkpoint-{epoch}.pth.sha256").unlink()
     content = (tmp_path / "checkpoint-3.pth").read_bytes()
@@ -227,17 +229,17 @@ def test_a_best_checkpoint_is_the_last_resort(tmp_path, caplog):
         (tmp_path / f"checkpoint-{name}.pth").write_bytes(b"damaged")
         assert folder.to_resume().endswith(expected)
     assert folder.to_resume() == ""
-    assert "can be read: the run starts anew" in caplog.text
+    assert "can be read: the run starts over" in caplog.text
 
 
 def test_a_full_disk_is_known_before_a_byte_is_written(tmp_path, monkeypatch):
-    checkpoint.save(state(1.0), tmp_path / "checkpoint-best.pth")
+    save_checkpoint(state(1.0), tmp_path / "checkpoint-best.pth")
     usage = shutil.disk_usage(tmp_path)._replace(free=4)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     monkeypatch.setattr(torch, "save", None)
-    with pytest.raises(UserError, match="it takes 8 bytes, the disk has 4 left"):
-        checkpoint.save(state(2.0), tmp_path / "checkpoint-best.pth")
-    assert checkpoint.load(tmp_path / "checkpoint-best.pth")["model"]["weight"][0] == 1
+    with pytest.raises(UserError, match="it takes 8 bytes, 4 are free"):
+        save_checkpoint(state(2.0), tmp_path / "checkpoint-best.pth")
+    assert read_checkpoint(tmp_path / "checkpoint-best.pth")["model"]["weight"][0] == 1
 
 
 def test_files_inside_epochs_make_room(tmp_path):
@@ -295,12 +297,12 @@ def test_best_checkpoints_of_the_way_that_is_left_are_set_aside_each_time(tmp_pa
         aside = tmp_path / "forgotten" / occasion
         left = ["checkpoint-2.pth", "checkpoint-3.pth", "checkpoint-best-ema.pth"]
         assert names(aside, ".pth") == left
-        assert not any(checkpoint.damage_of(aside / name) for name in left)
+        assert not any(damage_of(aside / name) for name in left)
 
 
 def test_a_run_that_saves_nothing_removes_nothing(tmp_path):
     for name in ("1", "2-5", "2-7", "2-9"):
-        checkpoint.save(state(), tmp_path / f"checkpoint-{name}.pth")
+        save_checkpoint(state(), tmp_path / f"checkpoint-{name}.pth")
     before = names(tmp_path)
     config = CheckpointConfig(output_dir=str(tmp_path), save_ckpt=False, save_ckpt_num=1)
     folder = RunFolder(config, is_main=True)
@@ -324,7 +326,7 @@ def test_files_are_on_the_disk_before_they_get_their_name(tmp_path, monkeypatch)
     monkeypatch.setattr(
         pathlib.Path, "replace", lambda path, to: done.append(to.suffix) or replace(path, to)
     )
-    checkpoint.save(state(), tmp_path / "checkpoint-3.pth")
+    save_checkpoint(state(), tmp_path / "checkpoint-3.pth")
     assert done[:2] == ["flush", ".pth"]
     assert done[-3:] == ["flush", ".sha256", "flush"]
 
@@ -333,7 +335,7 @@ def test_bare_weights_and_an_average_alone(tmp_path):
     weights = {"weight": torch.ones(1)}
     for content in (weights, {"model_ema": weights, "epoch": 1}):
         torch.save(content, tmp_path / "w.pth")
-        assert checkpoint.load(tmp_path / "w.pth")["model"] == weights
+        assert weights_in(read_checkpoint(tmp_path / "w.pth"), "w.pth") == weights
 
 
 @pytest.mark.parametrize("module", ["pathlib", "pathlib._local"])
@@ -344,21 +346,22 @@ def test_paths_in_released_flags_whatever_python_wrote_them(tmp_path, monkeypatc
     monkeypatch.setattr(PosixPath, "__module__", module)
     torch.save({"model": {"w": torch.ones(1)}, "args": flags}, tmp_path / "w.pth")
     assert module.encode() in (tmp_path / "w.pth").read_bytes()
-    assert checkpoint.load(tmp_path / "w.pth")["args"] == flags
+    assert read_checkpoint(tmp_path / "w.pth")["args"] == flags
 
 
 def test_classes_without_names_need_the_same_count():
     named, numbers = {"classes": ["ant", "bee"]}, ["0", "1"]
-    checkpoint.check_classes(named, numbers, "f")
-    checkpoint.check_classes({"classes": numbers}, ["ant", "bee"], "f")
+    check_classes(named, numbers, "f")
+    check_classes({"classes": numbers}, ["ant", "bee"], "f")
     for other in (["0", "1", "2"], ["ant", "cow"]):
         with pytest.raises(UserError, match="start from its weights by --finetune"):
-            checkpoint.check_classes(named, other, "f")
+            check_classes(named, other, "f")
 
 
 def test_what_a_killed_save_has_left_is_removed(tmp_path):
-    checkpoint.save(state(), tmp_path / "checkpoint-3.pth")
-    (tmp_path / ".checkpoint-4.pth.77.tmp").write_bytes(b"half")
+    save_checkpoint(state(), tmp_path / "checkpoint-3.pth")
+    (tmp_path / ".checkpoint-4.pth.77.tmp").mkdir()
+    (tmp_path / ".checkpoint-4.pth.77.tmp/checkpoint-4.pth").write_bytes(b"half")
     RunFolder(CheckpointConfig(output_dir=str(tmp_path)), is_main=True).begin(Config())
     assert names(tmp_path) == ["checkpoint-3.pth", "checkpoint-3.pth.sha256", "config.yaml"]
 
@@ -366,7 +369,7 @@ def test_what_a_killed_save_has_left_is_removed(tmp_path):
 WRITES = """
 import sys, time
 from config import CheckpointConfig
-from runtime.checkpoint import RunFolder
+from checkpoints.run_folder import RunFolder
 with RunFolder(CheckpointConfig(output_dir=sys.argv[1]), is_main=True).claimed():
     print("writes", flush=True)
     time.sleep(60)
@@ -414,7 +417,7 @@ def test_save_frequency_and_last_epoch(tmp_path):
     folder = RunFolder(config, is_main=True)
     for epoch in range(3):
         folder.save_epoch(state(), epoch, is_last=epoch == 2)
-    assert list(checkpoint.numbered(tmp_path)) == [1, 2]
+    assert list(numbered(tmp_path)) == [1, 2]
     folder.log({"epoch": 2})
     assert json.loads((tmp_path / "log.txt").read_text()) == {"epoch": 2}
 

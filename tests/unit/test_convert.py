@@ -10,15 +10,16 @@ import timm
 import torch
 
 import tools.convert
+from checkpoints.reading import read_checkpoint
+from checkpoints.run_folder import save_checkpoint
+from checkpoints.sources import with_model_of_weights
 from cli import parse_args
 from models import plain
-from runtime import checkpoint
 from runtime.distributed import DistributedContext
 from runtime.errors import UserError
 from tests.drawings import draw
 from tools.classifier import load_classifier
 from tools.convert import main
-from weights import with_model_of_weights
 
 CLASSES = ["ant", "bee", "cat"]
 IMAGE = draw("cross", np.random.RandomState(0), size=90).crop((0, 0, 90, 70))
@@ -51,7 +52,7 @@ def source(request, tmp_path):
         ).state_dict()
     flags = {"model": "hornet_atto_gf", "model_kwargs": kwargs} | flags
     state |= {"args": flags, "classes": CLASSES}
-    checkpoint.save(state, tmp_path / "source.pth")
+    save_checkpoint(state, tmp_path / "source.pth")
     return tmp_path / "source.pth"
 
 
@@ -79,7 +80,7 @@ def test_there_and_back_again(source, tmp_path):
 
 def test_the_average_in_the_form_of_the_release(source, tmp_path):
     released = torch.load(convert(source, tmp_path / "a.pth", "--ema"), weights_only=True)
-    average = checkpoint.load(source)["model_ema"]
+    average = read_checkpoint(source)["model_ema"]
     assert released["model"].keys() == average.keys()
     assert all(torch.equal(value, average[name]) for name, value in released["model"].items())
 
@@ -120,7 +121,7 @@ def test_a_run_starts_from_it(source, tmp_path, form):
         (["weights.pth", "a.bin", "--model", "hornet_atto_7x7"], "a folder without a suffix"),
         (["weights.pth", "folder", "--model", "hornet_atto_7x7"], "exists already"),
         (["weights.pth", "none/a.pth", "--model", "hornet_atto_7x7"], "is no folder"),
-        (["weights.pth", "a.pth", "--model", "hornet_atto_7x7", "--ema"], "no moving average"),
+        (["weights.pth", "a.pth", "--model", "hornet_atto_7x7", "--ema"], "no EMA"),
         (["folder", "a.pth"], "config.json is none of timm's"),
         (["weights.pth", "weights.pth", "--model", "hornet_atto_7x7"], "exists already"),
         (["a.onnx", "a.pth"], "is exported: give the checkpoint"),

@@ -7,11 +7,11 @@ import timm
 import torch
 
 import models
+from checkpoints.sources import local_file
 from models.pretrained import imagenet1k_in_22k
 from models.variants import IMAGENET_22K, VARIANTS
 from runtime.distributed import DistributedContext
 from runtime.errors import UserError
-from weights import local_file
 
 SMALL = {"base_dim": 16, "depths": (1, 1, 1, 1)}
 CPU = DistributedContext(0, 0, 1, torch.device("cpu"))

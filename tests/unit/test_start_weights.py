@@ -9,11 +9,11 @@ import torch
 from safetensors.torch import save_file
 
 import models
+from checkpoints.fitting import load_start_weights
 from config import FinetuneConfig
 from models.pretrained import imagenet1k_in_22k
 from runtime.distributed import DistributedContext
 from runtime.errors import UserError
-from weights import load_start_weights
 
 SMALL = {"base_dim": 16, "depths": (1, 1, 1, 1)}
 
@@ -77,7 +77,7 @@ def test_head_of_another_class_count_starts_anew(tmp_path, caplog):
     with caplog.at_level("INFO"):
         start(model, finetune=str(tmp_path / "w.pth"))
     assert_same(model, weights | own)
-    assert "the head starts anew: 7 classes in the file, 5 here" in caplog.text
+    assert "a new head: 7 classes in the file, 5 here" in caplog.text
 
 
 def test_22k_head_becomes_a_1k_head(tmp_path):
@@ -133,7 +133,7 @@ def test_detector_gives_its_backbone(tmp_path, caplog):
     with caplog.at_level("INFO"):
         start(model, finetune=str(tmp_path / "detector.pth"))
     assert_same(model, saved | fresh)
-    assert "the norm and the head of the backbone start anew" in caplog.text
+    assert "the norm and the head of the backbone are initialised" in caplog.text
 
 
 def test_whole_classifier_as_a_backbone_starts_nothing_anew(tmp_path, caplog):
@@ -141,7 +141,7 @@ def test_whole_classifier_as_a_backbone_starts_nothing_anew(tmp_path, caplog):
     with caplog.at_level("INFO"):
         start(small(), finetune=str(tmp_path / "w.pth"))
     assert "start weights from" in caplog.text
-    assert "anew" not in caplog.text
+    assert "initialised" not in caplog.text
 
 
 def test_unnamed_classes_keep_the_head(tmp_path):
@@ -183,7 +183,7 @@ def test_head_follows_the_names_of_the_classes(tmp_path, caplog):
     with caplog.at_level("INFO"):
         start(model, ["ant", "bee", "dog"], **options)
     torch.testing.assert_close(model.head.weight, fresh)
-    assert "the head starts anew: the file's classes are others (ant, ...)" in caplog.text
+    assert "a new head: the file's classes are others (ant, ...)" in caplog.text
 
 
 def test_prefix_that_no_name_has(tmp_path):

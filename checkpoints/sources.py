@@ -1,0 +1,83 @@
+"""The file behind what a flag names: a path, an address, or published weights."""
+
+import logging
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import timm
+
+from checkpoints.reading import flags_in, read_checkpoint
+from checkpoints.run_folder import RunFolder
+from config import Config, ModelConfig
+from models import download, download_published
+from runtime.distributed import SINGLE_PROCESS, DistributedContext, first_on_each_machine
+from runtime.errors import UserError, near_names
+from utils import is_like
+
+logger = logging.getLogger(__name__)
+
+REFUSED_ARGUMENTS = frozenset(
+    {"checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"}
+    | {"scriptable", "exportable", "no_jit", "num_classes"}
+)
+"""Arguments of timm.create_model that a checkpoint may not give: they would have timm fetch or
+unpickle other files."""
+
+
+def local_file(source: str | Path, context: DistributedContext = SINGLE_PROCESS) -> Path:
+    """The checkpoint that a flag names, as a file.
+
+    What has to be fetched is put into torch.hub's cache, by one process of each machine. Raises
+    UserError where it can't be had.
+    """
+    with first_on_each_machine(context):
+        try:
+            return _fetched(str(source))
+        except RuntimeError as error:
+            raise UserError(str(error)) from None
+
+
+def _fetched(source: str) -> Path:
+    if source.startswith(("https://", "http://")):
+        return download(source)
+    is_path = "/" in source or source.endswith((".pth", ".pt", ".safetensors"))
+    if is_path or Path(source).exists():
+        return Path(source)
+    published = download_published(source)
+    if published is None:
+        names = timm.list_pretrained("hornet_*")
+        raise UserError(
+            f"there is neither a file nor published weights of the name {source}"
+            f"{near_names(source, names)}"
+        )
+    return published
+
+
+def model_of(source: str, flags: dict[str, Any]) -> ModelConfig:
+    """The model that a checkpoint was written for, by its name or the flags saved in it."""
+    known = {f.name: flags[f.name] for f in fields(ModelConfig) if f.name in flags}
+    if source in (*timm.list_pretrained("hornet_*"), *timm.list_models("hornet_*")):
+        known["model"] = source.split(".")[0]
+    refused = set(known.get("model_kwargs") or {}) & REFUSED_ARGUMENTS
+    if refused:
+        raise UserError(f"checkpoint {source}: its model_kwargs have {', '.join(sorted(refused))}")
+    if not isinstance(known.get("model"), str):
+        raise UserError(f"checkpoint {source} does not name its model: give --model")
+    for name, value in known.items():
+        if not is_like(value, getattr(ModelConfig, name, {})):
+            raise UserError(f"checkpoint {source}: its flag {name} is {value!r}")
+    return ModelConfig(**known)
+
+
+def with_model_of_weights(config: Config, context: DistributedContext) -> Config:
+    """The config with `--model auto` replaced by the model that the start weights name."""
+    if config.model.model != "auto":
+        return config
+    source = RunFolder(config.checkpoint, context.is_main).to_resume() or config.finetune.finetune
+    if not source:
+        raise UserError("--model auto needs weights that name it: give --finetune or --resume")
+    saved = model_of(source, flags_in(read_checkpoint(local_file(source, context))))
+    logger.info("model %s, as %s names it", saved.model, source)
+    kwargs = saved.model_kwargs | config.model.model_kwargs
+    return replace(config, model=replace(config.model, model=saved.model, model_kwargs=kwargs))
