@@ -12,13 +12,13 @@ import sys
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import submitit
 import yaml
 
-from cli import parse_args_with
-from config import Config
+from config import Config, Range
+from config.command_line import parse_args_with
 from runtime.errors import UserError
 
 ROOT = Path(__file__).resolve().parent
@@ -32,9 +32,9 @@ class SlurmConfig:
 
     cluster: Literal["slurm", "local"] = "slurm"
     """slurm, or local for this machine alone, without Slurm."""
-    ngpus: int = 8
+    ngpus: Annotated[int, Range(0)] = 8
     """GPUs a node, one process each; 0 for one process without a GPU."""
-    nodes: int | None = None
+    nodes: Annotated[int | None, Range(1)] = None
     """Nodes; 2 if not given, with --cluster local 1."""
     timeout: float = 72
     """Time limit in hours; a job that reaches it is requeued and continues."""
@@ -55,11 +55,11 @@ class SlurmConfig:
     """The same as --constraint volta32gb."""
     comment: str = ""
     """Comment of the job."""
-    mem_gb: float | None = None
+    mem_gb: Annotated[float | None, Range(0)] = None
     """Memory a node in GB; 40 for each of its processes if not given."""
-    cpus_per_task: int = 10
+    cpus_per_task: Annotated[int, Range(1)] = 10
     """CPUs of each process."""
-    signal_delay_s: int = 120
+    signal_delay_s: Annotated[int, Range(0)] = 120
     """Seconds before the time limit at which the job is told to save and to be requeued."""
     sbatch: dict[str, Any] = field(default_factory=dict)
     """Other options of sbatch: '{"reservation": "night", "exclude": "node7"}'."""
@@ -76,7 +76,7 @@ class Job:
     def __call__(self) -> None:
         # imported in the job: submitting needs neither torch nor a GPU
         from main import run
-        from runtime.interrupts import Stopped
+        from runtime.signals import Stopped
 
         # each process picks its own GPU by LOCAL_RANK, so all stay visible
         environment = submitit.helpers.TorchDistributedEnvironment()
@@ -152,11 +152,6 @@ def build_executor(slurm: SlurmConfig, folder: Path) -> SlurmScript | submitit.L
 def plan(argv: list[str] | None = None) -> tuple[Config, SlurmConfig, Path]:
     """The training's flags with output_dir filled in, the job's, and the folder of its logs."""
     config, (slurm,) = parse_args_with(argv, SlurmConfig)
-    least = {"ngpus": 0, "nodes": 1, "mem_gb": 0, "cpus_per_task": 1, "signal_delay_s": 0}
-    for name, bound in least.items():
-        value = getattr(slurm, name)
-        if value is not None and value < bound:
-            raise UserError(f"--{name} {value}: has to be at least {bound}")
     if not slurm.timeout > 0:
         raise UserError(f"--timeout {slurm.timeout}: has to be above 0")
     if slurm.cluster == "slurm" and 3600 * slurm.timeout <= slurm.signal_delay_s:

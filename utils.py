@@ -1,4 +1,4 @@
-"""Seeds, accuracy, counts and version facts."""
+"""Seeds, accuracy, counts, names of classes, and versions."""
 
 import math
 import platform
@@ -36,6 +36,11 @@ def topk_correct(logits: torch.Tensor, target: torch.Tensor, k: int) -> torch.Te
     """How many of `target` (N) are among the k largest of `logits` (N, classes); a 0-D tensor."""
     top = logits.topk(min(k, logits.shape[1]), dim=1).indices
     return (top == target[:, None]).any(dim=1).sum()
+
+
+def numbered_classes(count: int) -> list[str]:
+    """What classes are called where nothing names them: by their numbers."""
+    return [str(label) for label in range(count)]
 
 
 def count_parameters(model: nn.Module) -> int:

@@ -27,12 +27,13 @@ from torchvision.datasets import ImageFolder
 import models
 from benchmarks.measure import Timing, kept_bytes, paired, peak_bytes
 from config import AugmentConfig, DataConfig, OptimConfig
-from datasets import BadImages, loader_for
-from engine import _clip
-from loaders import TrainImages
+from engine import clip_gradient
+from input_pipeline.image_sets import open_folder
+from input_pipeline.loaders import TrainImages
+from input_pipeline.transforms import allow_zero_bits, mean_std, train_transform
+from input_pipeline.unreadable import UnreadableImages
 from optim_factory import create_optimizer
 from runtime.errors import UserError, reason_of
-from transforms import allow_zero_bits, mean_std, train_transform
 
 ROOT = Path(__file__).parents[1]
 
@@ -231,7 +232,7 @@ def loop(model_name: str, rounds: int, device: torch.device, target: float | Non
         parameter.grad = torch.randn_like(parameter)
 
     def ours() -> None:
-        _clip(parameters, 5.0)
+        clip_gradient(parameters, 5.0)
         fast.step()
         average.update(model)
 
@@ -271,9 +272,8 @@ def loader(rounds: int, targets: dict[str, float]) -> list[Row]:
             except UserError as error:  # its packages are not installed
                 missing = str(error)
                 continue
-            images = ImageFolder(folder, view, loader=loader_for(view))
-            bad_images = BadImages(Path(folder) / "bad_images.txt", 0)
-            contenders[name] = TrainImages(images, 0, bad_images)
+            unreadable = UnreadableImages(Path(folder) / "bad_images.txt", 0)
+            contenders[name] = TrainImages(open_folder(Path(folder), view), 0, unreadable)
 
         def load(images: Dataset) -> None:
             for index in range(32):

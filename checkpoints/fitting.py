@@ -19,6 +19,7 @@ from models.pretrained import (
 )
 from runtime.distributed import DistributedContext
 from runtime.errors import UserError
+from utils import numbered_classes
 
 logger = logging.getLogger(__name__)
 
@@ -146,11 +147,6 @@ def heads_by_cfg(cfg: Any) -> tuple[str, ...]:
 
 def _head_names(heads: tuple[str, ...]) -> set[str]:
     return {f"{head}.{kind}" for head in heads for kind in ("weight", "bias")}
-
-
-def numbered_classes(count: int) -> list[str]:
-    """What classes are called where nothing names them: by their numbers."""
-    return [str(label) for label in range(count)]
 
 
 def check_classes(checkpoint: dict[str, Any], classes: list[str], path: str | Path) -> None:

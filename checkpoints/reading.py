@@ -17,7 +17,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from checkpoints.files import checksum_file, matches_checksum
+from checkpoints.checksums import checksum_file, matches_checksum
 from config import FinetuneConfig
 from models.pretrained import RELEASED_FLAGS, find_weights
 from runtime.errors import UserError

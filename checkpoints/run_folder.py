@@ -39,10 +39,11 @@ from typing import IO, Any
 
 import torch
 
-from checkpoints.files import checksum_file, checksum_line, written_whole
+from checkpoints.checksums import checksum_file, checksum_line
 from checkpoints.reading import damage_of, read_checkpoint, size_of
 from config import CheckpointConfig, Config
 from runtime.errors import UserError
+from runtime.files import written_whole
 
 # above 0 in a process that torchrun or Slurm has started again
 RESTARTS = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")

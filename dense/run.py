@@ -11,7 +11,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from config import RuntimeConfig
 from dense.configs import dicts, read_config
 from runtime.distributed import close_distributed, init_distributed
 from runtime.errors import UserError
@@ -208,7 +207,7 @@ def _runner(config: Any, arguments: argparse.Namespace) -> Any:
             if arguments.launcher != "pytorch":
                 raise UserError(f"--launcher {arguments.launcher} needs GPUs")
             # mmengine joins processes by NCCL, and hands DDP the number of a GPU
-            init_distributed(RuntimeConfig(device="cpu"))
+            init_distributed(device="cpu")
             wrapper = {"type": "MMDistributedDataParallel", "device_ids": None}
             config.model_wrapper_cfg = wrapper | {"broadcast_buffers": False}
             for part in dicts(config.model):

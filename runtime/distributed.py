@@ -1,4 +1,4 @@
-"""Processes: who we are, and what crosses between us."""
+"""Processes of a run: rank and world size, and what they exchange."""
 
 import os
 import re
@@ -13,7 +13,6 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.rendezvous import rendezvous
 
-from config import RuntimeConfig
 from runtime.errors import UserError
 
 MONITOR_TIMEOUT = timedelta(minutes=1)
@@ -28,9 +27,9 @@ class DistributedContext:
     world_size: int
     device: torch.device
     control: Any = None
-    """What crosses between CPUs: a group of gloo; None for the default one, which then is that."""
+    """A gloo group for values on CPUs; None for the default group, which then is one of gloo."""
     monitor: Any = None
-    """A group of gloo that nothing but `absent_ranks` uses: others are broken after a time-out."""
+    """A gloo group for `absent_ranks` alone: other groups are broken after a time-out."""
 
     @property
     def is_main(self) -> bool:
@@ -38,7 +37,7 @@ class DistributedContext:
 
     @property
     def is_distributed(self) -> bool:
-        """Whether there is a process group, be it of this process alone."""
+        """Whether there is a process group, even of this process alone."""
         return dist.is_initialized()
 
 
@@ -46,43 +45,57 @@ SINGLE_PROCESS = DistributedContext(0, 0, 1, torch.device("cpu"))
 """A program that is one process by itself, on the CPU."""
 
 
-def init_distributed(config: RuntimeConfig) -> DistributedContext:
+def init_distributed(
+    device: str = "auto",
+    local_rank: int = -1,
+    world_size: int = 1,
+    dist_url: str = "env://",
+    dist_timeout: float = 30.0,
+    dist_on_itp: bool = False,
+) -> DistributedContext:
     """Joins the process group that the launcher describes: NCCL connects GPUs, gloo CPUs.
 
-    torchrun and torch.distributed.launch set RANK, WORLD_SIZE and LOCAL_RANK; `--local_rank`
-    counts only where the last one is missing. One process needs no group, but has one of its own
-    under torchrun, so that it runs what many processes would.
+    torchrun and torch.distributed.launch set RANK, WORLD_SIZE and LOCAL_RANK; `local_rank` counts
+    only where the last one is missing. One process needs no group, but has one of its own under
+    torchrun, so that it runs what many processes would.
+
+    Args:
+        device: auto, cuda or cpu.
+        local_rank, world_size, dist_url, dist_timeout, dist_on_itp: The flags of these names.
+
+    Raises:
+        UserError: there is no such device, or the processes don't find each other.
     """
-    rank, world_size, local_rank = _ranks(config, os.environ)
-    context = DistributedContext(rank, local_rank, world_size, _choose(config.device, local_rank))
+    ranks = _ranks(os.environ, local_rank, world_size, dist_on_itp)
+    rank, world_size, local_rank = ranks
+    context = DistributedContext(rank, local_rank, world_size, _choose(device, local_rank))
     if context.device.type == "cuda":
         torch.cuda.set_device(context.device)
-    if world_size > 1 or {"RANK", "MASTER_ADDR"} <= os.environ.keys():
-        backend = "nccl" if context.device.type == "cuda" else "gloo"
-        timeout = timedelta(minutes=config.dist_timeout)
-        try:
-            store = meeting_place(config.dist_url, rank, world_size, timeout)
-            dist.init_process_group(
-                backend, store=store, timeout=timeout, world_size=world_size, rank=rank
-            )
-            # who asks for absent processes has waited for long already
-            monitor = dist.new_group(timeout=min(timeout, MONITOR_TIMEOUT), backend="gloo")
-            control = dist.new_group(timeout=timeout, backend="gloo") if backend == "nccl" else None
-            context = replace(context, monitor=monitor, control=control)
-        except (ValueError, RuntimeError) as error:
-            raise UserError(
-                f"process {rank} of {world_size} finds no others by --dist_url {config.dist_url}: "
-                f"{error}"
-            ) from None
-    return context
+    if world_size == 1 and not {"RANK", "MASTER_ADDR"} <= os.environ.keys():
+        return context
+    backend = "nccl" if context.device.type == "cuda" else "gloo"
+    timeout = timedelta(minutes=dist_timeout)
+    try:
+        store = meeting_place(dist_url, rank, world_size, timeout)
+        dist.init_process_group(
+            backend, store=store, timeout=timeout, world_size=world_size, rank=rank
+        )
+        # whoever asks for absent ranks has waited for long already
+        monitor = dist.new_group(timeout=min(timeout, MONITOR_TIMEOUT), backend="gloo")
+        control = dist.new_group(timeout=timeout, backend="gloo") if backend == "nccl" else None
+        return replace(context, monitor=monitor, control=control)
+    except (ValueError, RuntimeError) as error:
+        raise UserError(
+            f"process {rank} of {world_size} finds no others by --dist_url {dist_url}: {error}"
+        ) from None
 
 
 def meeting_place(url: str, rank: int, world_size: int, timeout: timedelta) -> dist.Store:
-    """Where the processes leave their addresses for each other.
+    """The store in which the processes leave their addresses for each other.
 
-    torchrun keeps its store when it starts the processes again (torch 2.15), so that without a
-    prefix they would find the addresses of dead ones. The restart's number is known to be the same
-    everywhere only where one agent starts all.
+    torchrun keeps its store when it restarts the processes (torch 2.15), so that without a prefix
+    they would find the addresses of dead ones. The restart's number is known to be the same on all
+    ranks only where one agent starts them all.
     """
     store, _, _ = next(rendezvous(url, rank, world_size, timeout=timeout))
     if os.environ.get("GROUP_WORLD_SIZE") == "1":
@@ -90,29 +103,31 @@ def meeting_place(url: str, rank: int, world_size: int, timeout: timedelta) -> d
     return store
 
 
-def _ranks(config: RuntimeConfig, environment: Mapping[str, str]) -> tuple[int, int, int]:
+def _ranks(
+    environment: Mapping[str, str], local_rank: int, world_size: int, dist_on_itp: bool
+) -> tuple[int, int, int]:
     """(rank, world size, rank on this machine)."""
-    if config.dist_on_itp:
+    if dist_on_itp:
         names = ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK")
     elif "RANK" in environment:
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-        default = str(max(0, config.local_rank))
+        default = str(max(0, local_rank))
         environment = {"LOCAL_RANK": default, **environment}
-    elif "SLURM_PROCID" in environment and config.world_size > 1:
+    elif "SLURM_PROCID" in environment and world_size > 1:
         # a batch script has a SLURM_PROCID too, so that the number of processes has to be asked for
         names = ("SLURM_PROCID", "", "SLURM_LOCALID")
-        environment = {"": str(config.world_size), "SLURM_LOCALID": "0", **environment}
-    elif config.world_size > 1:
+        environment = {"": str(world_size), "SLURM_LOCALID": "0", **environment}
+    elif world_size > 1:
         raise UserError(
-            f"--world_size {config.world_size}: this process has no rank, start torchrun or srun"
+            f"--world_size {world_size}: this process has no rank, start torchrun or srun"
         )
     else:
-        return 0, 1, max(0, config.local_rank)
+        return 0, 1, max(0, local_rank)
     try:
         rank, world_size, local_rank = (int(environment[name]) for name in names)
+        return rank, world_size, local_rank
     except (KeyError, ValueError) as error:
         raise UserError(f"the environment lacks the ranks of this process: {error}") from None
-    return rank, world_size, local_rank
 
 
 def _choose(device: str, local_rank: int) -> torch.device:
@@ -137,8 +152,24 @@ def close_distributed() -> None:
         dist.destroy_process_group()
 
 
+@contextmanager
+def naming_absent_ranks(context: DistributedContext, dist_timeout: float) -> Iterator[None]:
+    """Turns errors of the process group into a UserError that names the ranks that don't answer."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not (isinstance(error, dist.DistError) or "gloo" in str(error)):
+            raise
+        absent = ", ".join(map(str, absent_ranks(context)))
+        who = f"rank {absent} of {context.world_size}" if absent else "another process"
+        raise UserError(
+            f"{who} does not answer (ended, or for longer than --dist_timeout {dist_timeout:g}): "
+            f"see its output; {error}"
+        ) from None
+
+
 def absent_ranks(context: DistributedContext, seconds: float = 10.0) -> list[int]:
-    """The processes that do not answer within so many seconds; asked by those left waiting."""
+    """The ranks that do not answer within so many seconds; asked by those left waiting."""
     if context.monitor is None:
         return []
     wait = timedelta(seconds=seconds)

@@ -1,4 +1,4 @@
-"""What a run tells people: log lines, log.txt read back, curves.png."""
+"""Log lines of a run, and log.txt read back."""
 
 import json
 import logging
@@ -13,7 +13,7 @@ logger = logging.getLogger(__name__)
 
 
 def setup_logging(context: DistributedContext) -> None:
-    """Messages of rank 0 go to standard output; other ranks tell only warnings."""
+    """Messages of rank 0 go to standard output; of other ranks only warnings."""
     logging.basicConfig(
         level=logging.INFO if context.is_main else logging.WARNING,
         format="%(asctime)s %(message)s" if context.is_main else f"rank {context.rank} %(message)s",
@@ -26,7 +26,7 @@ def setup_logging(context: DistributedContext) -> None:
 
 
 class Throughput:
-    """Images a second, waiting share and time left, from one log line to the next."""
+    """Images per second, time spent waiting and time left, from one log line to the next."""
 
     def __init__(self) -> None:
         self.reset()
@@ -48,7 +48,7 @@ class Throughput:
 
 
 def read_log(output_dir: Path) -> list[dict[str, Any]]:
-    """The epochs of log.txt in order; of an epoch that was repeated, its last record."""
+    """The epochs of log.txt in order; of a repeated epoch, its last record."""
     records = {}
     for line in (output_dir / "log.txt").read_text().splitlines():
         try:
@@ -57,39 +57,3 @@ def read_log(output_dir: Path) -> list[dict[str, Any]]:
         except (ValueError, KeyError, TypeError):  # cut off by a kill
             logger.warning("%s/log.txt: skipped a line that is no record", output_dir)
     return [records[epoch] for epoch in sorted(records)]
-
-
-def plot_curves(output_dir: Path) -> Path:
-    """Draws losses, accuracies and the learning rate of log.txt into curves.png."""
-    from matplotlib.figure import Figure
-
-    records = read_log(output_dir)
-    figure = Figure(figsize=(12, 3.6), layout="constrained")
-    panels = {
-        "loss": {
-            "train_loss": "training, as optimized",
-            "test_loss": "test",
-            "test_loss_ema": "test, EMA",
-        },
-        "accuracy (%)": {
-            "train_class_acc": "training",
-            "test_acc1": "test",
-            "test_acc1_ema": "test, EMA",
-        },
-        "learning rate": {"train_lr": "last layers", "train_min_lr": "first layers"},
-    }
-    if all(r["train_lr"] == r["train_min_lr"] for r in records if "train_lr" in r):
-        panels["learning rate"] = {"train_lr": "all layers"}
-    for axes, (title, series) in zip(figure.subplots(1, 3), panels.items(), strict=True):
-        for key, label in series.items():
-            points = [(r["epoch"], r[key]) for r in records if r.get(key) is not None]
-            if points:
-                axes.plot(*zip(*points, strict=True), marker=".", label=label)
-        axes.set(title=title, xlabel="epoch")
-        axes.grid(alpha=0.3)
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        if axes.lines:
-            axes.legend()
-    path = output_dir / "curves.png"
-    figure.savefig(path, dpi=120)
-    return path

@@ -1,25 +1,29 @@
-"""Where a run's numbers go beside log.txt: TensorBoard and Weights & Biases."""
+"""Where a run's metrics go beside log.txt: TensorBoard and Weights & Biases."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from config import Config
 from runtime.errors import UserError, reason_of
 
 
 class Trackers:
-    """Sends numbers to the trackers that the flags ask for; on other than the main process to none.
+    """Sends metrics to trackers; on other ranks than 0 to none.
 
-    Raises UserError where a tracker can't be had.
+    Args:
+        log_dir: Folder of the TensorBoard events, if any.
+        wandb_options: Arguments of wandb.init, if any.
+        is_main: Whether this is rank 0.
+
+    Raises:
+        UserError: a tracker can't be had.
     """
 
-    def __init__(self, config: Config, is_main: bool) -> None:
-        self.tensorboard = self.wandb = None
-        if config.logging.log_dir and is_main:
-            self.tensorboard = _tensorboard(config.logging.log_dir)
-        if config.logging.enable_wandb and is_main:
-            self.wandb = _wandb_run(config)
+    def __init__(
+        self, log_dir: str | None, wandb_options: dict[str, Any] | None, is_main: bool
+    ) -> None:
+        self.tensorboard = _tensorboard(log_dir) if log_dir and is_main else None
+        self.wandb = _wandb_run(wandb_options) if wandb_options and is_main else None
 
     def write(self, values: dict[str, float], step: int) -> None:
         if self.tensorboard:
@@ -28,21 +32,19 @@ class Trackers:
         if self.wandb:
             self.wandb.log(values, step=step)
 
-    def save(self, files: Iterable[Path]) -> None:
-        """Uploads checkpoints to Weights & Biases, as one artifact."""
+    def finish(self, checkpoints: Sequence[Path]) -> None:
+        """Uploads checkpoints to Weights & Biases, as one artifact, and closes the trackers."""
         if self.wandb:
             import wandb
 
             artifact = wandb.Artifact(f"checkpoints-{self.wandb.id}", type="model")
-            for file in files:
+            for file in checkpoints:
                 artifact.add_file(str(file))
-            self.wandb.log_artifact(artifact)
-
-    def close(self) -> None:
+            if checkpoints:
+                self.wandb.log_artifact(artifact)
+            self.wandb.finish()
         if self.tensorboard:
             self.tensorboard.close()
-        if self.wandb:
-            self.wandb.finish()
 
 
 def _tensorboard(folder: str) -> Any:
@@ -54,18 +56,13 @@ def _tensorboard(folder: str) -> Any:
         raise UserError(f"--log_dir {folder} cannot be written: {error}") from None
 
 
-def _wandb_run(config: Config) -> Any:
+def _wandb_run(options: dict[str, Any]) -> Any:
     try:
         import wandb
     except ImportError:
         raise UserError("--enable_wandb true needs a package: pip install wandb") from None
     try:
-        return wandb.init(
-            project=config.logging.project,
-            name=config.logging.exp_name,
-            config=config.flat(),
-            dir=config.checkpoint.output_dir or None,
-        )
+        return wandb.init(**options)
     except wandb.Error as error:  # without a login, among others
         raise UserError(
             f"--enable_wandb true: {reason_of(error)}; "

@@ -5,7 +5,7 @@ python -m tests.faults --kills 50
 Runs of one and of two processes, with every source of random numbers and loader processes, save
 after each step. SIGKILL ends all processes of a run at once, wherever they are: starting, in a
 step, in an evaluation, while a checkpoint is written. The same command goes on, until as many kills
-are done; then weights, moving averages, optimizers and log.txt are compared bit for bit with those
+are done; then weights, EMAs, optimizers and log.txt are compared bit for bit with those
 of an undisturbed run. Ends with status 1 where anything differs.
 """
 
@@ -26,7 +26,7 @@ import torch
 
 from checkpoints.reading import damage_of
 from checkpoints.run_folder import resumable
-from datasets import write_digits
+from input_pipeline.digits import write_digits
 
 ROOT = Path(__file__).resolve().parents[1]
 FLAGS = [

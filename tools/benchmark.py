@@ -27,8 +27,7 @@ from benchmarks import cases
 from benchmarks.cases import Row, Setting
 from benchmarks.measure import machine
 from benchmarks.peers import PLAIN, load_peer
-from runtime.errors import UserError, near_names
-from tools.program import run
+from runtime.errors import UserError, near_names, run_program
 
 MOST_THREADS = 1024
 NETWORKS = ("inference", "training")
@@ -190,7 +189,7 @@ def line(row: Row) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
-    return run("tools.benchmark", lambda: _main(arguments))
+    return run_program("tools.benchmark", lambda: _main(arguments))
 
 
 def _main(arguments: argparse.Namespace) -> int:

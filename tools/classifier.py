@@ -13,7 +13,7 @@ from PIL import Image
 from timm.data import ImageNetInfo
 from torch import nn
 
-from checkpoints.fitting import heads_by_cfg, load_exactly, numbered_classes
+from checkpoints.fitting import heads_by_cfg, load_exactly
 from checkpoints.reading import (
     classes_in,
     ema_weights_in,
@@ -23,12 +23,13 @@ from checkpoints.reading import (
 )
 from checkpoints.sources import local_file, model_of
 from config import DataConfig, ModelConfig
-from images import load_image
+from input_pipeline.images import load_image
+from input_pipeline.transforms import CROP_PCT, eval_transform, is_warped, mean_std
 from models import accelerate, checkpoint_filter_fn
 from runtime.errors import UserError
 from tools.exported import FORMATS, Exported
-from trainer import build_model
-from transforms import CROP_PCT, eval_transform, is_warped, mean_std
+from training.build import build_model
+from utils import numbered_classes
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,6 @@ import safetensors.torch
 import timm
 import torch
 
-from checkpoints.files import written_whole
-from checkpoints.fitting import numbered_classes
 from checkpoints.reading import (
     FOLDER_CONFIG,
     FOLDER_WEIGHTS,
@@ -33,9 +31,10 @@ from checkpoints.reading import (
 )
 from checkpoints.sources import local_file
 from models import HorNet
-from runtime.errors import UserError
+from runtime.errors import UserError, run_program
+from runtime.files import written_whole
 from tools.classifier import Classifier, load_classifier
-from tools.program import run
+from utils import numbered_classes
 
 FORMS = (".pth", ".safetensors", "")
 FOLDER_CARD = "README.md"
@@ -208,7 +207,7 @@ def _folder_config(
 
 def main(argv: list[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
-    return run("tools.convert", lambda: _main(arguments))
+    return run_program("tools.convert", lambda: _main(arguments))
 
 
 def _main(arguments: argparse.Namespace) -> int:

@@ -11,15 +11,15 @@ from pathlib import Path
 
 import torch
 from torch.utils.data import DataLoader
-from torchvision.datasets import ImageFolder
 
 from checkpoints.fitting import load_exactly
 from checkpoints.reading import read_checkpoint, weights_in
-from cli import parse_args
+from config.command_line import parse_args
 from datasets import build_data
+from input_pipeline.image_sets import FolderImages
 from runtime.logging import read_log
 from tools import visualize
-from trainer import build_model
+from training.build import build_model
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPE = "recipes/digits.yaml"
@@ -68,7 +68,8 @@ def draw_predictions(folder: Path, columns: int = 10, rows: int = 5) -> Path:
 
     config = parse_args(["--config", str(folder / "config.yaml")])
     data = build_data(config.data, config.augment, config.model.input_size, with_train=False)
-    assert isinstance(data.val, ImageFolder)
+    assert isinstance(data.val, FolderImages)
+    labels = data.val.labels or []
     path = folder / f"checkpoint-{config.schedule.epochs - 1}.pth"
     model = build_model(config.model, len(data.classes))
     load_exactly(model, weights_in(read_checkpoint(path), path), path)
@@ -76,15 +77,15 @@ def draw_predictions(folder: Path, columns: int = 10, rows: int = 5) -> Path:
     with torch.inference_mode():
         batches = DataLoader(data.val, batch_size=64)
         predicted = torch.cat([model(images).argmax(1) for images, _ in batches]).tolist()
-    wrong = [i for i, label in enumerate(data.val.targets) if predicted[i] != label]
-    right = [i for i, label in enumerate(data.val.targets) if predicted[i] == label]
+    wrong = [i for i, label in enumerate(labels) if predicted[i] != label]
+    right = [i for i, label in enumerate(labels) if predicted[i] == label]
     # images are sorted by class: an even spread shows every class
     room = min(max(0, columns * rows - len(wrong)), len(right))
     shown = (wrong + [right[i * len(right) // room] for i in range(room)])[: columns * rows]
 
     figure = Figure(figsize=(1.1 * columns, 1.35 * rows), layout="constrained")
     for axes, index in zip(figure.subplots(rows, columns).flat, shown, strict=False):
-        image, label = data.val.loader(data.val.samples[index][0]), data.val.targets[index]
+        image, label = data.val.read(index)
         axes.imshow(image)
         colour = "black" if predicted[index] == label else "red"
         title = f"{data.classes[predicted[index]]} (true {data.classes[label]})"

@@ -23,11 +23,10 @@ from timm.utils import reparameterize_model
 from torch import Tensor, nn
 
 import models
-from checkpoints.files import written_whole
-from runtime.errors import UserError, check_positive, near_names, reason_of
+from runtime.errors import UserError, check_positive, near_names, reason_of, run_program
+from runtime.files import written_whole
 from tools.classifier import Classifier, load_classifier, untrained_classifier
 from tools.exported import FORMATS, KEY, Exported, Facts, format_of, needing_packages, quiet
-from tools.program import run
 from tools.quantize import Quality, batches, quality, quantize, split
 
 LARGEST_ERROR = {"float32": 1e-4, "float16": 5e-3, "bfloat16": 3e-2}
@@ -320,7 +319,7 @@ def _check(arguments: argparse.Namespace) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
-    return run("tools.export", lambda: _main(arguments))
+    return run_program("tools.export", lambda: _main(arguments))
 
 
 def _main(arguments: argparse.Namespace) -> int:

@@ -16,9 +16,8 @@ from config import ModelConfig
 from dense import flops
 from dense.configs import read_config
 from dense.run import need_stack
-from runtime.errors import UserError
-from tools.program import run
-from trainer import build_model
+from runtime.errors import UserError, run_program
+from training.build import build_model
 from utils import count_parameters, gmacs_by_module
 
 
@@ -73,7 +72,7 @@ def table(model: nn.Module, input_size: int) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
-    return run("tools.flops", lambda: _main(arguments))
+    return run_program("tools.flops", lambda: _main(arguments))
 
 
 def _main(arguments: argparse.Namespace) -> int:

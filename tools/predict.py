@@ -12,10 +12,9 @@ from pathlib import Path
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from images import find_images, load_image
-from runtime.errors import UserError, check_positive
+from input_pipeline.images import find_images, load_image
+from runtime.errors import UserError, check_positive, run_program
 from tools.classifier import Classifier, add_flags, load_classifier
-from tools.program import run
 
 CAPTION_WIDTH = 320  # pixels
 
@@ -121,7 +120,7 @@ def save_captioned(predictions: Predictions, folder: Path) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
-    return run("tools.predict", lambda: _main(arguments))
+    return run_program("tools.predict", lambda: _main(arguments))
 
 
 def _main(arguments: argparse.Namespace) -> int:

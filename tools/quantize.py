@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from images import find_images
+from input_pipeline.images import find_images
 from runtime.errors import UserError
 from tools.classifier import Classifier
 

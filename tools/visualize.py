@@ -14,7 +14,7 @@ import base64
 import html
 import io
 import sys
-from collections.abc import Callable, Sized
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,23 +22,20 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 from torch import Tensor, nn
 
-from checkpoints.files import written_whole
 from checkpoints.run_folder import resumable
 from config import AugmentConfig, DataConfig
-from datasets import FOLDERS, build_data, file_name
-from images import find_images, load_image
+from datasets import FOLDERS, build_data
+from input_pipeline.image_sets import ImageSet
+from input_pipeline.images import find_images, load_image
 from models import HorNet, plain
-from runtime.errors import UserError, check_positive
+from runtime.curves import draw_curves
+from runtime.errors import UserError, check_positive, run_program
+from runtime.files import written_whole
 from runtime.logging import read_log
-from tools import insight, program
+from tools import insight
 from tools.classifier import Classifier, add_flags, load_classifier
-
-PANELS = {"top-1 (%)": "test_acc1", "top-1 of the average (%)": "test_acc1_ema",
-          "top-1 in training (%)": "train_class_acc", "training loss": "train_loss",
-          "test loss": "test_loss"}  # fmt: skip
 
 MOST_COUNTED = 2000
 """Images whose classes a report counts; of more, as many evenly out of them."""
@@ -66,36 +63,6 @@ def examples_of(classifier: Classifier, files: list[Path]) -> Examples:
                  (classifier.view.mean, classifier.view.std))  # fmt: skip
     pixels = (inputs * std + mean).clamp(0, 1).permute(0, 2, 3, 1).numpy()
     return Examples(inputs, pixels, classifier.truth(files))
-
-
-def draw_curves(runs: list[Path]) -> Figure:
-    """Losses and accuracies of the runs, epoch by epoch, side by side."""
-    logs = {}
-    for run in runs:
-        if not (run / "log.txt").is_file():
-            raise UserError(f"{run} is no folder of a run: it has no log.txt")
-        logs[run] = read_log(run)
-    shown = {
-        title: key
-        for title, key in PANELS.items()
-        if any(record.get(key) is not None for log in logs.values() for record in log)
-    }
-    if not shown:
-        raise UserError(f"{', '.join(map(str, runs))}: no epoch has ended yet")
-    figure = Figure(figsize=(4.2 * len(shown), 3.4), layout="constrained")
-    panels = np.atleast_1d(figure.subplots(1, len(shown)))
-    names = {run.resolve().name for run in runs}
-    for axes, (title, key) in zip(panels, shown.items(), strict=True):
-        for run, log in logs.items():
-            points = [(r["epoch"], r[key]) for r in log if r.get(key) is not None]
-            label = run.resolve().name if len(names) == len(runs) else str(run.resolve())
-            axes.plot(*zip(*points, strict=True) if points else ((), ()), ".-", label=f" {label}")
-        axes.set(title=title, xlabel="epoch")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.grid(alpha=0.3)
-    for text in panels[0].legend().get_texts():
-        text.set_parse_math(False)
-    return figure
 
 
 def draw_field(classifier: Classifier, examples: Examples) -> Figure:
@@ -341,8 +308,8 @@ def images_of(flags: dict[str, Any]) -> list[Path]:
         data = build_data(config, AugmentConfig(), input_size=32, with_train=False)
     except (UserError, OSError, TypeError, ValueError) as error:
         raise UserError(f"the run's images: {error}; give --images FOLDER") from None
-    assert isinstance(data.val, Sized)
-    return [Path(file_name(data.val, index)) for index in range(len(data.val))]
+    assert isinstance(data.val, ImageSet)
+    return [Path(data.val.name(index)) for index in range(len(data.val))]
 
 
 def _is_readable(file: Path) -> bool:
@@ -425,7 +392,7 @@ def draw(arguments: argparse.Namespace) -> Figure:
 
 def main(argv: list[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
-    return program.run("tools.visualize", lambda: _main(arguments))
+    return run_program("tools.visualize", lambda: _main(arguments))
 
 
 def _main(arguments: argparse.Namespace) -> int:

@@ -18,9 +18,15 @@ import torch
 from matplotlib import colormaps
 from PIL import Image
 
-from images import find_images
-from runtime.errors import MissingPackageError, UserError, check_positive, reason_of
-from tools import insight, program
+from input_pipeline.images import find_images
+from runtime.errors import (
+    MissingPackageError,
+    UserError,
+    check_positive,
+    reason_of,
+    run_program,
+)
+from tools import insight
 from tools.classifier import Classifier, add_flags, load_classifier
 from tools.visualize import CAM_ALPHA, examples_of, hornet, images_of, spread
 
@@ -138,7 +144,7 @@ def _distinct(names: list[str]) -> list[str]:
 
 def main(argv: list[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
-    return program.run("tools.web", lambda: _main(arguments))
+    return run_program("tools.web", lambda: _main(arguments))
 
 
 def _main(arguments: argparse.Namespace) -> int:

@@ -3,7 +3,7 @@
 python -m tests.golden.trajectories tests/golden/training_trajectories.json
 
 A record gives the loss of every micro-batch, the schedules, and sum and 2-norm of some final
-weights (and of their moving average). The weights come from `tests.golden.formula`; batch i of
+weights (and of their EMA). The weights come from `tests.golden.formula`; batch i of
 epoch e from `RandomState(1000 e + i)`: images, then labels. The runs are repeated in float64 by
 default, so that what is left is the rounding of the record: in float32 the sum of the classifier's
 weights, whose gradients cancel over the classes, strays by 3e-6 to 1e-5 with the number of threads.
@@ -19,15 +19,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from cli import parse_args
 from config import Config
+from config.command_line import parse_args
 from engine import train_one_epoch
-from runtime.distributed import DistributedContext
+from runtime.distributed import SINGLE_PROCESS
 from tests.golden.formula import fill_by_formula
-from trainer import Trainer, build_model, build_trainer
+from training.build import TrainSetup, build_model, build_training
+from training.state import TrainState
 
 TOLERANCE = 1e-5
-CPU = DistributedContext(rank=0, local_rank=0, world_size=1, device=torch.device("cpu"))
 
 
 def repeat(record: dict[str, Any], dtype: torch.dtype = torch.float64) -> dict[str, float]:
@@ -38,19 +38,19 @@ def repeat(record: dict[str, Any], dtype: torch.dtype = torch.float64) -> dict[s
     model = build_model(config.model, classes).to(dtype)
     fill_by_formula(model)
     images = steps * config.total_batch(processes=1)
-    trainer = build_trainer(config, model, images, classes, CPU)
+    state, setup = build_training(config, model, images, classes, SINGLE_PROCESS)
     losses: list[float] = []
 
     def recording(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        loss = trainer.criterion(logits, target)
+        loss = setup.criterion(logits, target)
         losses.append(loss.item())
         return loss
 
-    recorder = dataclasses.replace(trainer, criterion=recording)
+    recorder = dataclasses.replace(setup, criterion=recording)
     for epoch in range(config.schedule.epochs):
-        train_one_epoch(recorder, _batches(config, epoch, steps, classes, dtype))
-        recorder.end_epoch()
-    return _differences(record, trainer, losses)
+        train_one_epoch(state, recorder, _batches(config, epoch, steps, classes, dtype))
+        state.end_epoch()
+    return _differences(record, state, setup, losses)
 
 
 def _as_config(recorded: dict[str, Any]) -> Config:
@@ -77,23 +77,23 @@ def _batches(
     return batches
 
 
-def _differences(record: dict[str, Any], trainer: Trainer, losses: list[float]) -> dict[str, float]:
+def _differences(
+    record: dict[str, Any], state: TrainState, setup: TrainSetup, losses: list[float]
+) -> dict[str, float]:
     steps = range(len(record["lr_schedule"]))
     differences = {
         "losses": _largest(losses, record["losses"]),
         "learning rate": _largest(
-            [trainer.schedule.learning_rate(step) for step in steps], record["lr_schedule"]
+            [setup.schedule.learning_rate(step) for step in steps], record["lr_schedule"]
         ),
         "weight decay": _largest(
-            [trainer.schedule.decay(step) for step in steps], record["wd_schedule"]
+            [setup.schedule.decay(step) for step in steps], record["wd_schedule"]
         ),
-        "final weights": _largest_of_sums(trainer.bare_model, record["final_sum_and_norm"]),
+        "final weights": _largest_of_sums(state.bare_model, record["final_sum_and_norm"]),
     }
     if record["ema_sum_and_norm"]:
-        assert trainer.ema is not None
-        differences["moving average"] = _largest_of_sums(
-            trainer.ema.module, record["ema_sum_and_norm"]
-        )
+        assert state.ema is not None
+        differences["EMA"] = _largest_of_sums(state.ema.module, record["ema_sum_and_norm"])
     return differences
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from datasets import write_digits
+from input_pipeline.digits import write_digits
 
 ROOT = Path(__file__).parents[2]
 

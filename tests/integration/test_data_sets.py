@@ -11,7 +11,7 @@ import pytest
 from torchvision.datasets import CIFAR100
 
 import main
-from cli import parse_args
+from config.command_line import parse_args
 from runtime.errors import UserError
 from tests.integration.conftest import launch
 

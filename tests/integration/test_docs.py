@@ -14,12 +14,12 @@ import timm
 import torch
 from PIL import Image
 
-from cli import parse_args
+from config.command_line import parse_args
 from models import GnConv
 from run_with_submitit import plan
 from tests.drawings import draw, write_drawings
 from tests.integration.conftest import ROOT, launch
-from tools import benchmark, convert, diagram, export, flops, predict, visualize, web
+from tools import benchmark, convert, export, flops, predict, visualize, web
 from tools.classifier import load_classifier
 
 PAGES = sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))
@@ -27,7 +27,7 @@ DOCS = ["README.md", "TRAINING.md", "CONTRIBUTING.md", *PAGES]
 
 TOOLS = {
     f"tools.{name.__name__.rpartition('.')[2]}": name.parser
-    for name in (predict, flops, export, convert, benchmark, visualize, web, diagram)
+    for name in (predict, flops, export, convert, benchmark, visualize, web)
 }
 
 
@@ -254,31 +254,15 @@ def test_costs_of_the_design():
     assert f"order 5 takes {costs[5] / costs[2] - 1:.0%}".replace("%", " %") in page
 
 
-def test_figure_of_the_block(tmp_path):
-    """It shows the widths of the layer that it is drawn from; the page has the same one."""
-    assert diagram.main([str(tmp_path / "block.svg")]) == 0
-    drawn, kept = (
-        "".join(re.findall(r">([^<]+)<", path.read_text().partition("</metadata>")[2])).split()
-        for path in (tmp_path / "block.svg", ROOT / "docs/block.svg")
-    )
-    assert drawn == kept
-    shown = "".join(drawn)
-    for widths in ("64→128", "16→32", "32→64", "64→64", "112", "γ"):
-        assert widths in shown
-
-
-@pytest.mark.parametrize(
-    ("wrong", "told"),
-    [
-        (["a.svg", "--channels", "36", "--order", "4"], "multiple of 8 channels, not 36"),
-        (["a.txt"], "a.txt: give FILE.svg"),
-        (["nowhere/a.svg"], "nowhere/a.svg cannot be written"),
-    ],
-)
-def test_figure_refuses(capsys, monkeypatch, tmp_path, wrong, told):
-    monkeypatch.chdir(tmp_path)
-    assert diagram.main(wrong) == 1
-    assert told in capsys.readouterr().err
+def test_figure_of_the_block():
+    """It shows the widths of a real layer."""
+    figure = (ROOT / "docs/block.svg").read_text().partition("</metadata>")[2]
+    shown = "".join("".join(re.findall(r">([^<]+)<", figure)).split())
+    layer = GnConv(64, order=3)
+    for conv in (layer.proj_in, *layer.pws, layer.proj_out):
+        assert f"{conv.in_channels}→{conv.out_channels}" in shown
+    assert str(sum(layer.dims)) in shown
+    assert "γ" in shown
 
 
 def test_zoo():

@@ -8,10 +8,11 @@ import torch
 import torch.distributed as dist
 
 import models  # noqa: F401
-from config import DataConfig, RuntimeConfig
-from datasets import BadImages
+from config import DataConfig
 from engine import evaluate
-from loaders import eval_loader
+from input_pipeline.image_sets import ImageSet
+from input_pipeline.loaders import eval_loader
+from input_pipeline.unreadable import UnreadableImages
 from runtime.distributed import DistributedContext, init_distributed
 from tests.integration.conftest import ROOT, launch
 
@@ -19,12 +20,12 @@ LENGTHS = (1, 2, 3, 7, 16, 33)
 BATCH_SIZES = (1, 2, 5, 24)
 
 
-class Images(torch.utils.data.Dataset):
-    def __init__(self, length):
-        self.length = length
+class Images(ImageSet):
+    def __init__(self, count):
+        self.count = count
 
     def __len__(self):
-        return self.length
+        return self.count
 
     def __getitem__(self, index):
         generator = torch.Generator().manual_seed(index)
@@ -34,7 +35,7 @@ class Images(torch.utils.data.Dataset):
 def compare(folder):
     """In each process: the metrics of all together are those of one alone, to the last bit."""
     torch.set_num_threads(1)
-    together = init_distributed(RuntimeConfig(device="cpu"))
+    together = init_distributed(device="cpu")
     alone = DistributedContext(0, 0, 1, torch.device("cpu"))
     torch.manual_seed(0)
     small = {"base_dim": 16, "depths": [1, 1, 1, 1], "layer_scale_init_value": 0.5}
@@ -44,8 +45,8 @@ def compare(folder):
             config = DataConfig(batch_size=batch_size, num_workers=0)
             metrics, rows = [], []
             for context in (together, alone):
-                bad_images = BadImages(Path(folder) / "bad_images.txt", 0)
-                loader = eval_loader(Images(length), config, context, bad_images)
+                unreadable = UnreadableImages(Path(folder) / "bad_images.txt", 0)
+                loader = eval_loader(Images(length), config, context, unreadable)
                 turns = loader.batch_size if context is together else None
                 found = []
                 metrics.append(evaluate(model, loader, context, turns, predictions=found))

@@ -7,7 +7,7 @@ import torch
 
 import main
 from checkpoints.reading import read_checkpoint
-from cli import parse_args
+from config.command_line import parse_args
 from runtime.errors import UserError
 from tests.drawings import CLASSES, write_drawings
 from tests.integration.conftest import ROOT, launch
@@ -83,7 +83,7 @@ def test_mistakes_are_one_line(ten_digits, drawings, tmp_path):
     with pytest.raises(UserError, match="no training.*fill one batch|lower --batch_size"):
         run(*flags, "--finetune", ten_digits, "--batch_size", "64")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="has to hold one folder of images a class"):
+    with pytest.raises(UserError, match="has to hold one folder of images per class"):
         run(*flags, "--finetune", ten_digits, "--data_path", tmp_path / "empty")
 
 

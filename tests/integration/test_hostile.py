@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import main
-from cli import parse_args
-from datasets import load_image
+from config.command_line import parse_args
+from input_pipeline.images import load_image
 from runtime.errors import UserError
 
 pytestmark = pytest.mark.slow

@@ -16,8 +16,9 @@ import torch
 import main
 from checkpoints.reading import read_checkpoint
 from checkpoints.run_folder import RunFolder, save_checkpoint
-from cli import parse_args
-from loaders import TrainImages
+from config.command_line import parse_args
+from input_pipeline.loaders import TrainImages
+from runtime import distributed
 from tests.integration.conftest import ROOT, free_port, launch
 
 EVERYTHING = [
@@ -226,7 +227,7 @@ def test_evaluation_with_fewer_images_than_processes(flags, tmp_path):
 def test_each_epoch_has_its_own_order_and_random_numbers(flags, tmp_path, monkeypatch):
     seen = []
 
-    def epoch(trainer, batches, *_):
+    def epoch(state, setup, batches, *_):
         labels = torch.cat([labels for _, labels in batches])
         seen.append((tuple(labels.tolist()), torch.rand(()).item()))
         return {}
@@ -271,7 +272,7 @@ def test_an_error_of_this_process_is_not_one_of_another(flags, monkeypatch):
         raise RuntimeError("shapes cannot be multiplied")
 
     monkeypatch.setattr(main, "train", fails)
-    monkeypatch.setattr(main, "absent_ranks", lambda _: [1])
+    monkeypatch.setattr(distributed, "absent_ranks", lambda _: [1])
     with pytest.raises(RuntimeError, match="shapes cannot"):
         main.run(parse_args(flags))
 
@@ -279,7 +280,7 @@ def test_an_error_of_this_process_is_not_one_of_another(flags, monkeypatch):
 def test_a_loader_process_that_is_killed(flags, monkeypatch):
     monkeypatch.setattr(TrainImages, "__getitem__", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
     message = fail(monkeypatch, *flags, "--num_workers", "1")
-    assert message.startswith("main.py: error: a loader process ended, perhaps for want of memory")
+    assert message.startswith("main.py: error: a loader worker was killed, perhaps")
 
 
 def test_finished_run_only_says_so(flags, tmp_path, capsys):
@@ -366,7 +367,7 @@ def test_srun_with_a_file_to_meet_at(flags, tmp_path):
 
 @pytest.mark.parametrize("value", ["2", "7"])
 def test_local_rank_flag_is_understood(value):
-    assert parse_args([f"--local-rank={value}"]).runtime.local_rank == int(value)
+    assert parse_args([f"--local-rank={value}"]).processes.local_rank == int(value)
 
 
 def fail(monkeypatch, *argv):
@@ -392,7 +393,7 @@ def test_mistakes_end_in_one_line(flags, tmp_path, monkeypatch):
     assert "--device" in fail(monkeypatch, *flags, "--device", "abacus")
     (tmp_path / "empty").mkdir()
     message = fail(monkeypatch, *flags, "--data_path", tmp_path / "empty", "--disable_eval", "1")
-    assert "empty has to hold one folder of images a class" in message
+    assert "empty has to hold one folder of images per class" in message
 
 
 def test_damaged_and_foreign_checkpoints(flags, tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ from PIL import Image
 
 import main
 from checkpoints.reading import read_checkpoint
-from cli import parse_args
+from config.command_line import parse_args
 from tests.integration.conftest import launch
 from tools import predict
 from tools.classifier import load_classifier, readable

@@ -7,13 +7,12 @@ import torch
 import torch.distributed as dist
 
 import main
-from cli import parse_args
-from config import RuntimeConfig
+from config.command_line import parse_args
 from engine import train_step
 from runtime.distributed import all_gather, init_distributed
 from runtime.logging import Throughput
 from tests.integration.conftest import ROOT, launch
-from trainer import build_model, build_trainer
+from training.build import build_model, build_training
 
 TWO = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
 SMALL = [
@@ -26,23 +25,23 @@ SMALL = [
 def train_with_one_bad_batch(opt):
     """In each of two processes; only the images of the second one are no numbers, once."""
     torch.set_num_threads(1)
-    context = init_distributed(RuntimeConfig(device="cpu"))
+    context = init_distributed(device="cpu")
     config = parse_args([*SMALL, "--opt", opt])
     torch.manual_seed(0)
-    trainer = build_trainer(config, build_model(config.model, 3), 32, 3, context)
-    weights = torch.nn.utils.parameters_to_vector(trainer.bare_model.parameters())
+    state, setup = build_training(config, build_model(config.model, 3), 32, 3, context)
+    weights = torch.nn.utils.parameters_to_vector(state.bare_model.parameters())
     for step, is_bad in enumerate((False, True, False)):
         images = torch.randn(4, 3, 32, 32)
         if is_bad and context.rank == 1:
             images[0] = float("nan")
-        trainer.schedule.apply(trainer.optimizer, step)
-        train_step(trainer, iter([(images, torch.tensor([0, 1, 2, 0]))]), Throughput())
+        setup.schedule.apply(state.optimizer, step)
+        train_step(state, setup, iter([(images, torch.tensor([0, 1, 2, 0]))]), Throughput())
         before = weights
-        weights = torch.nn.utils.parameters_to_vector(trainer.bare_model.parameters()).detach()
+        weights = torch.nn.utils.parameters_to_vector(state.bare_model.parameters()).detach()
         assert torch.equal(weights, before) == is_bad
         everywhere = all_gather(weights, context)
         assert torch.equal(everywhere[0], everywhere[1])
-        assert trainer.bad_steps.counts[2] == (step >= 1)
+        assert state.nonfinite.counts[2] == (step >= 1)
     dist.destroy_process_group()
 
 

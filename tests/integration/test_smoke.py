@@ -3,10 +3,10 @@
 import pytest
 
 import main
-from cli import parse_args
+from config.command_line import parse_args
+from config.smoke import shrunk
 from run_with_submitit import plan
 from runtime.errors import UserError
-from smoke import shrunk
 from tests.integration.conftest import ROOT
 
 RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))

@@ -12,7 +12,7 @@ import pytest
 import submitit
 
 import run_with_submitit
-from cli import parse_args
+from config.command_line import parse_args
 from run_with_submitit import Job
 from tests.integration.conftest import ROOT
 

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 import main
-from cli import parse_args
-from runtime.interrupts import Stopped, Watch
+from config.command_line import parse_args
+from runtime.signals import Stopped, Watch
 from tests.integration.conftest import ROOT, free_port, launch
 
 # every source of random numbers; 6 steps an epoch of 72 images, in batches of 12

@@ -12,8 +12,9 @@ from PIL import Image
 from torch import nn
 
 import main
-from cli import parse_args
 from config import ModelConfig
+from config.command_line import parse_args
+from runtime.curves import PANELS
 from runtime.errors import UserError
 from tools import visualize
 from tools.classifier import Classifier, View
@@ -202,13 +203,15 @@ def test_curves_are_those_of_the_logs(flags, digits, tmp_path):
         (run / "log.txt").write_text("".join(json.dumps(line) + "\n" for line in lines))
     panels = visualize.draw_curves(runs).axes
     log = [json.loads(line) for line in (runs[0] / "log.txt").read_text().splitlines()]
-    assert len(panels) == len(visualize.PANELS)
-    for axes, key in zip(panels, visualize.PANELS.values(), strict=True):
-        np.testing.assert_allclose(axes.lines[0].get_ydata(), [record[key] for record in log])
-        np.testing.assert_allclose(axes.lines[0].get_xdata(), [0, 1])
-    assert [list(line.get_ydata()) for line in panels[0].lines[1:]] == [[12.5], [50.0]]
-    told = [text.get_text().strip() for text in panels[0].get_legend().get_texts()]
-    assert told == [str(run) for run in runs]
+    for axes, series in zip(panels, PANELS.values(), strict=True):
+        for line, key in zip(axes.lines, series, strict=False):
+            np.testing.assert_allclose(line.get_ydata(), [record[key] for record in log])
+            np.testing.assert_allclose(line.get_xdata(), [0, 1])
+    others = panels[1].lines[len(PANELS["top-1 (%)"]) :]
+    assert [list(line.get_ydata()) for line in others] == [[12.5], [50.0]]
+    labels = [text.get_text() for text in panels[1].get_legend().get_texts()]
+    assert labels[-2:] == [f"{run}: test" for run in runs[1:]]
+    assert f"{runs[0]}: EMA" in labels
 
 
 def test_titles_of_pictures(tmp_path):

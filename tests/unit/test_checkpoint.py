@@ -15,13 +15,13 @@ import pytest
 import torch
 from torch import nn
 
-from checkpoints.files import checksum_file
+from checkpoints.checksums import checksum_file
 from checkpoints.fitting import check_classes, load_exactly
 from checkpoints.reading import damage_of, read_checkpoint, weights_in
 from checkpoints.run_folder import RunFolder, numbered, remove_old, save_checkpoint
 from config import CheckpointConfig, Config
+from runtime.curves import save_curves
 from runtime.errors import UserError
-from runtime.logging import plot_curves
 
 
 def state(value=1.0):
@@ -398,7 +398,7 @@ def test_numbers_that_are_none_leave_the_log_readable(tmp_path):
     folder.log({"epoch": 0, "train_loss": math.nan, "test_loss": -math.inf, "test_acc1": 1.5})
     line = json.loads((tmp_path / "log.txt").read_text(), parse_constant=pytest.fail)
     assert line == {"epoch": 0, "train_loss": None, "test_loss": None, "test_acc1": 1.5}
-    assert plot_curves(tmp_path).is_file()
+    assert save_curves(tmp_path).is_file()
 
 
 def test_only_the_main_process_writes(tmp_path):

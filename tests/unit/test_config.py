@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cli import parse_args
 from config import SECTIONS, Config
+from config.command_line import parse_args
 from runtime.errors import UserError
 
 PUBLISHED = json.loads((Path(__file__).parents[1] / "golden/flags.json").read_text())

@@ -13,7 +13,7 @@ import tools.convert
 from checkpoints.reading import read_checkpoint
 from checkpoints.run_folder import save_checkpoint
 from checkpoints.sources import with_model_of_weights
-from cli import parse_args
+from config.command_line import parse_args
 from models import plain
 from runtime.distributed import DistributedContext
 from runtime.errors import UserError

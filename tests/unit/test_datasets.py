@@ -11,15 +11,20 @@ import pytest
 import torch
 from PIL import Image
 from torchvision import transforms
-from torchvision.datasets import ImageFolder
 
 from config import AugmentConfig, DataConfig, MixupConfig
-from datasets import BadImages, build_data, file_name, load_image, write_digits
+from datasets import build_data
 from engine import evaluate
-from loaders import ShardSampler, build_mixup, epoch_batches, eval_loader, train_loader
-from runtime.distributed import DistributedContext
+from input_pipeline.digits import write_digits
+from input_pipeline.image_sets import ImageSet, open_folder
+from input_pipeline.images import load_image
+from input_pipeline.loaders import TrainLoader, eval_loader
+from input_pipeline.timm_sets import _class_names
+from input_pipeline.transforms import eval_transform, train_transform
+from input_pipeline.unreadable import UnreadableImages
+from runtime.distributed import DistributedContext, shard
 from runtime.errors import UserError
-from transforms import eval_transform, train_transform
+from training.build import build_mixup
 
 ZERO, ONE = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
 
@@ -71,21 +76,21 @@ def test_held_out_images_are_the_same_for_every_class_and_run(tmp_path):
     write_images(tmp_path, {"ant": 10, "bee": 5, "cow": 2})
     config = DataConfig("image_folder", str(tmp_path), val_fraction=0.2)
     data = build_data(config, AugmentConfig(), 64)
-    files = {part: {file_name(s, i) for i in range(len(s))} for part, s in parts(data)}
+    files = {part: {s.name(i) for i in range(len(s))} for part, s in parts(data)}
     assert not files["train"] & files["val"]
     assert len(files["train"] | files["val"]) == 17
     counts = [sum(f"/{name}/" in file for file in files["val"]) for name in ("ant", "bee", "cow")]
     assert counts == [2, 1, 1]
     again = build_data(config, AugmentConfig(), 64, with_train=False)
-    assert {file_name(again.val, i) for i in range(4)} == files["val"]
+    assert {again.val.name(i) for i in range(4)} == files["val"]
     # labels follow their files
     assert all(
-        f"/{data.classes[data.val[i][1]]}/" in file_name(data.val, i) for i in range(len(data.val))
+        f"/{data.classes[data.val[i][1]]}/" in data.val.name(i) for i in range(len(data.val))
     )
     # more classes leave the choice of the others as it was
     write_images(tmp_path, {"aardvark": 5})
     more = build_data(config, AugmentConfig(), 64, with_train=False).val
-    assert files["val"] < {file_name(more, i) for i in range(len(more))}
+    assert files["val"] < {more.name(i) for i in range(len(more))}
 
 
 def test_max_images_are_spread_evenly(tmp_path):
@@ -96,19 +101,13 @@ def test_max_images_are_spread_evenly(tmp_path):
         assert [part[i][1] for i in range(len(part))] == [0, 0, 1, 1, 2, 2]
 
 
-def test_first_of_several_names_of_a_class(tmp_path, monkeypatch):
+def test_first_of_several_names_of_a_class():
     """torchvision's ImageNet maps each synonym to its class."""
-    write_images(tmp_path / "train", {"a": 1, "b": 1})
-    names = {"tench": 0, "Tinca tinca": 0, "goldfish": 1}
 
-    class Synonyms(ImageFolder):
-        def __init__(self, *args, **kwargs):
-            super().__init__(*args, **kwargs)
-            self.class_to_idx = names
+    class Synonyms:
+        class_to_idx = {"tench": 0, "Tinca tinca": 0, "goldfish": 1}
 
-    monkeypatch.setattr("datasets.ImageFolder", Synonyms)
-    config = DataConfig("image_folder", str(tmp_path))
-    assert build_data(config, AugmentConfig(), 64, with_val=False).classes == ["tench", "goldfish"]
+    assert _class_names(Synonyms()) == ["tench", "goldfish"]
 
 
 def parts(data):
@@ -149,8 +148,8 @@ def test_other_images_are_no_digits(tmp_path):
     [
         (None, {"a": 1}, "is not a folder"),
         ({"a": 1}, None, "is not a folder"),
-        ({}, {"a": 1}, "one folder of images a class"),
-        ({"a": 0}, {"a": 1}, "one folder of images a class"),
+        ({}, {"a": 1}, "one folder of images per class"),
+        ({"a": 0}, {"a": 1}, "one folder of images per class"),
         (
             {"a": 1, "b": 1},
             {"a": 1, "c": 1},
@@ -293,15 +292,20 @@ def test_mean_and_deviation(tmp_path):
 @pytest.mark.parametrize("length", [0, 1, 2, 7, 8, 9])
 @pytest.mark.parametrize("world_size", [1, 2, 3, 8])
 def test_shards_hold_each_image_once(length, world_size):
-    shards = [list(ShardSampler(length, 2, rank, world_size)) for rank in range(world_size)]
+    shards = [shard(length, 2, rank, world_size) for rank in range(world_size)]
     assert sorted(sum(shards, [])) == list(range(length))
     assert max(map(len, shards)) - min(map(len, shards)) <= 2
 
 
-NO_BAD = BadImages(Path("there_is_none.txt"), 0)
+NO_BAD = UnreadableImages(Path("there_is_none.txt"), 0)
 
 
-class Numbers(torch.utils.data.Dataset):
+class Numbers(ImageSet):
+    labels = None
+
+    def __init__(self):
+        pass
+
     def __len__(self):
         return 22
 
@@ -313,11 +317,11 @@ def test_loaders_batch_sizes_and_shares():
     config = DataConfig(batch_size=4, num_workers=0, pin_mem=False)
     batches = list(eval_loader(Numbers(), config, context(), NO_BAD))
     assert [len(batch) for batch in batches] == [6, 6, 6, 4]
-    both = [train_loader(Numbers(), config, context(rank, 2), NO_BAD) for rank in range(2)]
-    whole = train_loader(Numbers(), DataConfig(batch_size=8, num_workers=0), context(), NO_BAD)
+    both = [TrainLoader(Numbers(), config, context(rank, 2), NO_BAD) for rank in range(2)]
+    whole = TrainLoader(Numbers(), DataConfig(batch_size=8, num_workers=0), context(), NO_BAD)
     for position in (0, 8):
-        shares = [epoch_batches(loader, 1, position, 2) for loader in both]
-        joined_batches = list(epoch_batches(whole, 1, position, 1))
+        shares = [loader.batches(1, position) for loader in both]
+        joined_batches = list(whole.batches(1, position))
         assert len(joined_batches) == (22 - position) // 8
         for left, right, joined in zip(*shares, joined_batches, strict=True):
             assert len(left) == len(right) == 4
@@ -326,16 +330,16 @@ def test_loaders_batch_sizes_and_shares():
 
 def test_an_epoch_goes_on_with_the_very_next_images():
     """In any number of processes: position counts the images of all of them."""
-    loader = train_loader(Numbers(), DataConfig(batch_size=2, num_workers=0), context(), NO_BAD, 3)
-    order = [i for batch in epoch_batches(loader, 4, 0, 1) for i in batch.tolist()]
+    loader = TrainLoader(Numbers(), DataConfig(batch_size=2, num_workers=0), context(), NO_BAD, 3)
+    order = [i for batch in loader.batches(4, 0) for i in batch.tolist()]
     assert sorted(order) == list(range(22))
     for world_size in (1, 2, 3):
         config = DataConfig(batch_size=2, num_workers=0)
         both = [
-            train_loader(Numbers(), config, context(r, world_size), NO_BAD, 3)
+            TrainLoader(Numbers(), config, context(r, world_size), NO_BAD, 3)
             for r in range(world_size)
         ]
-        rest = [list(epoch_batches(loader, 4, 6, world_size)) for loader in both]
+        rest = [list(loader.batches(4, 6)) for loader in both]
         used = [i for step in zip(*rest, strict=False) for batch in step for i in batch.tolist()]
         whole_steps = 16 // (2 * world_size) * 2 * world_size
         assert sorted(used) == sorted(order[6 : 6 + whole_steps])
@@ -350,13 +354,13 @@ class Random(Numbers):
 def test_augmentation_follows_from_seed_epoch_and_image(workers):
     def values(seed, epoch, position=0):
         config = DataConfig(batch_size=2, num_workers=workers, pin_mem=False)
-        loader = train_loader(Random(), config, context(), NO_BAD, seed)
-        return torch.cat(list(epoch_batches(loader, epoch, position, 1)))
+        loader = TrainLoader(Random(), config, context(), NO_BAD, seed)
+        return torch.cat(list(loader.batches(epoch, position)))
 
     first = values(0, 0)
     assert torch.equal(first[8:], values(0, 0, 8))
-    by_hand = train_loader(Random(), DataConfig(batch_size=2, num_workers=0), context(), NO_BAD, 0)
-    assert torch.equal(first, torch.cat(list(epoch_batches(by_hand, 0, 0, 1))))
+    by_hand = TrainLoader(Random(), DataConfig(batch_size=2, num_workers=0), context(), NO_BAD, 0)
+    assert torch.equal(first, torch.cat(list(by_hand.batches(0, 0))))
     for other in (values(1, 0), values(0, 1)):
         assert not set(first.flatten().tolist()) & set(other.flatten().tolist())
     assert len(set(first.flatten().tolist())) == 66
@@ -366,8 +370,8 @@ def test_order_follows_epoch_and_seed():
     config = DataConfig(batch_size=22, num_workers=0, pin_mem=False)
     orders = []
     for seed, epoch in ((0, 0), (0, 1), (1, 0), (0, 0)):
-        loader = train_loader(Numbers(), config, context(), NO_BAD, seed)
-        orders.append(next(epoch_batches(loader, epoch, 0, 1)).tolist())
+        loader = TrainLoader(Numbers(), config, context(), NO_BAD, seed)
+        orders.append(next(loader.batches(epoch, 0)).tolist())
     assert orders[0] == orders[3]
     assert len({tuple(order) for order in orders}) == 3
 
@@ -414,7 +418,7 @@ def image_files(folder, count=6):
 
 
 def whole_image(path):
-    return ImageFolder(str(path), transforms.ToTensor(), loader=load_image)
+    return open_folder(path, transforms.ToTensor())
 
 
 SPOIL = {
@@ -432,11 +436,11 @@ def test_an_unreadable_image_is_replaced_by_one_of_its_class(tmp_path, how, work
     dataset = whole_image(image_files(tmp_path / "images"))
     for name in ("dark/0.png", "dark/3.png", "light/5.png"):
         SPOIL[how](tmp_path / "images" / name)
-    bad = BadImages(tmp_path / "bad_images.txt", 3)
+    bad = UnreadableImages(tmp_path / "bad_images.txt", 3)
     config = DataConfig(batch_size=12, num_workers=workers, pin_mem=False)
-    loader = train_loader(dataset, config, context(), bad)
+    loader = TrainLoader(dataset, config, context(), bad)
     for epoch in (0, 1):
-        images, labels = next(epoch_batches(loader, epoch, 0, 1))
+        images, labels = next(loader.batches(epoch, 0))
         assert sorted(labels.tolist()) == [0] * 6 + [1] * 6
         bright = images.mean((1, 2, 3)) > 0.5
         assert torch.equal(bright.long(), labels)
@@ -450,7 +454,7 @@ def test_an_unreadable_image_is_replaced_by_one_of_its_class(tmp_path, how, work
 def test_unreadable_images_do_not_count_in_an_evaluation(tmp_path):
     dataset = whole_image(image_files(tmp_path / "images"))
     (tmp_path / "images/dark/0.png").write_bytes(b"")
-    bad = BadImages(tmp_path / "bad_images.txt", 1)
+    bad = UnreadableImages(tmp_path / "bad_images.txt", 1)
     config = DataConfig(batch_size=4, num_workers=0, pin_mem=False)
 
     class Says(torch.nn.Module):
@@ -473,14 +477,14 @@ def test_too_many_unreadable_images_end_the_run(tmp_path):
     for index in range(3):
         (tmp_path / f"images/dark/{index}.png").write_bytes(b"")
     config = DataConfig(batch_size=12, num_workers=0)
-    loader = train_loader(dataset, config, context(), BadImages(tmp_path / "bad.txt", 2))
+    loader = TrainLoader(dataset, config, context(), UnreadableImages(tmp_path / "bad.txt", 2))
     with pytest.raises(UserError, match=r"3 images cannot be read, more than --max_bad_images 2"):
-        next(epoch_batches(loader, 0, 0, 1))
+        next(loader.batches(0, 0))
     for path in (tmp_path / "images/light").iterdir():
         path.write_bytes(b"")
-    loader = train_loader(dataset, config, context(), BadImages(tmp_path / "all.txt", 100))
+    loader = TrainLoader(dataset, config, context(), UnreadableImages(tmp_path / "all.txt", 100))
     with pytest.raises(UserError, match="neither .*light/.*.png nor another image of its class"):
-        next(epoch_batches(loader, 0, 0, 1))
+        next(loader.batches(0, 0))
 
 
 def test_images_of_all_kinds(tmp_path):
@@ -525,9 +529,9 @@ def test_a_pipe_is_no_image(tmp_path):
 def test_an_image_that_several_processes_have_noted_counts_once(tmp_path):
     path = tmp_path / "bad.txt"
     path.write_text("a\tx\na\tx\nb\tx\n")
-    BadImages(path, 3).add("c", "x")
+    UnreadableImages(path, 3).add("c", "x")
     with pytest.raises(UserError, match="4 images cannot be read, more than .* 3: b, c, d, and"):
-        BadImages(path, 3).add("d", "x")
+        UnreadableImages(path, 3).add("d", "x")
 
 
 def test_an_unreadable_image_of_a_torch_folder(tmp_path):
@@ -549,7 +553,7 @@ def test_damaged_tar(tmp_path):
         data_set="tar", data_path=str(tmp_path / "tars"), batch_size=12, num_workers=0
     )
     dataset = build_data(config, AugmentConfig(), 32, with_val=False).train
-    bad = BadImages(tmp_path / "bad.txt", 1)
-    _, labels = next(epoch_batches(train_loader(dataset, config, context(), bad), 0, 0, 1))
+    bad = UnreadableImages(tmp_path / "bad.txt", 1)
+    _, labels = next(TrainLoader(dataset, config, context(), bad).batches(0, 0))
     assert len(labels) == 12
     assert "dark/2.png" in (tmp_path / "bad.txt").read_text()

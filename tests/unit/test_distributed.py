@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from config import RuntimeConfig
 from runtime.distributed import _ranks, init_distributed
 from runtime.errors import UserError
 
 OMPI = {f"OMPI_COMM_WORLD_{name}": str(i) for i, name in enumerate(["RANK", "SIZE", "LOCAL_RANK"])}
 TORCHRUN = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}
+NO_FLAGS = {"local_rank": -1, "world_size": 1, "dist_on_itp": False}
 SRUN = {"SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_NTASKS": "4"}
 
 
@@ -26,7 +26,7 @@ SRUN = {"SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_NTASKS": "4"}
     ],
 )
 def test_ranks(environment, flags, expected):
-    assert _ranks(RuntimeConfig(**flags), environment) == expected
+    assert _ranks(environment, **NO_FLAGS | flags) == expected
 
 
 @pytest.mark.parametrize(
@@ -35,13 +35,13 @@ def test_ranks(environment, flags, expected):
 )
 def test_missing_ranks_are_one_line(environment, flags):
     with pytest.raises(UserError, match="ranks?"):
-        _ranks(RuntimeConfig(**flags), environment)
+        _ranks(environment, **NO_FLAGS | flags)
 
 
 def test_one_process_needs_no_group(monkeypatch):
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
         monkeypatch.delenv(name, raising=False)
-    context = init_distributed(RuntimeConfig(device="cpu"))
+    context = init_distributed(device="cpu")
     assert context.is_main
     assert not context.is_distributed
     assert not torch.distributed.is_initialized()
@@ -51,14 +51,14 @@ def test_unknown_meeting_place_is_one_line(monkeypatch):
     for name, value in TORCHRUN.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match="--dist_url nowhere://"):
-        init_distributed(RuntimeConfig(device="cpu", dist_url="nowhere://"))
+        init_distributed(device="cpu", dist_url="nowhere://")
 
 
 def test_more_processes_than_gpus(monkeypatch):
     if not torch.cuda.is_available():
         with pytest.raises(UserError, match="no GPU"):
-            init_distributed(RuntimeConfig(device="cuda"))
+            init_distributed(device="cuda")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(UserError, match="finds 2 GPUs"):
-        init_distributed(RuntimeConfig(device="cuda", local_rank=2))
+        init_distributed(device="cuda", local_rank=2)

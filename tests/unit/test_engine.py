@@ -2,19 +2,20 @@
 
 import json
 import math
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from cli import parse_args
-from engine import BadRun, evaluate, train_one_epoch, train_step
+from config import LoggingConfig
+from config.command_line import parse_args
+from engine import evaluate, train_one_epoch, train_step
 from runtime.distributed import DistributedContext
 from runtime.logging import Throughput
 from tests.golden import trajectories
-from trainer import build_model, build_trainer
+from training.build import build_model, build_training
+from training.nonfinite import NonFiniteError
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 CPU = DistributedContext(0, 0, 1, torch.device("cpu"))
@@ -31,12 +32,12 @@ SMALL = [
 ]
 
 
-def small_trainer(*flags, steps=3, classes=4):
+def small_training(*flags, steps=3, classes=4):
     config = parse_args([*SMALL, *flags])
     torch.manual_seed(0)
     model = build_model(config.model, classes).double()
     images = steps * config.total_batch(1)
-    return config, build_trainer(config, model, images, classes, CPU)
+    return build_training(config, model, images, classes, CPU)
 
 
 def batches(count, size, classes=4):
@@ -65,10 +66,10 @@ def assert_same_weights(left, right):
 @pytest.mark.parametrize("clip", [[], ["--clip_grad=0.5"]])
 def test_accumulation_equals_one_large_batch(clip):
     micro = batches(6, 4)
-    _, accumulated = small_trainer("--batch_size=4", "--update_freq=2", *clip)
-    _, large = small_trainer("--batch_size=8", *clip)
-    ours = train_one_epoch(accumulated, micro)
-    theirs = train_one_epoch(large, joined(micro, 2))
+    accumulated, setup = small_training("--batch_size=4", "--update_freq=2", *clip)
+    large, large_setup = small_training("--batch_size=8", *clip)
+    ours = train_one_epoch(accumulated, setup, micro)
+    theirs = train_one_epoch(large, large_setup, joined(micro, 2))
     assert_same_weights(accumulated.model, large.model)
     for name in ("loss", "grad_norm", "class_acc", "lr"):
         assert ours[name] == pytest.approx(theirs[name], rel=1e-9), name
@@ -88,29 +89,29 @@ def test_micro_clipping_bounds_the_running_sum():
     moved = {}
     for mode in ("micro", "step"):
         flags_of_mode = [*flags, "--batch_size=4", "--clip_grad=0.01", f"--clip_mode={mode}"]
-        _, trainer = small_trainer(*flags_of_mode, steps=1)
-        before = [p.detach().clone() for p in trainer.model.parameters()]
-        train_one_epoch(trainer, micro)
-        after = list(trainer.model.parameters())
+        state, setup = small_training(*flags_of_mode, steps=1)
+        before = [p.detach().clone() for p in state.model.parameters()]
+        train_one_epoch(state, setup, micro)
+        after = list(state.model.parameters())
         moved[mode] = torch.cat([(b - a).flatten() for b, a in zip(before, after, strict=True)])
     for moves in moved.values():
         assert moves.norm().item() == pytest.approx(1e-3 * 0.01, rel=1e-3)
     assert (moved["micro"] - moved["step"]).norm() > 0.01 * moved["step"].norm()
 
 
-def test_moving_average_follows_its_formula():
-    _, trainer = small_trainer("--batch_size=4", "--model_ema=true", "--model_ema_decay=0.7")
-    assert trainer.ema is not None
-    average = trainer.model.head.weight.detach().clone()
+def test_ema_follows_its_formula():
+    state, setup = small_training("--batch_size=4", "--model_ema=true", "--model_ema_decay=0.7")
+    assert state.ema is not None
+    ema = state.model.head.weight.detach().clone()
     seen = []
-    trainer.optimizer.register_step_post_hook(
-        lambda *_: seen.append(trainer.model.head.weight.detach().clone())
+    state.optimizer.register_step_post_hook(
+        lambda *_: seen.append(state.model.head.weight.detach().clone())
     )
-    train_one_epoch(trainer, batches(3, 4))
+    train_one_epoch(state, setup, batches(3, 4))
     for weight in seen:
-        average = 0.7 * average + 0.3 * weight
+        ema = 0.7 * ema + 0.3 * weight
     assert len(seen) == 3
-    torch.testing.assert_close(trainer.ema.module.head.weight, average)
+    torch.testing.assert_close(state.ema.module.head.weight, ema)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -118,14 +119,15 @@ def test_mixed_precision_follows_float32(dtype):
     """Same weights and batches: losses and updates differ by the rounding of the half type."""
     runs = []
     for flags in ([], ["--use_amp=true", f"--amp_dtype={dtype}"]):
-        _, trainer = small_trainer("--batch_size=8", "--clip_grad=1", *flags, steps=6)
-        trainer.model.float()
-        start = trainer.model.head.weight.detach().clone()
+        state, setup = small_training("--batch_size=8", "--clip_grad=1", *flags, steps=6)
+        state.model.float()
+        start = state.model.head.weight.detach().clone()
         data = [(images.float(), labels) for images, labels in batches(6, 8)]
-        metrics = train_one_epoch(trainer, data)
-        runs.append((metrics["loss"], trainer.model.head.weight.detach() - start, trainer))
+        metrics = train_one_epoch(state, setup, data)
+        assert setup.precision == (getattr(torch, dtype) if flags else None)
+        runs.append((metrics["loss"], state.model.head.weight.detach() - start, state))
     (loss, moved, plain), (mixed_loss, mixed_moved, mixed) = runs
-    assert (plain.scaler, plain.precision) == (None, None)
+    assert plain.scaler is None
     assert (mixed.scaler is not None) == (dtype == "float16")
     assert mixed_loss != loss
     assert mixed_loss == pytest.approx(loss, rel=1e-2)
@@ -134,24 +136,24 @@ def test_mixed_precision_follows_float32(dtype):
 
 
 def test_overflow_in_float16_skips_the_step_and_lowers_the_scale():
-    _, trainer = small_trainer("--batch_size=4", "--use_amp=1", "--amp_dtype=float16", steps=1)
-    trainer.model.float()
-    before = trainer.model.head.weight.detach().clone()
-    trainer.model.head.weight.register_hook(lambda grad: grad * float("inf"))
-    scale = trainer.scaler.get_scale()
-    train_one_epoch(trainer, [(images.float(), labels) for images, labels in batches(1, 4)])
-    assert torch.equal(trainer.model.head.weight, before)
-    assert trainer.scaler.get_scale() == scale / 2
-    assert trainer.state_dict()["scaler"]["scale"] == scale / 2
+    state, setup = small_training("--batch_size=4", "--use_amp=1", "--amp_dtype=float16", steps=1)
+    state.model.float()
+    before = state.model.head.weight.detach().clone()
+    state.model.head.weight.register_hook(lambda grad: grad * float("inf"))
+    scale = state.scaler.get_scale()
+    train_one_epoch(state, setup, [(images.float(), labels) for images, labels in batches(1, 4)])
+    assert torch.equal(state.model.head.weight, before)
+    assert state.scaler.get_scale() == scale / 2
+    assert state.state_dict(CPU)["scaler"]["scale"] == scale / 2
 
 
 def test_metrics_are_means_over_images():
-    config, trainer = small_trainer("--batch_size=4", "--lr=1e-30", "--min_lr=0", "--smoothing=0")
+    state, setup = small_training("--batch_size=4", "--lr=1e-30", "--min_lr=0", "--smoothing=0")
     data = batches(3, 4)
-    metrics = train_one_epoch(trainer, data, replace(config.logging, log_interval=2))
+    metrics = train_one_epoch(state, setup, data, LoggingConfig(log_interval=2))
     images, labels = joined(data, 3)[0]
     with torch.no_grad():
-        logits = trainer.model.eval()(images)
+        logits = state.model.eval()(images)
     assert metrics["loss"] == pytest.approx(nn.functional.cross_entropy(logits, labels).item())
     assert metrics["class_acc"] == pytest.approx(
         100 * (logits.argmax(1) == labels).double().mean().item()
@@ -162,47 +164,47 @@ def test_metrics_are_means_over_images():
     ("opt", "flags"), [("adamw", []), ("nadamw", []), ("sgd", ["--model_ema=true"])]
 )
 def test_a_step_without_a_finite_gradient_is_left_out(caplog, opt, flags):
-    _, trainer = small_trainer("--batch_size=4", f"--opt={opt}", *flags)
-    start = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    state, setup = small_training("--batch_size=4", f"--opt={opt}", *flags)
+    start = {name: value.clone() for name, value in state.model.state_dict().items()}
     data = batches(3, 4)
     data[1][0][0, 0, 0, 0] = float("nan")
-    metrics = train_one_epoch(trainer, data)
-    assert "1 steps without a finite gradient were left out so far, the last: step 1" in caplog.text
+    metrics = train_one_epoch(state, setup, data)
+    assert "1 non-finite steps were skipped so far, the last: step 1" in caplog.text
     # as if the batch had not been there, but for the rates, which follow the number of the step
-    _, other = small_trainer("--batch_size=4", f"--opt={opt}", *flags)
+    other, setup = small_training("--batch_size=4", f"--opt={opt}", *flags)
     other.model.load_state_dict(start)
     for step in (0, 2):
         other.progress.step = step
-        other.schedule.apply(other.optimizer, step)
-        train_step(other, iter([data[step]]), Throughput())
+        setup.schedule.apply(other.optimizer, step)
+        train_step(other, setup, iter([data[step]]), Throughput())
     assert metrics["loss"] == pytest.approx(other.meters.end_line()["loss"])
-    for name, weight in trainer.model.state_dict().items():
+    for name, weight in state.model.state_dict().items():
         assert torch.equal(weight, other.model.state_dict()[name]), name
 
 
 def test_an_epoch_without_a_good_step_has_no_loss():
-    _, trainer = small_trainer("--batch_size=4")
+    state, setup = small_training("--batch_size=4")
     data = [(images * math.nan, labels) for images, labels in batches(3, 4)]
-    metrics = train_one_epoch(trainer, data)
+    metrics = train_one_epoch(state, setup, data)
     assert math.isnan(metrics["loss"])
     assert math.isnan(metrics["grad_norm"])
 
 
 def test_too_many_steps_without_a_finite_gradient_end_the_run():
-    _, trainer = small_trainer("--batch_size=4", "--max_bad_steps=2", steps=4)
+    state, setup = small_training("--batch_size=4", "--max_bad_steps=2", steps=4)
     data = batches(4, 4)
     for index in (0, 2, 3):
         data[index][0][0, 0, 0, 0] = float("nan")
     with pytest.raises(
-        BadRun, match="not finite in 2 steps in a row, the last of them step 3"
+        NonFiniteError, match="not finite in 2 steps in a row, the last of them step 3"
     ) as run:
-        train_one_epoch(trainer, data)
+        train_one_epoch(state, setup, data)
     report = run.value.report
     assert report["step"] == 3
-    assert report["learning_rate"] == trainer.schedule.learning_rate(3)
-    assert report["gradient_norms"].keys() == dict(trainer.model.named_parameters()).keys()
+    assert report["learning_rate"] == setup.schedule.learning_rate(3)
+    assert report["gradient_norms"].keys() == dict(state.model.named_parameters()).keys()
     assert "nan" in report["gradient_norms"].values()
-    assert all(weight.isfinite().all() for weight in trainer.model.state_dict().values())
+    assert all(weight.isfinite().all() for weight in state.model.state_dict().values())
 
 
 def test_evaluation_counts_each_image_once():

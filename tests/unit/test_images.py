@@ -10,10 +10,9 @@ from PIL import Image
 
 from config import AugmentConfig, DataConfig
 from datasets import build_data
-from images import Jpeg, crop_resized, load_image, load_lazily
+from input_pipeline.images import Jpeg, crop_resized, load_image, load_lazily
+from input_pipeline.transforms import FastCrop, crops_fast, train_transform
 from runtime.errors import UserError
-from tests.unit.test_datasets import image_files
-from transforms import FastCrop, crops_fast, train_transform
 
 pytest.importorskip("cv2")
 pytest.importorskip("simplejpeg")
@@ -90,16 +89,18 @@ def test_what_is_fast_ends_in_the_same_errors(tmp_path):
 
 
 def test_only_training_images_are_read_fast(tmp_path):
-    image_files(tmp_path)
+    for label in "ab":
+        (tmp_path / label).mkdir()
+        for index in range(2):
+            photo(80, 60).save(tmp_path / label / f"{index}.jpg")
     config = DataConfig(
         data_set="image_folder", data_path=str(tmp_path), val_fraction=0.5, num_workers=0
     )
     data = build_data(config, AugmentConfig(fast_decode=True), 64)
-    train, val = data.train.dataset, data.val.dataset
-    assert crops_fast(train.transform)
-    assert train.loader is load_lazily
-    assert not isinstance(val.transform.transforms[0], FastCrop)
-    assert val.loader is load_image
+    assert crops_fast(data.train.transform)
+    assert isinstance(data.train.read(0)[0], Jpeg)
+    assert not isinstance(data.val.transform.transforms[0], FastCrop)
+    assert isinstance(data.val.read(0)[0], Image.Image)
 
 
 def test_missing_packages_are_named(monkeypatch):

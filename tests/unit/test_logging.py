@@ -8,9 +8,10 @@ import pytest
 import wandb
 from PIL import Image
 
-from cli import parse_args
+from config.command_line import parse_args
+from runtime.curves import save_curves
 from runtime.errors import UserError
-from runtime.logging import plot_curves, read_log
+from runtime.logging import read_log
 from runtime.trackers import Trackers
 
 
@@ -22,7 +23,7 @@ def test_log_is_read_in_order_with_the_last_record_of_a_repeated_epoch(tmp_path)
     text = "\n".join(json.dumps(line) for line in lines) + '\n{"epoch": 2, "tra'
     (tmp_path / "log.txt").write_text(text)
     assert read_log(tmp_path) == [lines[0], lines[2]]
-    assert plot_curves(tmp_path) == tmp_path / "curves.png"
+    assert save_curves(tmp_path) == tmp_path / "curves.png"
     assert Image.open(tmp_path / "curves.png").size[0] > 1000
 
 
@@ -34,8 +35,8 @@ def test_unwritable_log_dir_is_one_line(tmp_path):
     (tmp_path / "file").touch()
     config = config_of("--log_dir", tmp_path / "file" / "events")
     with pytest.raises(UserError, match="--log_dir"):
-        Trackers(config, is_main=True)
-    Trackers(config, is_main=False).write({"a": 1.0}, 0)
+        Trackers(config.logging.log_dir, config.wandb_options(), is_main=True)
+    Trackers(config.logging.log_dir, config.wandb_options(), is_main=False).write({"a": 1.0}, 0)
 
 
 def test_wandb_gets_numbers_and_checkpoints(tmp_path, monkeypatch):
@@ -43,11 +44,10 @@ def test_wandb_gets_numbers_and_checkpoints(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_SILENT", "true")
     flags = ["--enable_wandb", "true", "--project", "p1", "--exp_name", "e1", "--lr", "0.0123"]
     config = config_of(*flags, "--output_dir", tmp_path)
-    trackers = Trackers(config, is_main=True)
+    trackers = Trackers(config.logging.log_dir, config.wandb_options(), is_main=True)
     trackers.write({"test_acc1": 12.625}, 7)
     (tmp_path / "checkpoint-best.pth").write_text("weights")
-    trackers.save([tmp_path / "checkpoint-best.pth"])
-    trackers.close()
+    trackers.finish([tmp_path / "checkpoint-best.pth"])
     (file,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
     deadline = time.monotonic() + 60  # another process writes the file
     while b"checkpoint-best.pth" not in file.read_bytes() and time.monotonic() < deadline:
@@ -59,14 +59,14 @@ def test_wandb_gets_numbers_and_checkpoints(tmp_path, monkeypatch):
 
 def test_wandb_without_the_package_or_a_login_is_one_line(tmp_path, monkeypatch):
     config = config_of("--enable_wandb", "true", "--output_dir", tmp_path)
-    assert Trackers(config, is_main=False).wandb is None
+    assert Trackers(config.logging.log_dir, config.wandb_options(), is_main=False).wandb is None
     wandb.teardown()  # it has read the environment once and for all
     for name in ("WANDB_API_KEY", "WANDB_MODE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     with pytest.raises(UserError, match="--enable_wandb true: .*WANDB_MODE=offline") as caught:
-        Trackers(config, is_main=True)
+        Trackers(config.logging.log_dir, config.wandb_options(), is_main=True)
     assert "\n" not in str(caught.value)
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(UserError, match="pip install wandb"):
-        Trackers(config, is_main=True)
+        Trackers(config.logging.log_dir, config.wandb_options(), is_main=True)

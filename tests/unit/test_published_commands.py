@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cli import parse_args
+from config.command_line import parse_args
 from run_with_submitit import build_executor, main, plan
 from tests.unit.test_config import OF_SLURM
 

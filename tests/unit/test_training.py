@@ -1,4 +1,4 @@
-"""Flags that reach the model and the trainer, and what a checkpoint restores."""
+"""Flags that reach the model and its training, and what a checkpoint restores."""
 
 import copy
 import json
@@ -11,11 +11,11 @@ import torch
 from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 
 import models  # noqa: F401
-from cli import parse_args
+from config.command_line import parse_args
 from models.fast.layers import LeanBlock
 from runtime.distributed import DistributedContext
 from runtime.errors import UserError
-from trainer import build_model, build_trainer, prepare_model
+from training.build import build_model, build_training, continue_schedules, prepare_model
 from utils import count_gmacs, gmacs_by_module, stream_seed, topk_correct
 
 CPU = DistributedContext(0, 0, 1, torch.device("cpu"))
@@ -23,10 +23,17 @@ ZOO = json.loads((Path(__file__).parents[1] / "golden/model_zoo.json").read_text
 SMALL = ["--model=hornet_atto_7x7", '--model_kwargs={"base_dim": 16, "depths": [1, 1, 2, 1]}']
 
 
-def trainer_of(*flags, images=64):
+def training_of(*flags, images=64):
     config = parse_args([*SMALL, "--batch_size=8", "--warmup_epochs=0", *flags])
-    model = build_model(config.model, 4)
-    return build_trainer(config, model, images, 4, CPU)
+    return build_training(config, build_model(config.model, 4), images, 4, CPU)
+
+
+def state_of(*flags, **options):
+    return training_of(*flags, **options)[0]
+
+
+def setup_of(*flags, **options):
+    return training_of(*flags, **options)[1]
 
 
 def test_model_flags_reach_the_model():
@@ -54,18 +61,18 @@ def test_model_that_cannot_be_built_is_one_line(kwargs):
 
 
 def test_loss_follows_mixup():
-    assert isinstance(trainer_of().criterion, SoftTargetCrossEntropy)
-    hard = trainer_of("--mixup=0", "--cutmix=0", "--smoothing=0.2")
+    assert isinstance(setup_of().criterion, SoftTargetCrossEntropy)
+    hard = setup_of("--mixup=0", "--cutmix=0", "--smoothing=0.2")
     assert isinstance(hard.criterion, LabelSmoothingCrossEntropy)
     assert hard.criterion.smoothing == 0.2
     assert hard.mixup is None
 
 
-def test_average_can_be_kept_in_host_memory():
-    trainer = trainer_of("--model_ema=true", "--model_ema_force_cpu=true", "--model_ema_decay=0.5")
-    assert next(trainer.ema.module.parameters()).device.type == "cpu"
-    assert trainer.ema.decay == 0.5
-    assert trainer_of().ema is None
+def test_ema_can_be_kept_in_host_memory():
+    state = state_of("--model_ema=true", "--model_ema_force_cpu=true", "--model_ema_decay=0.5")
+    assert next(state.ema.module.parameters()).device.type == "cpu"
+    assert state.ema.decay == 0.5
+    assert state_of().ema is None
 
 
 def test_layout_of_the_weights():
@@ -102,31 +109,29 @@ def test_gradient_checkpointing_reaches_the_stages():
     "name", ["lamb", "lion", "nadamw", "muon", "adamc", "lookahead_sgd", "sgd", "novograd"]
 )
 def test_other_optimizers_train_and_resume(name):
-    first, second = (trainer_of(f"--opt={name}", "--opt_eps=null") for _ in range(2))
-    first.schedule.apply(first.optimizer, 1)
-    first.model(torch.randn(2, 3, 32, 32)).square().sum().backward()
-    first.optimizer.step()
-    second.load_state_dict(first.state_dict() | {"epoch": 0}, "file")
+    first = stepped(f"--opt={name}", "--opt_eps=null")
+    second = state_of(f"--opt={name}", "--opt_eps=null")
+    second.load_state_dict(first.state_dict(CPU) | {"epoch": 0}, "file", CPU)
     left, right = first.optimizer.state_dict(), second.optimizer.state_dict()
     torch.testing.assert_close(left["state"], right["state"])
     assert any(left["state"].values())
 
 
 def stepped(*flags):
-    trainer = trainer_of(*flags)
-    trainer.schedule.apply(trainer.optimizer, 1)
-    trainer.model(torch.randn(2, 3, 32, 32)).square().sum().backward()
-    trainer.optimizer.step()
-    return trainer
+    state, setup = training_of(*flags)
+    setup.schedule.apply(state.optimizer, 1)
+    state.model(torch.randn(2, 3, 32, 32)).square().sum().backward()
+    state.optimizer.step()
+    return state
 
 
-def average_of(what):
-    average = stepped("--model_ema=true").state_dict()["model_ema"]
+def ema_of(what):
+    ema = stepped("--model_ema=true").state_dict(CPU)["model_ema"]
     if what == "shape":
-        return average | {"head.weight": torch.ones(7, 7)}
+        return ema | {"head.weight": torch.ones(7, 7)}
     if what == "nan":
-        return average | {"head.bias": torch.full_like(average["head.bias"], torch.nan)}
-    return {"lacks": {"head.weight": average["head.weight"]}, "no weights": {"a": 1}}[what]
+        return ema | {"head.bias": torch.full_like(ema["head.bias"], torch.nan)}
+    return {"lacks": {"head.weight": ema["head.weight"]}, "no weights": {"a": 1}}[what]
 
 
 @pytest.mark.parametrize(
@@ -138,11 +143,11 @@ def average_of(what):
         ("no weights", "file: its model_ema are no weights"),
     ],
 )
-def test_an_average_of_another_model_is_refused(what, message):
-    trainer = stepped("--model_ema=true")
-    state = trainer.state_dict() | {"epoch": 0, "model_ema": average_of(what)}
+def test_an_ema_of_another_model_is_refused(what, message):
+    state = stepped("--model_ema=true")
+    saved = state.state_dict(CPU) | {"epoch": 0, "model_ema": ema_of(what)}
     with pytest.raises(UserError, match=message):
-        trainer.load_state_dict(state, "file")
+        state.load_state_dict(saved, "file", CPU)
 
 
 @pytest.mark.parametrize(
@@ -155,13 +160,13 @@ def test_an_average_of_another_model_is_refused(what, message):
     ],
 )
 def test_a_damaged_optimizer_is_refused(entry, value):
-    trainer = stepped()
-    state = copy.deepcopy(trainer.state_dict()) | {"epoch": 0}
-    whole = state["optimizer"]["state"][0][entry]
+    state = stepped()
+    saved = copy.deepcopy(state.state_dict(CPU)) | {"epoch": 0}
+    whole = saved["optimizer"]["state"][0][entry]
     changed = value if not isinstance(value, float) else torch.full_like(whole, value)
-    state["optimizer"]["state"][0][entry] = changed
+    saved["optimizer"]["state"][0][entry] = changed
     with pytest.raises(UserError, match="file has another optimizer"):
-        trainer.load_state_dict(state, "file")
+        state.load_state_dict(saved, "file", CPU)
 
 
 @pytest.mark.parametrize(
@@ -173,95 +178,98 @@ def test_a_damaged_optimizer_is_refused(entry, value):
     ],
 )
 def test_other_flags_of_the_optimizer_count(before, after, name):
-    state = stepped(*before).state_dict() | {"epoch": 0}
-    old = [group[name] for group in state["optimizer"]["param_groups"]]
-    trainer = trainer_of(*after)
-    wanted = [group[name] for group in trainer.optimizer.param_groups]
-    trainer.load_state_dict(state, "file")
-    assert [group[name] for group in trainer.optimizer.param_groups] == wanted
+    saved = stepped(*before).state_dict(CPU) | {"epoch": 0}
+    old = [group[name] for group in saved["optimizer"]["param_groups"]]
+    state = state_of(*after)
+    wanted = [group[name] for group in state.optimizer.param_groups]
+    state.load_state_dict(saved, "file", CPU)
+    assert [group[name] for group in state.optimizer.param_groups] == wanted
     assert wanted != old
 
 
 @pytest.mark.parametrize("scale", ["x", 0.0, torch.nan])
 def test_a_damaged_loss_scale_is_refused(scale):
-    trainer = stepped("--use_amp=true", "--amp_dtype=float16")
-    state = trainer.state_dict() | {"epoch": 0}
-    state["scaler"]["scale"] = scale
+    state = stepped("--use_amp=true", "--amp_dtype=float16")
+    saved = state.state_dict(CPU) | {"epoch": 0}
+    saved["scaler"]["scale"] = scale
     with pytest.raises(UserError, match="file has another optimizer"):
-        trainer.load_state_dict(state, "file")
+        state.load_state_dict(saved, "file", CPU)
 
 
 def test_settings_of_the_optimizer_follow_the_flags():
-    state = stepped("--opt_betas", "0.9", "0.95").state_dict() | {"epoch": 0}
-    trainer = trainer_of("--opt_betas", "0.8", "0.99")
-    trainer.load_state_dict(state, "file")
-    assert {tuple(group["betas"]) for group in trainer.optimizer.param_groups} == {(0.8, 0.99)}
-    assert trainer.optimizer.state_dict()["state"]
+    saved = stepped("--opt_betas", "0.9", "0.95").state_dict(CPU) | {"epoch": 0}
+    state = state_of("--opt_betas", "0.8", "0.99")
+    state.load_state_dict(saved, "file", CPU)
+    assert {tuple(group["betas"]) for group in state.optimizer.param_groups} == {(0.8, 0.99)}
+    assert state.optimizer.state_dict()["state"]
 
 
 def test_start_epoch_moves_the_schedules():
-    trainer = trainer_of("--start_epoch=3")
-    assert (trainer.progress.epoch, trainer.progress.step) == (2, 3 * 8)
+    state = state_of("--start_epoch=3")
+    assert (state.progress.epoch, state.progress.step) == (2, 3 * 8)
 
 
 def test_resume_with_another_total_batch_keeps_the_schedule_in_epochs(caplog):
-    first = trainer_of("--epochs=4")
+    first, first_setup = training_of("--epochs=4")
     first.progress.epoch, first.progress.step = 1, 16
-    second = trainer_of("--epochs=4", "--update_freq=4")
+    second, second_setup = training_of("--epochs=4", "--update_freq=4")
     with caplog.at_level(logging.INFO):
-        second.load_state_dict(first.state_dict(), "file")
+        second.load_state_dict(first.state_dict(CPU), "file", CPU)
+        continue_schedules(second, second_setup, "file", knows_step=True)
     assert second.progress.step == 2 * 2
-    assert "had other steps an epoch" in caplog.text
-    rates = [t.schedule.learning_rate(t.progress.step) for t in (first, second)]
+    assert "had other steps per epoch" in caplog.text
+    pairs = ((first, first_setup), (second, second_setup))
+    rates = [setup.schedule.learning_rate(state.progress.step) for state, setup in pairs]
     assert rates[0] == pytest.approx(rates[1])
 
 
 def test_the_end_of_an_epoch_is_its_end_with_another_batch_too():
-    first = trainer_of("--batch_size=10", images=100)
+    first = state_of("--batch_size=10", images=100)
     first.progress.epoch, first.progress.step, first.progress.position = 1, 30, 100
-    second = trainer_of("--batch_size=12", images=100)
-    second.load_state_dict(first.state_dict(), "file")
-    assert second.progress.step == 3 * 8  # 8 batches of 12 images an epoch
-    assert second.steps_of_epoch == 8
+    second, setup = training_of("--batch_size=12", images=100)
+    second.load_state_dict(first.state_dict(CPU), "file", CPU)
+    continue_schedules(second, setup, "file", knows_step=True)
+    assert second.progress.step == 3 * 8  # 8 batches of 12 images per epoch
+    assert setup.steps_taken(second.progress) == 8
 
 
 def test_rates_follow_the_total_batch_on_request():
     flags = ["--lr=1e-3", "--min_lr=1e-5", "--update_freq=2"]
-    assert trainer_of(*flags).schedule.learning_rate(0) == pytest.approx(1e-3)
-    schedule = trainer_of(*flags, "--lr_base_batch=64").schedule  # the total batch is 16
+    assert setup_of(*flags).schedule.learning_rate(0) == pytest.approx(1e-3)
+    schedule = setup_of(*flags, "--lr_base_batch=64").schedule  # the total batch is 16
     assert schedule.learning_rate(0) == pytest.approx(0.25e-3)
     assert schedule.learning_rate(10**6) == pytest.approx(0.25e-5)
 
 
 def test_mixup_is_left_out_where_classes_are_small():
-    assert trainer_of("--mixup_min_images=16", images=64).mixup is not None
-    few = trainer_of("--mixup_min_images=17", images=64)
+    assert setup_of("--mixup_min_images=16", images=64).mixup is not None
+    few = setup_of("--mixup_min_images=17", images=64)
     assert few.mixup is None
     assert isinstance(few.criterion, LabelSmoothingCrossEntropy)
 
 
 def test_means_of_an_epoch_that_goes_on_with_other_processes():
-    trainer = trainer_of()
+    state = state_of()
     sums = torch.tensor([[6.0, 3, 4, 10, 2]] * 2, dtype=torch.float64)
-    # two processes, each with half of the images, and both with the norms of the two steps
-    state = trainer.state_dict() | {"meters": torch.stack((sums, sums))}
-    trainer.load_state_dict(state, "file")
-    assert trainer.meters.epoch.tolist() == [12, 6, 8, 10, 2]
-    assert trainer.meters.of_epoch() == {"loss": 1.5, "class_acc": 75, "grad_norm": 5}
+    # two ranks, each with half of the images, and both with the norms of the two steps
+    saved = state.state_dict(CPU) | {"meters": torch.stack((sums, sums))}
+    state.load_state_dict(saved, "file", CPU)
+    assert state.meters.epoch.tolist() == [12, 6, 8, 10, 2]
+    assert state.meters.of_epoch() == {"loss": 1.5, "class_acc": 75, "grad_norm": 5}
 
 
 def test_frozen_parameters_do_not_change():
     flags = ["--layer_decay=0.5", "--layer_scale_init_value=0.5"]
-    trainer = trainer_of("--freeze=(?!head|stages.3)", *flags)
-    before = {name: p.clone() for name, p in trainer.model.named_parameters()}
-    for group in trainer.optimizer.param_groups:
+    state = state_of("--freeze=(?!head|stages.3)", *flags)
+    before = {name: p.clone() for name, p in state.model.named_parameters()}
+    for group in state.optimizer.param_groups:
         group["lr"] = 0.1
-    trainer.model(torch.randn(2, 3, 32, 32)).square().sum().backward()
-    trainer.optimizer.step()
-    changed = {name for name, p in trainer.model.named_parameters() if not p.equal(before[name])}
+    state.model(torch.randn(2, 3, 32, 32)).square().sum().backward()
+    state.optimizer.step()
+    changed = {name for name, p in state.model.named_parameters() if not p.equal(before[name])}
     left = {name for name in before if name.startswith(("head.", "stages.3."))}
     assert {"head.weight", "stages.3.0.pwconv2.weight"} <= changed <= left
-    assert {name for name, p in trainer.model.named_parameters() if p.requires_grad} == left
+    assert {name for name, p in state.model.named_parameters() if p.requires_grad} == left
 
 
 @pytest.mark.parametrize(
@@ -269,38 +277,38 @@ def test_frozen_parameters_do_not_change():
 )
 def test_pattern_that_freezes_none_or_all(pattern, message):
     if message is None:
-        assert all(p.requires_grad for p in trainer_of(f"--freeze={pattern}").model.parameters())
+        assert all(p.requires_grad for p in state_of(f"--freeze={pattern}").model.parameters())
         return
     with pytest.raises(UserError, match=f"--freeze {pattern}: {message}.*head.bias"):
-        trainer_of(f"--freeze={pattern}")
+        training_of(f"--freeze={pattern}")
 
 
 @pytest.mark.parametrize("damage", [{"epoch": "best"}, {"optimizer": None}, {"max_accuracy": "x"}])
 def test_state_that_cannot_be_resumed_is_one_line(damage):
-    trainer = trainer_of()
+    state = state_of()
     with pytest.raises(UserError, match="cannot be resumed"):
-        trainer.load_state_dict(trainer.state_dict() | damage, "file")
+        state.load_state_dict(state.state_dict(CPU) | damage, "file", CPU)
 
 
 def test_weights_that_are_not_finite_are_not_saved():
-    trainer = trainer_of()
+    state = state_of()
     with torch.no_grad():
-        trainer.model.stages[2][0].gamma1[3] = float("inf")
+        state.model.stages[2][0].gamma1[3] = float("inf")
     with pytest.raises(
         UserError, match=r"^stages\.2\.0\.gamma1 is not finite after step 0: .*intact"
     ):
-        trainer.state_dict()
+        state.state_dict(CPU)
 
 
 def test_optimizer_state_of_older_torch_is_taken():
-    trainer = trainer_of()
-    state = trainer.state_dict()
+    state = state_of()
+    saved = state.state_dict(CPU)
     published = {"params", "lr", "betas", "eps", "weight_decay", "amsgrad", "lr_scale"}
-    for group in state["optimizer"]["param_groups"]:
+    for group in saved["optimizer"]["param_groups"]:
         for name in group.keys() - published:
             del group[name]
-    trainer.load_state_dict(state, "file")
-    assert all(group["decoupled_weight_decay"] for group in trainer.optimizer.param_groups)
+    state.load_state_dict(saved, "file", CPU)
+    assert all(group["decoupled_weight_decay"] for group in state.optimizer.param_groups)
 
 
 @pytest.mark.parametrize("name", ZOO)

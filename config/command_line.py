@@ -1,10 +1,9 @@
-"""The command line: flags of config.py, from argv and recipes, checked.
+"""The command line: flags of flags.py, from argv and recipes, checked.
 
 Precedence: defaults < recipe (`--config FILE.yaml`) < command line, wherever `--config` stands.
 """
 
 import difflib
-import math
 import re
 import sys
 from dataclasses import Field, fields
@@ -12,7 +11,7 @@ from typing import Any
 
 from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 
-from config import SECTIONS, Config
+from config.flags import SECTIONS, Config
 from runtime.errors import UserError
 
 
@@ -33,6 +32,8 @@ def parse_args_with(argv: list[str] | None = None, *extra: type) -> tuple[Config
         flat = _parser(sections).parse_args(argv)
     except ArgumentError as error:
         raise UserError(_one_line(str(error), flags)) from None
+    for flag in flags.values():
+        _check_range(flag, flat[flag.name])
     built = [section(**{f.name: flat[f.name] for f in fields(section)}) for section in sections]
     config = Config(*built[: len(SECTIONS)])
     _check(config)
@@ -108,7 +109,8 @@ def _one_line(message: str, flags: dict[str, Field]) -> str:
         return f"there is no flag {name}{hint}"
     value = re.match(r'Parser key "(\w+)":.*(?:Got value|Given value): (.*)', message)
     if value and value[1] in flags:
-        kind = flags[value[1]].type
+        kind: Any = flags[value[1]].type
+        kind = kind.__origin__ if hasattr(kind, "__metadata__") else kind
         expected = kind.__name__ if isinstance(kind, type) else str(kind).replace("typing.", "")
         if "tuple" in expected:
             expected = "two numbers" if "..." not in expected else "numbers"
@@ -116,37 +118,15 @@ def _one_line(message: str, flags: dict[str, Field]) -> str:
     return re.sub(r'^Parser key "(\w+)": ', r"--\1: ", message)
 
 
-# the smallest and the largest value of a flag
-_BOUNDS: dict[str, tuple[float, float]] = {
-    **dict.fromkeys(("batch_size", "input_size", "epochs", "update_freq"), (1, math.inf)),
-    **dict.fromkeys(("save_ckpt_freq", "save_ckpt_num", "log_interval"), (1, math.inf)),
-    **dict.fromkeys(("num_workers", "start_epoch", "warmup_epochs"), (0, math.inf)),
-    **dict.fromkeys(("lr", "min_lr", "weight_decay"), (0, math.inf)),
-    **dict.fromkeys(("color_jitter", "mixup", "cutmix", "opt_eps"), (0, math.inf)),
-    **dict.fromkeys(("reprob", "hflip", "mixup_prob", "mixup_switch_prob"), (0, 1)),
-    **dict.fromkeys(("model_ema_decay", "momentum"), (0, 1)),
-    **dict.fromkeys(("drop_path", "smoothing"), (0, 0.99)),
-    "seed": (0, 2**32 - 1),
-    "recount": (1, 100),
-    "val_fraction": (0, 0.9),
-    **dict.fromkeys(("max_images", "lr_base_batch"), (1, math.inf)),
-    **dict.fromkeys(("mixup_min_images", "save_ckpt_steps", "save_ckpt_minutes"), (0, math.inf)),
-    "max_bad_steps": (1, math.inf),
-    "max_bad_images": (0, math.inf),
-    "dist_timeout": (0.01, math.inf),
-    "layer_decay": (1e-3, 1),
-    "crop_pct": (0.01, 1),
-}
+def _check_range(flag: Field, value: Any) -> None:
+    for bound in getattr(flag.type, "__metadata__", ()):
+        if value is not None and not bound.low <= value <= bound.high:
+            raise UserError(f"--{flag.name} {value}: has to be {bound}")
 
 
 def _check(config: Config) -> None:
     """Refuses values that parse but cannot work; each message names the flag to change."""
     flat = config.flat()
-    for name, (least, most) in _BOUNDS.items():
-        value = flat[name]
-        if value is not None and not least <= value <= most:
-            span = f"at least {least}" if most == math.inf else f"from {least} to {most}"
-            raise UserError(f"--{name} {value}: has to be {span}")
     for name in ("scale", "ratio", "cutmix_minmax"):
         if flat[name] and not 0 < flat[name][0] <= flat[name][1]:
             raise UserError(f"--{name} {flat[name]}: give the smaller number first, above 0")
@@ -169,7 +149,7 @@ def _check(config: Config) -> None:
     if flat["memory"] == "lean" and flat["grad_checkpointing"]:
         raise UserError("--memory lean and --grad_checkpointing true: choose one of them")
     if flat["model_ema_eval"] and not (flat["model_ema"] or flat["eval"]):
-        raise UserError("--model_ema_eval true needs --model_ema true: there is no average to test")
+        raise UserError("--model_ema_eval true needs --model_ema true: there is no EMA to evaluate")
     if flat["eval"] and flat["smoke"]:
         raise UserError("--smoke true shrinks a training; an evaluation needs --max_images N")
     if flat["eval"] and not flat["resume"]:

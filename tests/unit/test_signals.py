@@ -11,16 +11,17 @@ import torch
 from torch.utils.data import TensorDataset
 from torch.utils.data._utils import signal_handling
 
-import loaders
 from config import DataConfig
-from runtime.distributed import DistributedContext
-from runtime.interrupts import SIGNALS
+from input_pipeline.image_sets import ImageSet
+from input_pipeline.loaders import _loader
+from runtime.distributed import SINGLE_PROCESS
+from runtime.signals import SIGNALS
 from tests.integration.conftest import ROOT
 
 SCRIPT = """
 import os, signal, sys, time, torch
 from runtime.distributed import DistributedContext
-from runtime.interrupts import Watch
+from runtime.signals import Watch
 watch = Watch(DistributedContext(0, 0, 1, torch.device("cpu")))
 with watch.listening():
     for pause in map(float, sys.argv[1:]):
@@ -50,9 +51,9 @@ def test_a_signal_to_a_worker_that_starts(monkeypatch):
             os.kill(os.getpid(), number)
 
     monkeypatch.setattr(signal_handling, "_set_worker_signal_handlers", install_and_be_told)
-    context = DistributedContext(0, 0, 1, torch.device("cpu"))
     config = DataConfig(num_workers=2, pin_mem=False)
-    loader = loaders._loader(TensorDataset(torch.arange(8)), None, 2, config, context, False)
+    images, source = ImageSet(None, [], None), TensorDataset(torch.arange(8))
+    loader = _loader(images, source, None, 2, config, SINGLE_PROCESS, drop_last=False)
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
     assert sorted(value for (batch,) in loader for value in batch.tolist()) == list(range(8))
     assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == before

@@ -17,7 +17,7 @@ from timm.data.transforms import RandomResizedCropAndInterpolation, interp_mode_
 from torchvision import transforms
 
 from config import AugmentConfig, DataConfig
-from images import Jpeg, crop_resized
+from input_pipeline.images import Jpeg, crop_resized
 from runtime.errors import UserError
 
 SMALL_INPUT = 32  # pixels; up to here images are padded and cropped rather than rescaled
@@ -93,7 +93,7 @@ def _fast_crop(crop: Any) -> FastCrop:
 
 def crops_fast(transform: Any) -> bool:
     """Whether a transform begins with a FastCrop, which takes JPEGs that are not decoded."""
-    return isinstance(transform.transforms[0], FastCrop)
+    return isinstance(getattr(transform, "transforms", [None])[0], FastCrop)
 
 
 def _posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:

@@ -1,14 +1,18 @@
 """--smoke true: the run shrunk to seconds."""
 
+import logging
 import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from config import Config
+from config.flags import Config
+
+logger = logging.getLogger(__name__)
 
 
 def shrunk(config: Config) -> Config:
     """The run that --smoke asks for: every part of this one, but small."""
+    logger.info("smoke run: a few steps of a small network, no results")
     model, data, schedule = config.model, config.data, config.schedule
     if model.model == "auto" or model.model.startswith("hornet_"):
         name = "hornet_atto_gf" if model.model == "auto" else model.model

@@ -1,0 +1,43 @@
+"""Every flag, once: flags.py defines them, command_line.py parses them, smoke.py shrinks a run."""
+
+from config.flags import (
+    SECTIONS,
+    AugmentConfig,
+    CheckpointConfig,
+    ComputeConfig,
+    Config,
+    DataConfig,
+    EmaConfig,
+    EvalConfig,
+    FaultConfig,
+    FinetuneConfig,
+    LoggingConfig,
+    MixupConfig,
+    ModelConfig,
+    OptimConfig,
+    ProcessConfig,
+    Range,
+    RuntimeConfig,
+    ScheduleConfig,
+)
+
+__all__ = [
+    "SECTIONS",
+    "AugmentConfig",
+    "CheckpointConfig",
+    "ComputeConfig",
+    "Config",
+    "DataConfig",
+    "EmaConfig",
+    "EvalConfig",
+    "FaultConfig",
+    "FinetuneConfig",
+    "LoggingConfig",
+    "MixupConfig",
+    "ModelConfig",
+    "OptimConfig",
+    "ProcessConfig",
+    "Range",
+    "RuntimeConfig",
+    "ScheduleConfig",
+]

@@ -1,0 +1,222 @@
+"""Samplers and loaders: which rank sees which images in which order.
+
+Training draws one random order per epoch, from the seed and the epoch alone, and deals it out to
+the ranks in turn. What random augmentation an image gets follows from seed, epoch and index. So a
+run can resume inside an epoch, with any number of ranks and workers, at `position`: the number of
+images that all ranks together have used.
+"""
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import islice
+from typing import Any
+
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from config import DataConfig
+from input_pipeline.image_sets import ImageSet, ImageStream, Sample
+from input_pipeline.unreadable import UnreadableImages
+from runtime.distributed import DistributedContext, shard
+from runtime.errors import UserError
+from runtime.signals import end_workers_at_exit, ignore_signals_in_worker, signals_blocked
+from utils import seed_everything, seed_host, stream_seed
+
+UNREADABLE = -1
+"""The label of an image that could not be read."""
+
+
+class EpochSampler(Sampler[int]):
+    """A rank's share of an epoch: every world_size-th image of a random order, from `position`."""
+
+    def __init__(self, length: int, seed: int, rank: int, world_size: int) -> None:
+        self.length, self.seed, self.rank, self.world_size = length, seed, rank, world_size
+        self.epoch = self.position = 0
+
+    def order(self) -> list[int]:
+        """The indices of all images, in the order of the epoch."""
+        # spaced out, no two seeds share an epoch's order
+        generator = torch.Generator().manual_seed(100_000 * self.seed + self.epoch)
+        return torch.randperm(self.length, generator=generator).tolist()
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.order()[self.position + self.rank :: self.world_size])
+
+    def __len__(self) -> int:
+        return len(range(self.position + self.rank, self.length, self.world_size))
+
+
+class TrainImages(Dataset[Sample]):
+    """Images whose random augmentation follows from seed, epoch and index.
+
+    An image that cannot be read is listed, and replaced by another of its class, chosen by the same
+    random numbers.
+    """
+
+    def __init__(self, images: ImageSet, seed: int, unreadable: UnreadableImages) -> None:
+        self.images, self.seed, self.unreadable = images, seed, unreadable
+        self.epoch = 0
+
+    def __getitem__(self, index: int) -> Sample:
+        seed_host(stream_seed("image", self.seed, self.epoch, index))
+        try:
+            return self.images[index]
+        except UserError as error:
+            self.unreadable.add(self.images.name(index), str(error))
+        others, labels = list(range(len(self))), self.images.labels
+        if labels is not None:
+            others = [i for i in others if labels[i] == labels[index]]
+        for other in random.sample(others, len(others)):
+            try:
+                return self.images[other]
+            except UserError as error:
+                self.unreadable.add(self.images.name(other), str(error))
+        raise UserError(
+            f"neither {self.images.name(index)} nor another image of its class can be read; "
+            f"see {self.unreadable.path}"
+        )
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+class EvalImages(Dataset[Sample]):
+    """Images to evaluate on; one that cannot be read has the label UNREADABLE and is blank."""
+
+    def __init__(self, images: ImageSet, unreadable: UnreadableImages) -> None:
+        self.images, self.unreadable = images, unreadable
+
+    def __getitem__(self, index: int) -> Sample:
+        try:
+            return self.images[index]
+        except UserError as error:
+            self.unreadable.add(self.images.name(index), str(error))
+            return self.images.transform(Image.new("RGB", (256, 256))), UNREADABLE
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+class TrainLoader:
+    """Shuffled whole batches of this rank's share, one epoch at a time.
+
+    Args:
+        images: What to train on.
+        config: Batch size and workers.
+        context: This process among the ranks.
+        unreadable: Where images that cannot be read are listed.
+        seed: Of order and augmentation.
+    """
+
+    def __init__(
+        self,
+        images: ImageSet | ImageStream,
+        config: DataConfig,
+        context: DistributedContext,
+        unreadable: UnreadableImages,
+        seed: int = 0,
+    ) -> None:
+        self.images, self.config, self.context, self.seed = images, config, context, seed
+        if isinstance(images, ImageStream):
+            images.prepare(config.num_workers, share=True, unreadable=unreadable)
+            self.loader = _loader(images, images, None, config.batch_size, config, context, True)
+        else:
+            self.sampler = EpochSampler(len(images), seed, context.rank, context.world_size)
+            self.source = TrainImages(images, seed, unreadable)
+            self.loader = _loader(
+                images, self.source, self.sampler, config.batch_size, config, context, True
+            )
+
+    def batches(self, epoch: int, position: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """The batches of that epoch, after `position` images of all ranks.
+
+        A stream cannot begin in its middle: what comes before is read and left out, which repeats
+        an uninterrupted run if that had as many ranks and workers.
+        """
+        if isinstance(self.images, ImageStream):
+            # for what its workers draw at random
+            seed_everything(stream_seed("epoch", self.seed, epoch, self.context.rank))
+            self.images.set_epoch(epoch)
+            ranks = self.context.world_size
+            return islice(self.loader, position // (self.config.batch_size * ranks), None)
+        self.sampler.epoch = self.source.epoch = epoch
+        self.sampler.position = position
+        return iter(self.loader)
+
+    def names_of_step(self, total_batch: int, position: int, steps_since: int) -> list[str]:
+        """The images of the step so many steps before `position`, on all ranks.
+
+        Empty for a step of an earlier epoch, or of a stream.
+        """
+        start = position - steps_since * total_batch
+        if start < 0 or isinstance(self.images, ImageStream):
+            return []
+        step = self.sampler.order()[start : start + total_batch]
+        return [self.images.name(index) for index in step]
+
+
+def eval_loader(
+    images: ImageSet | ImageStream,
+    config: DataConfig,
+    context: DistributedContext,
+    unreadable: UnreadableImages,
+    dist_eval: bool = True,
+) -> DataLoader:
+    """All images once: shared among the ranks (`shard`), or all of them for each rank.
+
+    Of a stream each rank gets all: timm's readers would repeat or miss images where shards do not
+    divide evenly.
+    """
+    batch_size = int(1.5 * config.batch_size)
+    if isinstance(images, ImageStream):
+        images.prepare(config.num_workers, share=False, unreadable=unreadable)
+        return _loader(images, images, None, batch_size, config, context, drop_last=False)
+    rank, world_size = (context.rank, context.world_size) if dist_eval else (0, 1)
+    indices: Any = shard(len(images), batch_size, rank, world_size)
+    source = EvalImages(images, unreadable)
+    return _loader(images, source, indices, batch_size, config, context, drop_last=False)
+
+
+@contextmanager
+def naming_dead_workers() -> Iterator[None]:
+    """Turns torch's error for a loader worker that was killed into a UserError."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise UserError(
+            f"a loader worker was killed, perhaps for lack of memory: lower --num_workers; {error}"
+        ) from None
+
+
+class _Loader(DataLoader):
+    def __iter__(self) -> Any:
+        with signals_blocked():
+            return super().__iter__()
+
+
+def _loader(
+    images: ImageSet | ImageStream,
+    source: Dataset,
+    sampler: Sampler | None,
+    batch_size: int,
+    config: DataConfig,
+    context: DistributedContext,
+    drop_last: bool,
+) -> DataLoader:
+    if config.num_workers:
+        end_workers_at_exit()
+    # workers are started again each epoch: a stream's augmentation follows from the epoch's seed
+    return _Loader(
+        source,
+        batch_size,
+        sampler=sampler,
+        num_workers=config.num_workers,
+        pin_memory=config.pin_mem and context.device.type == "cuda",
+        drop_last=drop_last,
+        multiprocessing_context="fork" if images.needs_fork and config.num_workers else None,
+        worker_init_fn=ignore_signals_in_worker,
+    )

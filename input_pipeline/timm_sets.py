@@ -1,0 +1,139 @@
+"""Data sets that timm reads: tar files, and its prefixes wds/, hfds/, hfids/, tfds/ and torch/."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from timm.data import create_dataset
+from timm.data.dataset import ImageDataset, IterableImageDataset
+from timm.data.readers.reader_image_in_tar import ReaderImageInTar
+from torchvision.datasets import ImageFolder
+
+from config import DataConfig
+from input_pipeline.hugging_face import import_hugging_face_datasets
+from input_pipeline.image_sets import (
+    FolderImages,
+    ImageSet,
+    ImageStream,
+    Sample,
+    TorchvisionImages,
+)
+from input_pipeline.images import decoded, readable
+from input_pipeline.timm_patches import list_damaged_shards
+from input_pipeline.unreadable import UnreadableImages
+from runtime.errors import UserError, reason_of
+from utils import numbered_classes
+
+PREFIXES = ("wds", "hfds", "hfids", "tfds", "torch")
+
+
+class ReaderImages(ImageSet):
+    """The images of one of timm's readers."""
+
+    def __init__(self, reader: Any, transform: Any, classes: list[str]) -> None:
+        labels = getattr(reader, "targets", None)
+        super().__init__(
+            transform, classes, None if labels is None else [int(label) for label in labels]
+        )
+        self.reader = reader
+
+    def __len__(self) -> int:
+        return len(self.reader)
+
+    def read(self, index: int) -> tuple[Any, int]:
+        with readable(self.name(index)):
+            file, label = self.reader[index]
+            return decoded(file), label
+
+    def name(self, index: int) -> str:
+        return str(self.reader.filename(index) or index)
+
+
+class ReaderStream(ImageStream):
+    """The images of one of timm's streaming readers, whose labels are checked as they come."""
+
+    def __init__(self, source: IterableImageDataset, transform: Any, classes: list[str]) -> None:
+        super().__init__(classes, int(source.reader.num_samples))
+        self.source = source
+        source.transform = transform
+
+    def __iter__(self) -> Iterator[Sample]:
+        for image, label in self.source:
+            if not 0 <= label < len(self.classes):
+                raise UserError(f"the label {label} is beyond --nb_classes {len(self.classes)}")
+            yield image, label
+
+    def set_epoch(self, epoch: int) -> None:
+        self.source.set_epoch(epoch)
+
+    def prepare(self, num_workers: int, share: bool, unreadable: UnreadableImages) -> None:
+        list_damaged_shards(unreadable)
+        self.source.set_loader_cfg(num_workers=num_workers)
+        reader = self.source.reader
+        if not share:
+            reader.dist_rank, reader.dist_num_replicas = 0, 1
+            return
+        shards = getattr(getattr(reader, "split_info", None), "filenames", None)
+        readers = reader.dist_num_replicas * max(1, num_workers)
+        if shards is not None and len(shards) < readers:  # some would have no images at all
+            raise UserError(
+                f"{len(shards)} shards cannot be shared by {readers} loader processes "
+                f"({reader.dist_num_replicas} x --num_workers): lower --num_workers"
+            )
+
+
+def open_timm_set(config: DataConfig, part: str, transform: Any) -> ImageSet | ImageStream:
+    """The 'train' or 'val' part of a data set of tar files, or of what timm reads by a prefix.
+
+    Raises:
+        UserError: it is missing, or needs a package that is not installed.
+    """
+    split = config.train_split if part == "train" else config.val_split
+    prefix = config.data_set.partition("/")[0]
+    try:
+        if prefix == "tar":
+            file = Path(config.data_path) / f"{part}.tar"
+            folder = Path(config.data_path) / part
+            source: Any = ImageDataset(
+                "", ReaderImageInTar(str(file if file.is_file() else folder))
+            )
+        else:
+            if prefix in ("hfds", "hfids"):
+                import_hugging_face_datasets()
+            source = create_dataset(
+                config.data_set,
+                root=config.data_path if config.has_path else None,
+                split=split,
+                is_training=part == "train",
+                batch_size=config.batch_size,
+                num_samples=config.max_images,
+            )
+    except ImportError as error:
+        raise UserError(f"--data_set {config.data_set} needs a package: {error}") from None
+    except Exception as error:  # each reader has its own types for what is missing
+        reason = reason_of(error)
+        if prefix == "wds":
+            reason += f"; shards are named as in --{part}_split '{part}-{{000..099}}.tar|50000'"
+        raise UserError(f"--data_set {config.data_set}, split {split}: {reason}") from None
+    classes = _class_names(source) or numbered_classes(config.nb_classes)
+    images: ImageSet | ImageStream
+    if isinstance(source, IterableImageDataset):
+        images = ReaderStream(source, transform, classes)
+    elif isinstance(source, ImageDataset):  # which shows the next image instead of a damaged one
+        images = ReaderImages(source.reader, transform, classes)
+    elif isinstance(source, ImageFolder):
+        images = FolderImages(source, transform, classes)
+    else:
+        images = TorchvisionImages(source, transform, classes)
+    # other workers would take this project's datasets.py for Hugging Face's package
+    images.needs_fork = prefix in ("wds", "hfds", "hfids")
+    return images
+
+
+def _class_names(source: Any) -> list[str]:
+    """The names in the order of the labels, the first of several names of a class; [] for none."""
+    source = getattr(source, "reader", source)
+    # tar files have the index under another name
+    index = getattr(source, "class_to_idx", getattr(source, "class_name_to_idx", None)) or {}
+    names = {label: str(name) for name, label in reversed(index.items())}
+    return [names[label] for label in sorted(names)]

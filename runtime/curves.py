@@ -1,0 +1,59 @@
+"""Training curves out of log.txt."""
+
+from pathlib import Path
+from typing import Any
+
+from runtime.errors import UserError
+from runtime.logging import read_log
+
+PANELS = {
+    "loss": {"train_loss": "training, as optimized", "test_loss": "test", "test_loss_ema": "EMA"},
+    "top-1 (%)": {"train_class_acc": "training", "test_acc1": "test", "test_acc1_ema": "EMA"},
+    "learning rate": {"train_lr": "last layers", "train_min_lr": "first layers"},
+}
+"""Title -> key of a record -> label."""
+STYLES = ("-", "--", ":")
+
+
+def draw_curves(runs: list[Path]) -> Any:
+    """A matplotlib Figure of losses, accuracies and rates of the runs, epoch by epoch.
+
+    Raises:
+        UserError: a folder has no log.txt, or no epoch has ended.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    logs = {}
+    for run in runs:
+        if not (run / "log.txt").is_file():
+            raise UserError(f"{run} is no folder of a run: it has no log.txt")
+        logs[run] = read_log(run)
+    if not any(logs.values()):
+        raise UserError(f"{', '.join(map(str, runs))}: no epoch has ended yet")
+    names = {run: run.resolve().name for run in runs}
+    if len(set(names.values())) < len(runs):
+        names = {run: str(run.resolve()) for run in runs}
+    figure = Figure(figsize=(13, 4), layout="constrained")
+    for axes, (title, series) in zip(figure.subplots(1, len(PANELS)), PANELS.items(), strict=True):
+        for color, (run, log) in enumerate(logs.items()):
+            for style, (key, label) in zip(STYLES, series.items(), strict=False):
+                points = [(r["epoch"], r[key]) for r in log if r.get(key) is not None]
+                if points:
+                    full = label if len(runs) == 1 else f"{names[run]}: {label}"
+                    axes.plot(*zip(*points, strict=True), style, marker=".", color=f"C{color}",
+                              label=full)  # fmt: skip
+        axes.set(title=title, xlabel="epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(alpha=0.3)
+        if axes.lines:
+            for text in axes.legend(fontsize=7).get_texts():
+                text.set_parse_math(False)
+    return figure
+
+
+def save_curves(output_dir: Path) -> Path:
+    """Draws a run's curves into its curves.png."""
+    path = output_dir / "curves.png"
+    draw_curves([output_dir]).savefig(path, dpi=120)
+    return path

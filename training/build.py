@@ -1,0 +1,258 @@
+"""The model of a run, the start of its TrainState, and the TrainSetup, which stays the same."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.data import Mixup
+from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
+from timm.utils import ModelEmaV3
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+import models
+from checkpoints.fitting import check_classes, load_start_weights
+from checkpoints.reading import flags_in, read_checkpoint
+from checkpoints.sources import local_file
+from config import ComputeConfig, Config, EmaConfig, MixupConfig, ModelConfig, OptimConfig
+from optim_factory import Schedule, create_optimizer, freeze
+from runtime.distributed import DistributedContext
+from runtime.errors import UserError, near_names
+from training.metrics import Meters
+from training.nonfinite import NonFiniteSteps
+from training.state import Progress, TrainState
+from utils import count_gmacs, count_parameters
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrainSetup:
+    """What a training step needs beside the TrainState."""
+
+    criterion: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+    """Logits (N, classes) and labels (N), or soft targets (N, classes) with mixup -> mean loss."""
+    mixup: Mixup | None
+    schedule: Schedule
+    optim: OptimConfig
+    context: DistributedContext
+    total_batch: int
+    """Images of one optimizer step, on all ranks."""
+    seed: int
+    """The random numbers of each step follow from it and the step's number."""
+    precision: torch.dtype | None
+    """What autocast computes in; None leaves it off."""
+
+    def steps_taken(self, progress: Progress) -> int:
+        """Steps of the next epoch that its used images stand for, with this total batch."""
+        taken = -(-progress.position // self.total_batch)
+        return min(self.schedule.steps_per_epoch, taken)
+
+
+def build_model(config: ModelConfig, num_classes: int) -> nn.Module:
+    """A registered model; raises UserError with near names for one that does not exist."""
+    if not timm.is_model(config.model):
+        hint = near_names(config.model, timm.list_models()) or "; see timm.list_models()"
+        raise UserError(f"there is no model {config.model}{hint}")
+    options: dict[str, Any] = {}
+    if config.drop_path:
+        options["drop_path_rate"] = config.drop_path
+    if config.model in timm.list_models("hornet_*"):
+        options["layer_scale_init_value"] = config.layer_scale_init_value
+        options["head_init_scale"] = config.head_init_scale
+    try:
+        return timm.create_model(
+            config.model, num_classes=num_classes, **options | config.model_kwargs
+        )
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"--model {config.model} cannot be built: {error}") from None
+
+
+def prepare_model(model: nn.Module, config: ComputeConfig, device: torch.device) -> nn.Module:
+    """The model on its device, accelerated, laid out and compiled as the flags say."""
+    if config.grad_checkpointing:
+        if not hasattr(model, "set_grad_checkpointing"):
+            raise UserError("--grad_checkpointing true: the model cannot")
+        try:
+            model.set_grad_checkpointing(True)  # type: ignore[operator]
+        except (AssertionError, NotImplementedError) as error:
+            raise UserError(f"--grad_checkpointing true: the model cannot: {error}") from None
+    if config.compile and config.memory == "lean":
+        raise UserError("--memory lean: a compiler chooses by itself; leave out --compile true")
+    asked = {"--memory lean": config.memory == "lean", "--triton true": config.triton}
+    for flag, is_on in asked.items():
+        if is_on and not any(isinstance(layer, models.Block) for layer in model.modules()):
+            raise UserError(f"{flag}: the model cannot: it has no HorNet blocks")
+    model = models.accelerate(model, config.memory, config.triton)
+    # HorNets compute channels last: with weights laid out so, gradients have the strides of the
+    # weights, which DistributedDataParallel wants
+    layout = torch.channels_last if config.channels_last else torch.contiguous_format
+    model = model.to(device, memory_format=layout)  # type: ignore[call-overload]
+    if config.compile:
+        model.compile()  # in place: the names of the weights stay
+    return model
+
+
+def amp_dtype(config: ComputeConfig) -> torch.dtype | None:
+    """What autocast computes in, or None without mixed precision."""
+    return getattr(torch, config.amp_dtype) if config.use_amp else None
+
+
+def size_facts(config: ModelConfig, num_classes: int) -> dict[str, float]:
+    """n_parameters and GFLOPs (multiply-adds of one image), as log.txt names them."""
+    size = config.input_size
+    with torch.device("meta"):
+        model = build_model(config, num_classes)
+        try:
+            return {"n_parameters": count_parameters(model), "GFLOPs": count_gmacs(model, size)}
+        except (ValueError, RuntimeError, AssertionError) as error:
+            raise UserError(f"--input_size {size}: {config.model} fails: {error}") from None
+
+
+def build_training(
+    config: Config, model: nn.Module, images: int, num_classes: int, context: DistributedContext
+) -> tuple[TrainState, TrainSetup]:
+    """The start of training `model` on that many images."""
+    total_batch = config.total_batch(context.world_size)
+    schedule = _build_schedule(config, images, total_batch)
+    if config.finetune.freeze:
+        frozen = freeze(model, config.finetune.freeze)
+        logger.info("%d of %d parameters are frozen", frozen, count_parameters(model))
+    optimizer = create_optimizer(config.optim, model, schedule.config.lr)
+    ema = _build_ema(config.ema, config.compute, model, context)
+    mixup = build_mixup(config.mixup, num_classes)
+    if mixup and images < config.mixup.mixup_min_images * num_classes:
+        mixup = None
+        logger.info("no mixup and CutMix: fewer than --mixup_min_images %d images per class",
+                    config.mixup.mixup_min_images)  # fmt: skip
+    # mixup turns labels into smoothed soft targets by itself
+    smoothed = LabelSmoothingCrossEntropy(config.mixup.smoothing)
+    if context.is_distributed:
+        on_gpu = context.device.type == "cuda"
+        model = DistributedDataParallel(model, device_ids=[context.device] if on_gpu else None)
+    start = config.schedule.start_epoch
+    precision = amp_dtype(config.compute)
+    scales = precision == torch.float16
+    state = TrainState(
+        model=model,
+        ema=ema,
+        optimizer=optimizer,
+        scaler=torch.amp.GradScaler(context.device.type) if scales else None,
+        progress=Progress(epoch=start - 1, step=start * schedule.steps_per_epoch),
+        meters=Meters(context.device),
+        nonfinite=NonFiniteSteps(context.device, config.faults.max_bad_steps),
+    )
+    setup = TrainSetup(
+        criterion=SoftTargetCrossEntropy() if mixup else smoothed,
+        mixup=mixup,
+        schedule=schedule,
+        optim=config.optim,
+        context=context,
+        total_batch=total_batch,
+        seed=config.runtime.seed,
+        precision=precision,
+    )
+    return state, setup
+
+
+def _build_schedule(config: Config, images: int, total_batch: int) -> Schedule:
+    if images < total_batch:
+        raise UserError(
+            f"{images} training images do not fill one batch of {total_batch} (batch_size x "
+            "update_freq x processes): lower --batch_size"
+        )
+    rates = config.schedule.scaled(total_batch)
+    if rates != config.schedule:
+        logger.info("learning rate %.3g for a total batch of %d", rates.lr, total_batch)
+    if images % total_batch:
+        logger.info("%d steps per epoch, which leaves out %d of the %d images, others each time",
+                    images // total_batch, images % total_batch, images)  # fmt: skip
+    return Schedule(rates, config.optim.weight_decay, images // total_batch)
+
+
+def _build_ema(
+    config: EmaConfig, compute: ComputeConfig, model: nn.Module, context: DistributedContext
+) -> ModelEmaV3 | None:
+    if not config.model_ema:
+        return None
+    device = torch.device("cpu") if config.model_ema_force_cpu else context.device
+    ema = ModelEmaV3(model, decay=config.model_ema_decay, device=device)
+    if compute.compile:  # a copy is not compiled
+        ema.module.compile()
+    return ema
+
+
+def build_mixup(config: MixupConfig, num_classes: int) -> Mixup | None:
+    """timm's Mixup, which turns labels into smoothed soft targets; None where it is off."""
+    if not config.enabled:
+        return None
+    return Mixup(
+        mixup_alpha=config.mixup,
+        cutmix_alpha=config.cutmix,
+        cutmix_minmax=config.cutmix_minmax,
+        prob=config.mixup_prob,
+        switch_prob=config.mixup_switch_prob,
+        mode=config.mixup_mode,
+        label_smoothing=config.smoothing,
+        num_classes=num_classes,
+    )
+
+
+def start_training(
+    config: Config,
+    model: nn.Module,
+    images: int,
+    classes: list[str],
+    resume_from: str,
+    context: DistributedContext,
+) -> tuple[TrainState, TrainSetup]:
+    """As `build_training`, from --finetune, or where the checkpoint `resume_from` has ended.
+
+    The schedules follow the epochs, whatever the total batch of the run so far was.
+
+    Raises:
+        UserError: the checkpoint can't be read or does not fit.
+    """
+    if config.finetune.finetune and not resume_from:
+        load_start_weights(model, config.finetune, classes, context)
+    state, setup = build_training(config, model, images, len(classes), context)
+    if not resume_from:
+        return state, setup
+    saved = read_checkpoint(local_file(resume_from, context), model)
+    check_classes(saved, classes, resume_from)
+    for change in changed_flags(saved, config):
+        logger.info("flag changed since %s: %s", resume_from, change)
+    state.load_state_dict(saved, resume_from, context)
+    continue_schedules(state, setup, resume_from, "step" in saved)
+    return state, setup
+
+
+def continue_schedules(
+    state: TrainState, setup: TrainSetup, path: str | Path, knows_step: bool
+) -> None:
+    """Sets step and rates of a state that was restored from `path`."""
+    progress, schedule = state.progress, setup.schedule
+    step = (progress.epoch + 1) * schedule.steps_per_epoch + setup.steps_taken(progress)
+    if step != progress.step and knows_step:
+        logger.info("%s had other steps per epoch (total batch, images): the schedules continue at "
+                    "step %d, not %d", path, step, progress.step)  # fmt: skip
+    progress.step = step
+    if step:  # the rates of the last step, by the flags of this run
+        schedule.apply(state.optimizer, step - 1)
+    logger.info("resumed %s at epoch %d, after %d of its images", path, progress.epoch + 1,
+                progress.position)  # fmt: skip
+
+
+def changed_flags(saved: dict[str, Any], config: Config) -> list[str]:
+    """`name old -> new` of every flag that is another than in the checkpoint."""
+    old, flat = flags_in(saved), config.flat()
+    where = {"resume", "output_dir", "log_dir", "local_rank"}  # these name places, not a recipe
+    return [
+        f"{name} {old[name]} -> {flat[name]}"
+        for name in flat
+        if name in old and old[name] != flat[name] and name not in where
+    ]
