@@ -1,19 +1,21 @@
 """Exported files against eager PyTorch: how fast they are, and how far off."""
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from benchmarks.cases import Row, speed, write_photos
-from benchmarks.measure import paired
+from benchmarks.measure import Row, paired, speed
+from benchmarks.networks import Setting
+from benchmarks.pipeline import write_photos
+from inference import export
+from inference.classifier import Classifier, load_classifier, untrained_classifier
+from inference.exported import FORMATS, Exported
 from runtime.errors import MissingPackageError
-from tools import export
-from tools.classifier import Classifier
-from tools.exported import FORMATS, Exported
 
 WAYS = (
     ("onnx", "float32"),
@@ -25,20 +27,40 @@ WAYS = (
 )
 
 
-def exported(
+def exports(
+    peers: dict[str, Callable[..., nn.Module]],
+    sizes: list[int],
+    batches: list[int],
+    rounds: int,
+    checkpoint: str | None,
+    calibration: Path | None,
+) -> Iterator[Row]:
+    """Exported files of the models, and of a checkpoint, whose peer is itself in PyTorch."""
+    trained = load_classifier(checkpoint, takes_exported=False) if checkpoint else None
+    for model, size, batch in product(peers, sizes, batches):
+        cpu = torch.device("cpu")
+        ours, theirs = Setting(model, peers[model], batch, size, torch.float32, cpu, 0).pair()
+        classifier = untrained_classifier(ours.eval(), model, size)
+        yield from _exported(model, classifier, theirs.eval(), batch, rounds)
+    if trained:
+        name = f"{trained.config.model} in {Path(checkpoint or '').name}"
+        for batch in batches:
+            yield from _exported(name, trained, trained.model, batch, rounds, calibration)
+
+
+def _exported(
     name: str,
     classifier: Classifier,
     peer: nn.Module,
     batch: int,
     rounds: int,
-    targets: dict[str, float],
     calibration: Path | None = None,
 ) -> Iterator[Row]:
     """The classifier exported in every way, against the peer in PyTorch, on the CPU.
 
     Its int8 file takes its ranges from the images in `calibration`, or from random photographs.
     """
-    size = classifier.view.input_size
+    size = classifier.preprocessing.input_size
     images = torch.randn(batch, 3, size, size)
     contenders = {"peer": peer, "PyTorch": classifier.model}
     notes = {}
@@ -60,7 +82,7 @@ def exported(
                     errors = export.export(classifier, output, options)
                     notes[what] = f"largest error {max(errors.values()):.1e}"
             except MissingPackageError as error:
-                yield Row(name, what, None, str(error), targets.get(what))
+                yield Row(name, what, None, str(error))
                 continue
             contenders[what] = Exported(output, torch.get_num_threads())
         runs = {what: partial(model, images) for what, model in contenders.items()}
@@ -70,5 +92,4 @@ def exported(
         ratio, figures = speed(timings[what], timings["peer"])
         ours, _ = speed(timings[what], timings["PyTorch"])
         detail = f"{note}; {ours:.2f} times our own in PyTorch; {figures}"
-        case = f"{name}, batch {batch} at {size}"
-        yield Row(case, what, ratio, detail, targets.get(what))
+        yield Row(f"{name}, batch {batch} at {size}", what, ratio, detail)

@@ -1,4 +1,4 @@
-"""Times contenders side by side, interleaved: what disturbs one disturbs them all."""
+"""Times contenders side by side, interleaved, so that a busy machine slows all of them."""
 
 import gc
 import platform
@@ -16,7 +16,7 @@ import torch
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of one contender, a value a round."""
+    """Seconds of one contender, one value per round."""
 
     seconds: list[float]
 
@@ -27,6 +27,31 @@ class Timing:
     def ratios_to(self, peer: "Timing") -> list[float]:
         """How many times as fast as `peer`, round by round, in ascending order."""
         return sorted(p / own for own, p in zip(self.seconds, peer.seconds, strict=True))
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the report: how many times as good as the peer."""
+
+    case: str
+    what: str
+    ratio: float | None
+    """None: not measured."""
+    detail: str = ""
+
+    def __str__(self) -> str:
+        ratio = "not measured" if self.ratio is None else f"{self.ratio:.2f}"
+        return f"| {self.case} | {self.what} | {ratio} | {self.detail} |"
+
+
+def speed(own: Timing, peer: Timing) -> tuple[float, str]:
+    """How many times as fast as the peer, and the figures behind it."""
+    ratios = own.ratios_to(peer)
+    lower, upper = ratios[len(ratios) // 4], ratios[-1 - len(ratios) // 4]
+    return statistics.median(ratios), (
+        f"{1e3 * own.median:.1f} ms, peer {1e3 * peer.median:.1f} ms; "
+        f"quartiles {lower:.2f} to {upper:.2f}, n = {len(ratios)}"
+    )
 
 
 def paired(

@@ -182,8 +182,9 @@ def _read_folder_config(path: Path) -> dict[str, Any]:
         channels, height, width = cfg["input_size"]
         if (channels, height) != (3, width):
             raise ValueError(f"images of {cfg['input_size']}")
-        flags = {"model": facts["architecture"], "model_kwargs": facts.get("model_args", {}),
-                 "input_size": height} | {name: cfg[name] for name in PREPROCESSING}  # fmt: skip
+        kwargs = {k: v for k, v in facts.get("model_args", {}).items() if k != "num_classes"}
+        flags = {"model": facts["architecture"], "model_kwargs": kwargs, "input_size": height}
+        flags |= {name: cfg[name] for name in PREPROCESSING}
         names = facts.get("label_names")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path} is none of timm's: {type(error).__name__} {error}") from None

@@ -12,9 +12,9 @@ from pathlib import Path
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
+from inference.classifier import Classifier, add_flags, load_classifier
 from input_pipeline.images import find_images, load_image
 from runtime.errors import UserError, check_positive, run_program
-from tools.classifier import Classifier, add_flags, load_classifier
 
 CAPTION_WIDTH = 320  # pixels
 
@@ -52,7 +52,7 @@ def predict(
         batch: dict[Path, torch.Tensor] = {}
         for file in files[start : start + batch_size]:
             try:
-                batch[file] = classifier.transform(load_image(str(file)))
+                batch[file] = classifier.preprocessing.transform(load_image(str(file)))
             except UserError as error:
                 unreadable[file] = str(error)
         if not batch:

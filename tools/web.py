@@ -18,6 +18,10 @@ import torch
 from matplotlib import colormaps
 from PIL import Image
 
+from inference import insight
+from inference.classifier import Classifier, add_flags, load_classifier
+from inference.pictures import CAM_ALPHA, examples_of, hornet
+from inference.report import images_of, spread
 from input_pipeline.images import find_images
 from runtime.errors import (
     MissingPackageError,
@@ -26,9 +30,6 @@ from runtime.errors import (
     reason_of,
     run_program,
 )
-from tools import insight
-from tools.classifier import Classifier, add_flags, load_classifier
-from tools.visualize import CAM_ALPHA, examples_of, hornet, images_of, spread
 
 SHOWN_SIDE = 448
 """Pixels of the picture of where the network looks."""
@@ -105,7 +106,7 @@ def page(classifier: Classifier, source: str, examples: list[Path]) -> Any:
         return show(file, event.value)[1]
 
     title = f"{source}: {classifier.config.model}, {len(names)} classes"
-    size = classifier.view.input_size
+    size = classifier.preprocessing.input_size
     with gradio.Blocks(title=title, analytics_enabled=False, delete_cache=(3600, 3600)) as blocks:
         gradio.Markdown(
             f"## {title}\nIn the middle is what the network sees of an image, {size} x {size} "

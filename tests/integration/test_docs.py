@@ -14,21 +14,22 @@ import timm
 import torch
 from PIL import Image
 
+from benchmarks import __main__ as benchmarks
 from config.command_line import parse_args
+from inference.classifier import load_classifier
 from models import GnConv
 from run_with_submitit import plan
 from tests.drawings import draw, write_drawings
 from tests.integration.conftest import ROOT, launch
-from tools import benchmark, convert, export, flops, predict, visualize, web
-from tools.classifier import load_classifier
+from tools import convert, export, flops, predict, visualize, web
 
 PAGES = sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))
 DOCS = ["README.md", "TRAINING.md", "CONTRIBUTING.md", *PAGES]
 
 TOOLS = {
     f"tools.{name.__name__.rpartition('.')[2]}": name.parser
-    for name in (predict, flops, export, convert, benchmark, visualize, web)
-}
+    for name in (predict, flops, export, convert, visualize, web)
+} | {"benchmarks": benchmarks.parser}
 
 
 def blocks(language):
@@ -111,7 +112,7 @@ def test_code_of_deploy_runs_without_this_project(elsewhere, name):
     classifier = load_classifier(checkpoint)
     image = Image.open(folder / "image.jpg").convert("RGB")
     with torch.no_grad():
-        logits = classifier.model(classifier.transform(image)[None])[0]
+        logits = classifier.model(classifier.preprocessing.transform(image)[None])[0]
     found = run(sys.executable, "-c", of_onnx + "print(logits[0].tolist())").splitlines()
     assert found[0] == "abc"[logits.argmax()]
     torch.testing.assert_close(torch.tensor(json.loads(found[1])), logits, rtol=1e-4, atol=1e-4)
@@ -122,11 +123,13 @@ def test_code_of_deploy_runs_without_this_project(elsewhere, name):
         run(sys.executable, "-c", only_pixels)
         pixels = torch.tensor(np.load(folder / "pixels.npy")).permute(2, 0, 1).float()
         shown = Image.open(folder / "image.jpg").convert("RGB")
-        torch.testing.assert_close(pixels, classifier.transform(shown), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            pixels, classifier.preprocessing.transform(shown), rtol=1e-4, atol=1e-4
+        )
     image.save(folder / "image.jpg", quality=95)
     image = Image.open(folder / "image.jpg").convert("RGB")
     with torch.no_grad():
-        logits = classifier.model(classifier.transform(image)[None])[0]
+        logits = classifier.model(classifier.preprocessing.transform(image)[None])[0]
 
     assert convert.main([checkpoint, str(folder / "mine")]) == 0
     code = "from PIL import Image\nimage = Image.open('image.jpg').convert('RGB')\n"

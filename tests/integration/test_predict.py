@@ -14,9 +14,9 @@ from PIL import Image
 import main
 from checkpoints.reading import read_checkpoint
 from config.command_line import parse_args
+from inference.classifier import in_words, load_classifier
 from tests.integration.conftest import launch
 from tools import predict
-from tools.classifier import load_classifier, readable
 
 
 @pytest.fixture
@@ -123,7 +123,7 @@ def test_released_checkpoint_of_imagenet(digits, tmp_path, capsys):
     classifier = load_classifier(str(tmp_path / "w.pth"))
     assert len(classifier.labels) == 1000
     assert classifier.labels[0].startswith("tench")
-    assert classifier.transform(Image.new("RGB", (99, 80))).shape == (3, 64, 64)
+    assert classifier.preprocessing.transform(Image.new("RGB", (99, 80))).shape == (3, 64, 64)
     image = next(digits.glob("val/3/*.png"))
     assert run(capsys, image, "--checkpoint", tmp_path / "w.pth")[0] == 0
     torch.save(model.state_dict(), tmp_path / "bare.pth")
@@ -143,7 +143,7 @@ def test_checkpoint_of_timms_own_script(tmp_path, size):
     torch.save(weights | {"args": flags, "epoch": 1}, tmp_path / "last.pth.tar")
     for network, ema in zip(networks, (False, True), strict=True):
         classifier = load_classifier(str(tmp_path / "last.pth.tar"), ema=ema)
-        assert classifier.view.input_size == 64
+        assert classifier.preprocessing.input_size == 64
         torch.testing.assert_close(classifier.model.head.weight, network.head.weight)
 
 
@@ -157,7 +157,7 @@ def test_view_follows_the_flags_of_the_run(tmp_path):
     for share in (0.5, 1.0):
         more = {"crop_pct": share, "imagenet_default_mean_and_std": False}
         torch.save({"model": model.state_dict(), "args": flags | more}, tmp_path / "w.pth")
-        views[share] = load_classifier(str(tmp_path / "w.pth")).transform(image)
+        views[share] = load_classifier(str(tmp_path / "w.pth")).preprocessing.transform(image)
     # normalised by 0.5 and 0.5: black is -1; cropped to the inner half, all but the edge is black
     assert views[1.0].min().item() == pytest.approx(-1, abs=1e-3)
     assert views[0.5][:, 4:-4, 4:-4].max().item() == pytest.approx(-1, abs=1e-3)
@@ -165,9 +165,9 @@ def test_view_follows_the_flags_of_the_run(tmp_path):
 
 
 def test_names_of_classes():
-    assert readable(["cat", "dog"]) == ["cat", "dog"]
-    assert readable(["0", "1"]) == ["0", "1"]
-    assert readable(["n01440764", "n01443537"])[1].startswith("goldfish")
+    assert in_words(["cat", "dog"]) == ["cat", "dog"]
+    assert in_words(["0", "1"]) == ["0", "1"]
+    assert in_words(["n01440764", "n01443537"])[1].startswith("goldfish")
 
 
 def test_mistakes_are_one_line(digits, trained, tmp_path, capsys):

@@ -14,10 +14,12 @@ from torch import nn
 import main
 from config import ModelConfig
 from config.command_line import parse_args
-from runtime.curves import PANELS
+from inference import insight, pictures, report
+from inference.classifier import Classifier, Preprocessing, load_classifier
+from input_pipeline.images import find_images
+from runtime.curves import PANELS, draw_curves
 from runtime.errors import UserError
 from tools import visualize
-from tools.classifier import Classifier, View
 
 GF = ["--checkpoint", "gf.pth", "--output", "a.png"]
 
@@ -78,9 +80,9 @@ def test_report_of_a_run(digits, trained, capsys):
 
 
 def test_confusions_are_counted(digits, trained, tmp_path):
-    classifier = visualize.load_classifier(str(next(trained.glob("checkpoint-1.pth"))))
-    files = visualize.find_images([str(digits / "val")])
-    figure = visualize.draw_confusion(classifier, files)
+    classifier = load_classifier(str(next(trained.glob("checkpoint-1.pth"))))
+    files = find_images([str(digits / "val")])
+    figure = pictures.draw_confusion(classifier, files)
     matrix = figure.subfigs[0].axes[0]
     places = [(*map(int, text.get_position()), int(text.get_text())) for text in matrix.texts]
     cells = {(row, column): count for column, row, count in places}
@@ -88,7 +90,7 @@ def test_confusions_are_counted(digits, trained, tmp_path):
     rows = [sum(n for (row, _), n in cells.items() if row == label) for label in range(3)]
     assert rows == [11, 11, 11]
     with torch.no_grad():
-        inputs = visualize.examples_of(classifier, files).inputs
+        inputs = pictures.examples_of(classifier, files).inputs
         found = [classifier.classes[label] for label in classifier.model(inputs).argmax(1)]
     right = sum(file.parent.name == name for file, name in zip(files, found, strict=True))
     assert sum(n for (row, column), n in cells.items() if row == column) == right
@@ -140,8 +142,8 @@ def test_images_of_a_run_are_those_held_out(digits, flags, tmp_path):
     config = [*flags, "--data_path", str(digits / "train"), "--val_fraction", "0.25"]
     out = tmp_path / "run"
     main.run(parse_args([*config, "--epochs", "1", "--output_dir", str(out)]))
-    saved = visualize.load_classifier(str(out / "checkpoint-0.pth")).flags
-    files = visualize.images_of(saved)
+    saved = load_classifier(str(out / "checkpoint-0.pth")).flags
+    files = report.images_of(saved)
     assert len(files) == 3 * 6
     main.run(parse_args([*config, "--eval", "true", "--resume", str(out / "checkpoint-0.pth"),
                          "--output_dir", str(tmp_path / "evaluated")]))  # fmt: skip
@@ -152,7 +154,7 @@ def test_images_of_a_run_are_those_held_out(digits, flags, tmp_path):
 @pytest.mark.parametrize("lost", [{"data_set": "CIFAR"}, {"data_path": "/nowhere"}])
 def test_lost_images_of_a_run_are_asked_for(lost):
     with pytest.raises(UserError, match="give --images FOLDER"):
-        visualize.images_of({"data_set": "image_folder", "data_path": ".", **lost})
+        report.images_of({"data_set": "image_folder", "data_path": ".", **lost})
 
 
 class Brightness(nn.Module):
@@ -175,16 +177,16 @@ def test_worst_confusions_are_the_surest_mistakes(tmp_path):
         (tmp_path / name).mkdir(exist_ok=True)
         files.append(tmp_path / name / f"{grey}.png")
         Image.new("RGB", (32, 32), (grey, grey, grey)).save(files[-1])
-    view = View(32, (0.5, 0.5, 0.5), (0.2, 0.2, 0.2))
+    view = Preprocessing(32, (0.5, 0.5, 0.5), (0.2, 0.2, 0.2))
     classes = ["dark", "bright", "a$^$b_never"]  # no formula
     classifier = Classifier(Brightness(), ModelConfig(model="a"), classes, view)
-    figure = visualize.draw_confusion(classifier, files)
-    matrix, *pictures = (axes for part in figure.subfigs for axes in part.axes)
+    figure = pictures.draw_confusion(classifier, files)
+    matrix, *shown = (axes for part in figure.subfigs for axes in part.axes)
     assert (matrix.get_xlabel(), matrix.get_ylabel()) == ("predicted", "true")
     assert matrix.get_title() == "accuracy 40.00% of 5 images"
     assert [tick.get_text() for tick in matrix.get_yticklabels()] == ["dark", "bright"]
     np.testing.assert_allclose(matrix.images[0].get_array(), [[1 / 2, 1 / 2], [2 / 3, 1 / 3]])
-    shown = [axes for axes in pictures if axes.images]
+    shown = [axes for axes in shown if axes.images]
     assert [axes.images[0].get_array()[0, 0, 0] * 255 for axes in shown] == pytest.approx(
         [30, 90, 160], abs=0.5
     )
@@ -201,7 +203,7 @@ def test_curves_are_those_of_the_logs(flags, digits, tmp_path):
         run.mkdir(parents=True)
         lines = [{"epoch": 0, "test_acc1": accuracy}, {"epoch": "a"}, {"epoch": 1, "test_loss": 2}]
         (run / "log.txt").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    panels = visualize.draw_curves(runs).axes
+    panels = draw_curves(runs).axes
     log = [json.loads(line) for line in (runs[0] / "log.txt").read_text().splitlines()]
     for axes, series in zip(panels, PANELS.values(), strict=True):
         for line, key in zip(axes.lines, series, strict=False):
@@ -216,28 +218,28 @@ def test_curves_are_those_of_the_logs(flags, digits, tmp_path):
 
 def test_titles_of_pictures(tmp_path):
     save_gf(tmp_path / "gf.pth")
-    classifier = visualize.load_classifier(str(tmp_path / "gf.pth"), input_size=128)
+    classifier = load_classifier(str(tmp_path / "gf.pth"), input_size=128)
     inputs = torch.randn(3, 3, 128, 128)
-    examples = visualize.Examples(inputs, np.zeros((3, 128, 128, 3)), torch.tensor([0, 1, 2]))
+    examples = pictures.Examples(inputs, np.zeros((3, 128, 128, 3)), torch.tensor([0, 1, 2]))
     with torch.no_grad():
         shares = classifier.model(inputs).softmax(1)
-    pictures = visualize.draw_cam(classifier, examples).axes[:3]
-    for index, axes in enumerate(pictures):
+    shown = pictures.draw_cam(classifier, examples).axes[:3]
+    for index, axes in enumerate(shown):
         found = int(shares[index].argmax())
         first, *rest = axes.get_title().splitlines()
         assert first == f"{found} {shares[index].max():.0%}"
         assert rest == ([] if found == index else [f"(true {index})"])
-        cam = visualize.insight.grad_cam(classifier.model, inputs[index : index + 1])[0]
+        cam = insight.grad_cam(classifier.model, inputs[index : index + 1])[0]
         np.testing.assert_allclose(axes.images[1].get_array(), cam, atol=1e-5)
-    gates = visualize.draw_gates(classifier, examples)
+    gates = pictures.draw_gates(classifier, examples)
     rows = [axes.get_title() for axes in gates.axes if axes.get_title().startswith("stages")]
     assert [row[:8] for row in rows] == ["stages.0", "stages.1", "stages.2", "stages.3"]
-    maps = visualize.insight.gate_maps(classifier.model, inputs[:1])
+    maps = insight.gate_maps(classifier.model, inputs[:1])
     drawn = [axes.images[0].get_array() for axes in gates.axes if "alpha" in axes.get_title()]
     of_model = [gate[0] for orders in maps.values() for gate in orders]
     for ours, theirs in zip(drawn, of_model, strict=True):
         np.testing.assert_allclose(ours, theirs)
-    filters = visualize.draw_filters(classifier)
+    filters = pictures.draw_filters(classifier)
     rows = [axes.get_title(loc="left") for axes in filters.axes if axes.get_title(loc="left")]
     assert [row.partition(":")[0] for row in rows] == [
         *2 * ["stages.2.0.gnconv.dwconv"], *2 * ["stages.3.0.gnconv.dwconv"],
@@ -247,15 +249,15 @@ def test_titles_of_pictures(tmp_path):
 def test_report_is_of_the_best_checkpoint_and_survives_a_bad_image(digits, trained, tmp_path):
     shutil.copytree(digits / "val", tmp_path / "val")
     next(tmp_path.glob("val/3/*.png")).write_bytes(b"no image")
-    page = visualize.report(trained, None, tmp_path / "val", 4)
+    page = report.report(trained, None, tmp_path / "val", 4)
     assert "checkpoint-best.pth" in page
     assert "32 of the 33" in page
     log = [json.loads(line) for line in (trained / "log.txt").read_text().splitlines()]
     assert f"{max(record['test_acc1'] for record in log):.2f} %" in page
     named = trained.rename(trained.with_name("a <b>run"))
-    assert "<h1>a &lt;b&gt;run</h1>" in visualize.report(named, None, tmp_path / "val", 4)
+    assert "<h1>a &lt;b&gt;run</h1>" in report.report(named, None, tmp_path / "val", 4)
     trained = named
-    other = visualize.report(trained, str(trained / "checkpoint-0.pth"), tmp_path / "val", 4)
+    other = report.report(trained, str(trained / "checkpoint-0.pth"), tmp_path / "val", 4)
     assert "checkpoint-0.pth" in other
 
 
@@ -268,19 +270,19 @@ def test_report_is_of_the_best_checkpoint_and_survives_a_bad_image(digits, train
 )  # fmt: skip
 def test_strange_flags_of_a_checkpoint_are_no_traceback(strange, digits):
     with pytest.raises(UserError, match="give --images FOLDER"):
-        visualize.images_of({"data_set": "image_folder", "data_path": str(digits), **strange})
+        report.images_of({"data_set": "image_folder", "data_path": str(digits), **strange})
 
 
 def test_eval_data_path_counts_as_in_training(digits, tmp_path):
     """For image folders only."""
     flags = {"data_path": str(digits), "eval_data_path": str(digits / "train")}
-    assert "val" in str(visualize.images_of({**flags, "data_set": "IMNET"})[0])
-    assert "train" in str(visualize.images_of({**flags, "data_set": "image_folder"})[0])
+    assert "val" in str(report.images_of({**flags, "data_set": "IMNET"})[0])
+    assert "train" in str(report.images_of({**flags, "data_set": "image_folder"})[0])
 
 
 def test_images_are_spread_over_the_classes(digits):
-    files = visualize.find_images([str(digits / "val")])
-    assert [file.parent.name for file in visualize.spread(files, 6)] == [
+    files = find_images([str(digits / "val")])
+    assert [file.parent.name for file in report.spread(files, 6)] == [
         "0",
         "0",
         "3",
@@ -288,4 +290,4 @@ def test_images_are_spread_over_the_classes(digits):
         "7",
         "7",
     ]
-    assert visualize.spread(files, 1000) == files
+    assert report.spread(files, 1000) == files

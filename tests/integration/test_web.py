@@ -16,9 +16,10 @@ import timm
 import torch
 from PIL import Image
 
+from inference import insight, pictures
+from inference.classifier import load_classifier
 from tests.integration.conftest import ROOT
-from tools import insight, visualize, web
-from tools.classifier import load_classifier
+from tools import visualize, web
 from tools.predict import predict
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -112,7 +113,7 @@ def test_answer_is_that_of_predict(weights, digits):
         _, picture = web.answer(classifier, file, label)
         assert picture.size == (web.SHOWN_SIDE, web.SHOWN_SIDE)
         heat = insight.grad_cam(classifier.model, image, torch.tensor([label]))[0].numpy()
-        pixels = visualize.examples_of(classifier, [file]).pixels[0]
+        pixels = pictures.examples_of(classifier, [file]).pixels[0]
         blend = 0.55 * pixels + 0.45 * matplotlib.colormaps["jet"](heat)[..., :3]
         small = np.asarray(picture.resize((64, 64), Image.Resampling.BOX)) / 255
         assert np.abs(small - blend).mean() < 0.01

@@ -9,10 +9,10 @@ import timm
 import torch
 from torch import nn
 
+from benchmarks.__main__ import main
 from benchmarks.measure import Timing, kept_bytes, paired, peak_bytes
 from benchmarks.peers import PLAIN, load_peer
 from runtime.errors import UserError
-from tools.benchmark import main
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parents[2]
@@ -124,7 +124,7 @@ def test_it_needs_the_packages_of_the_models_alone():
     code = f"""
 import sys
 sys.modules |= dict.fromkeys({others})
-from tools.benchmark import main
+from benchmarks.__main__ import main
 sys.exit(main(["--gpu", "--device", "cpu", "--minutes", "1e-9", "--rounds", "1"]))"""
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT

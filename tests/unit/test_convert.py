@@ -9,16 +9,16 @@ import pytest
 import timm
 import torch
 
-import tools.convert
 from checkpoints.reading import read_checkpoint
 from checkpoints.run_folder import save_checkpoint
 from checkpoints.sources import with_model_of_weights
 from config.command_line import parse_args
+from inference import convert as conversion
+from inference.classifier import load_classifier
 from models import plain
 from runtime.distributed import DistributedContext
 from runtime.errors import UserError
 from tests.drawings import draw
-from tools.classifier import load_classifier
 from tools.convert import main
 
 CLASSES = ["ant", "bee", "cat"]
@@ -66,7 +66,9 @@ def assert_same(first, second):
     assert list(ours) == list(theirs)
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     assert first.classes == second.classes == CLASSES
-    torch.testing.assert_close(first.transform(IMAGE), second.transform(IMAGE), rtol=0, atol=0)
+    torch.testing.assert_close(
+        first.preprocessing.transform(IMAGE), second.preprocessing.transform(IMAGE), rtol=0, atol=0
+    )
 
 
 def test_there_and_back_again(source, tmp_path):
@@ -91,7 +93,7 @@ def test_timm_loads_the_folder(source, tmp_path):
     model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     config = timm.data.resolve_model_data_config(model)
     images = timm.data.create_transform(**config, is_training=False)(IMAGE)[None]
-    torch.testing.assert_close(images[0], ours.transform(IMAGE))
+    torch.testing.assert_close(images[0], ours.preprocessing.transform(IMAGE))
     with torch.no_grad():
         torch.testing.assert_close(model(images), plain(ours.model)(images), rtol=0, atol=0)
     assert json.loads((folder / "config.json").read_text())["label_names"] == CLASSES
@@ -194,7 +196,7 @@ def test_folders_of_others(converted, tmp_path, values, message):
     model = timm.create_model(f"local-dir:{folder}", pretrained=True)
     config = timm.data.resolve_model_data_config(model)
     theirs = timm.data.create_transform(**config, is_training=False)(IMAGE)
-    torch.testing.assert_close(load_classifier(str(folder)).transform(IMAGE), theirs)
+    torch.testing.assert_close(load_classifier(str(folder)).preprocessing.transform(IMAGE), theirs)
 
 
 def test_what_loading_would_change_is_refused(tmp_path, capsys):
@@ -215,11 +217,12 @@ def test_what_loading_would_change_is_refused(tmp_path, capsys):
 
 
 def test_a_form_that_reads_otherwise_is_not_kept(source, tmp_path, capsys, monkeypatch):
-    def forgetful(classifier):
-        return {"args": tools.convert.rest(classifier)["args"], "classes": ["x", "y", "z"]}
+    flags = conversion._flags
 
-    monkeypatch.setattr(tools.convert, "rest", tools.convert._rest, raising=False)
-    monkeypatch.setattr(tools.convert, "_rest", forgetful)
+    def forgetful(classifier):
+        return flags(classifier) | {"std": [0.1, 0.2, 0.3]}
+
+    monkeypatch.setattr(conversion, "_flags", forgetful)
     assert main([str(source), str(tmp_path / "a.pth")]) == 1
     assert "reads as something else than was written" in capsys.readouterr().err
     assert not (tmp_path / "a.pth").exists()

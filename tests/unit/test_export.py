@@ -10,13 +10,14 @@ import timm
 import torch
 
 import models
+from inference import export, quantize
+from inference.classifier import load_classifier
+from inference.exported import FORMATS, Exported, Facts
 from runtime.errors import UserError
 from tests.drawings import CLASSES as SHAPES
 from tests.drawings import write_drawings
-from tools import export, predict, quantize
-from tools.classifier import load_classifier
+from tools import predict
 from tools.export import main
-from tools.exported import FORMATS, Exported, Facts
 
 SMALL = ["--input-size", "64"]
 ANY = ["--dynamic", "batch"]
@@ -143,7 +144,7 @@ def test_norms_and_scales_are_folded(tmp_path):
 @pytest.mark.slow
 def test_any_size_is_told_to_predict(tmp_path):
     network = exported(tmp_path, "torchscript", "hornet_atto_7x7", "--dynamic", "size")
-    assert load_classifier(str(network), input_size=96).view.input_size == 96
+    assert load_classifier(str(network), input_size=96).preprocessing.input_size == 96
     network.unlink()
     network = exported(tmp_path, "torchscript", "hornet_atto_7x7")
     with pytest.raises(UserError, match="are fixed"):

@@ -5,9 +5,9 @@ import timm
 import torch
 from torch import nn
 
+from inference import insight
 from models import GlobalLocalFilter, GnConv
 from models.spectral import spectral_filter
-from tools import insight
 
 
 @pytest.fixture

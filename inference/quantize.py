@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from inference.classifier import Classifier
 from input_pipeline.images import find_images
 from runtime.errors import UserError
-from tools.classifier import Classifier
 
 CALIBRATION_IMAGES = 128
 """As many give the ranges of the activations at most."""

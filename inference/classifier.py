@@ -1,4 +1,4 @@
-"""A trained classifier out of a checkpoint, with all that its images and classes need."""
+"""A trained classifier with its classes and preprocessing, out of a checkpoint or exported file."""
 
 import argparse
 from collections.abc import Callable
@@ -23,45 +23,58 @@ from checkpoints.reading import (
 )
 from checkpoints.sources import local_file, model_of
 from config import DataConfig, ModelConfig
+from inference.exported import FORMATS, Exported
 from input_pipeline.images import load_image
 from input_pipeline.transforms import CROP_PCT, eval_transform, is_warped, mean_std
 from models import accelerate, checkpoint_filter_fn
 from runtime.errors import UserError
-from tools.exported import FORMATS, Exported
 from training.build import build_model
 from utils import numbered_classes
 
 
 @dataclass(frozen=True)
+class Preprocessing:
+    """How an image becomes the input of a model."""
+
+    input_size: int
+    """Height and width in pixels."""
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    crop_pct: float | None = None
+    """Fraction of the short side that is shown; None where the image is warped to the square."""
+
+    @cached_property
+    def transform(self) -> Callable[[Image.Image], torch.Tensor]:
+        return eval_transform(self.input_size, self.mean, self.std, self.crop_pct)
+
+
+@dataclass(frozen=True)
 class Classifier:
-    """A model in evaluation mode: transform(image) (3, S, S) -> model -> logits of `classes`."""
+    """A model in evaluation mode: preprocessed images (N, 3, S, S) -> logits of `classes`."""
 
     model: nn.Module
     config: ModelConfig
-    """What it is an instance of; of an exported one the name alone."""
+    """What the model is an instance of; of an exported file only the name."""
     classes: list[str]
-    view: "View"
+    preprocessing: Preprocessing
     flags: dict[str, Any] = field(default_factory=dict)
-    """Those of the run that it comes from; of a network without one none."""
+    """The flags of the run that it comes from, if any."""
 
     @cached_property
     def labels(self) -> list[str]:
         """The classes, those of ImageNet in words."""
-        return readable(self.classes)
+        return in_words(self.classes)
 
     @cached_property
     def folders(self) -> list[str]:
-        """What the folders of the classes' images are called; of ImageNet-1K its synsets."""
+        """The names of the classes' folders of images; of ImageNet-1K its synsets."""
         info = ImageNetInfo()
         is_imagenet = self.classes == numbered_classes(info.num_classes())
         return info.label_names() if is_imagenet else self.classes
 
-    def transform(self, image: Image.Image) -> torch.Tensor:
-        return self.view.transform(image)
-
     def inputs(self, files: list[Path]) -> torch.Tensor:
         """Image files as the model takes them, (N, 3, S, S); UserError for an unreadable one."""
-        return torch.stack([self.transform(load_image(str(file))) for file in files])
+        return torch.stack([self.preprocessing.transform(load_image(str(f))) for f in files])
 
     def truth(self, files: list[Path]) -> torch.Tensor | None:
         """The label of each file by its folder's name; None where one is no class."""
@@ -70,33 +83,14 @@ class Classifier:
         return None if None in labels else torch.tensor(labels)
 
 
-@dataclass(frozen=True)
-class View:
-    """How an image becomes the input of a model."""
-
-    input_size: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    crop_pct: float | None = None
-    """Share of the short side that is shown; None where the image is warped to the square."""
-
-    @cached_property
-    def transform(self) -> Callable[[Image.Image], torch.Tensor]:
-        return eval_transform(self.input_size, self.mean, self.std, self.crop_pct)
-
-
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """--checkpoint, --model, --ema and --input-size: the arguments of `load_classifier`."""
     add = parser.add_argument
     add("--checkpoint", required=True, help="path, address, or name of published weights")
     add("--model", default="", help="its model, where the checkpoint names none")
-    add("--ema", action="store_true", help="take the moving average of the weights")
-    add(
-        "--input-size",
-        "--input_size",
-        type=int,
-        help="pixels; as in the checkpoint's run if absent",
-    )
+    add("--ema", action="store_true", help="take the EMA of the weights")
+    add("--input-size", "--input_size", type=int,
+        help="pixels; as in the checkpoint's run if not given")  # fmt: skip
 
 
 def load_classifier(
@@ -109,12 +103,12 @@ def load_classifier(
     """The classifier of a checkpoint: of this project, of the release, or published by name.
 
     Args:
-        source: Path, address, or name of published weights; a folder in timm's form; or a file of
-            tools.export.
+        source: Path, address, or name of published weights; a folder in the form of timm; or a file
+            of tools.export.
         model: Name of the model, where the checkpoint does not name it.
-        ema: Take the moving average of the weights.
+        ema: Take the EMA of the weights.
         input_size: Height and width of the images; those of the checkpoint's run if not given.
-        takes_exported: Whether a file of tools.export, which has no weights to name, is good too.
+        takes_exported: Whether a file of tools.export will do, too; it has no weights by name.
 
     Raises:
         UserError: the file can't be had, read, or does not fit the model.
@@ -133,24 +127,24 @@ def load_classifier(
     num_classes = _rows_of_head(weights, config.model, path)
     network = build_model(replace(config, drop_path=0.0), num_classes)
     load_exactly(network, checkpoint_filter_fn(weights, network), path)
-    if input_size is None and "input_size" not in flags and timm.is_model(config.model):
-        input_size = timm.get_pretrained_cfg(config.model).input_size[-1]  # type: ignore[union-attr]
-    size = input_size or config.input_size
-    view = _view(flags, size, path)
+    cfg = timm.get_pretrained_cfg(config.model) if timm.is_model(config.model) else None
+    if input_size is None and "input_size" not in flags and cfg:
+        input_size = cfg.input_size[-1]
+    config = replace(config, input_size=input_size or config.input_size)
     names = classes_in(checkpoint, path) or numbered_classes(num_classes)
     if len(names) != num_classes:
         raise UserError(f"checkpoint {path}: its classes are no list of {num_classes} names")
-    network = accelerate(network.eval())
-    return Classifier(network, replace(config, input_size=size), names, view, flags)
+    preprocessing = _preprocessing(flags, config.input_size, path)
+    return Classifier(accelerate(network.eval()), config, names, preprocessing, flags)
 
 
 def untrained_classifier(network: nn.Module, model: str, input_size: int) -> Classifier:
-    """A network that has learnt nothing, with the usual view of images, and numbered classes."""
+    """A network that has learnt nothing, with the default preprocessing and numbered classes."""
     num_classes: int = network.num_classes  # type: ignore[assignment]
     config = ModelConfig(model=model, input_size=input_size)
     crop_pct = None if is_warped(input_size) else CROP_PCT
-    view = View(input_size, *mean_std(DataConfig()), crop_pct)
-    return Classifier(network, config, numbered_classes(num_classes), view)
+    preprocessing = Preprocessing(input_size, *mean_std(DataConfig()), crop_pct)
+    return Classifier(network, config, numbered_classes(num_classes), preprocessing)
 
 
 def _exported_classifier(path: Path, model: str, ema: bool, input_size: int | None) -> Classifier:
@@ -162,8 +156,9 @@ def _exported_classifier(path: Path, model: str, ema: bool, input_size: int | No
             f"{path} is exported: its model, weights and input size ({facts.input_size}) are fixed"
         )
     crop_pct = None if is_warped(size) else facts.crop_pct or CROP_PCT
-    view = View(size, tuple(facts.mean), tuple(facts.std), crop_pct)
-    return Classifier(network.eval(), ModelConfig(model=facts.model), facts.classes, view)
+    preprocessing = Preprocessing(size, tuple(facts.mean), tuple(facts.std), crop_pct)
+    config = ModelConfig(model=facts.model, input_size=size)
+    return Classifier(network.eval(), config, facts.classes, preprocessing)
 
 
 def _rows_of_head(weights: dict[str, torch.Tensor], model: str, path: Path) -> int:
@@ -175,14 +170,14 @@ def _rows_of_head(weights: dict[str, torch.Tensor], model: str, path: Path) -> i
     raise UserError(f"checkpoint {path} has no head {name}: it cannot tell classes")
 
 
-def _view(flags: dict[str, Any], size: int, path: Path) -> View:
-    """The preprocessing that a checkpoint's flags ask for, of this project's runs or of timm's."""
+def _preprocessing(flags: dict[str, Any], size: int, path: Path) -> Preprocessing:
+    """What a checkpoint's flags ask for, of this project's runs or of timm's."""
     of_imagenet = flags.get("imagenet_default_mean_and_std", True)
     mean, std = mean_std(DataConfig(imagenet_default_mean_and_std=bool(of_imagenet)))
     try:
         mean, std = (
-            tuple(map(float, flags.get(name) or usual))
-            for name, usual in (("mean", mean), ("std", std))
+            tuple(map(float, flags.get(name) or default))
+            for name, default in (("mean", mean), ("std", std))
         )
         if size < 1:
             raise ValueError(f"input size {size}")
@@ -200,10 +195,10 @@ def _view(flags: dict[str, Any], size: int, path: Path) -> View:
             raise ValueError(f"interpolation {flags['interpolation']} instead of bicubic")
     except (TypeError, ValueError) as error:
         raise UserError(f"checkpoint {path}: its images cannot be prepared: {error}") from None
-    return View(size, mean, std, None if is_warped(size) else crop_pct)
+    return Preprocessing(size, mean, std, None if is_warped(size) else crop_pct)
 
 
-def readable(classes: list[str]) -> list[str]:
+def in_words(classes: list[str]) -> list[str]:
     """ImageNet-1K's descriptions where the names are its synsets, or a thousand bare numbers."""
     info = ImageNetInfo()
     if classes == numbered_classes(info.num_classes()):

@@ -1,0 +1,164 @@
+"""The weights of a classifier in another form, the same to the last bit."""
+
+import copy
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import timm
+import torch
+
+from checkpoints.reading import (
+    FOLDER_CONFIG,
+    FOLDER_WEIGHTS,
+    METADATA,
+    PREPROCESSING,
+    ema_weights_in,
+    read_checkpoint,
+    weights_in,
+)
+from checkpoints.sources import local_file
+from inference.classifier import Classifier, load_classifier
+from models import HorNet
+from runtime.errors import UserError
+from runtime.files import written_whole
+from utils import count_parameters, numbered_classes
+
+FORMS = (".pth", ".safetensors", "")
+"""Suffixes of the output; none for a folder in the form of timm and Hugging Face."""
+
+CARD = """---
+tags:
+- image-classification
+- timm
+- hornet
+pipeline_tag: image-classification
+library_name: timm
+license: {license}
+---
+# {name}
+
+An image classifier: HorNet, with recursive gated convolutions ([paper](https://arxiv.org/abs/2207.14284)).
+
+- Model: `{model}`, {parameters} M parameters
+- Images: {size} x {size} pixels
+- Classes: {classes}
+
+```python
+import timm
+from PIL import Image
+
+import hornet  # registers the models: pip install . in a clone of HorNet for PyTorch
+
+model = timm.create_model("hf-hub:USER/{name}", pretrained=True).eval()  # or local-dir:FOLDER
+transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+logits = model(transform(Image.open("image.jpg").convert("RGB"))[None])
+```
+"""  # noqa: E501
+
+
+def convert(source: str, output: Path, model: str = "", ema: bool = False) -> Classifier:
+    """Writes the classifier of `source` in the form of `output`, and reads it to compare.
+
+    Args:
+        source, model, ema: As of `load_classifier`.
+        output: FILE.pth, FILE.safetensors, or a new folder.
+
+    Raises:
+        UserError: the source can't be read, or the output not written; nothing is left of it.
+    """
+    if output.suffix not in FORMS:
+        raise UserError(f"{output}: give FILE.pth, FILE.safetensors, or a folder without a suffix")
+    if output.exists():
+        raise UserError(f"{output} exists already: give another name")
+    if not output.absolute().parent.is_dir():
+        raise UserError(f"{output}: {output.parent} is no folder")
+    classifier = load_classifier(source, model, ema, takes_exported=False)
+    weights = classifier.model.state_dict()
+    _check_unchanged(weights, source, ema)
+    if not output.suffix and not isinstance(classifier.model, HorNet):
+        raise UserError(f"{output}: folders are for HorNets, not {classifier.config.model}")
+    with written_whole(output) as written:
+        rest = {"args": _flags(classifier), "classes": classifier.classes}
+        if output.suffix == ".pth":
+            data = io.BytesIO()  # on a full disk torch's own writer would fail in two tracebacks
+            torch.save({"model": weights, **rest}, data)
+            written.write_bytes(data.getbuffer())
+        elif output.suffix == ".safetensors":
+            metadata = {"format": "pt", METADATA: json.dumps(rest)}
+            written.write_bytes(safetensors.torch.save(weights, metadata))
+        else:
+            _write_folder(classifier, written, source in timm.list_pretrained("hornet_*"))
+        again = load_classifier(str(written))
+        found = again.model.state_dict()
+        if (
+            not all(torch.equal(value, found[name]) for name, value in weights.items())
+            or again.config.model != classifier.config.model
+            or (again.classes, again.preprocessing)
+            != (classifier.classes, classifier.preprocessing)
+        ):
+            raise UserError(f"{output} reads as something else than was written: it is not kept")
+    return classifier
+
+
+def _check_unchanged(weights: dict[str, torch.Tensor], source: str, ema: bool) -> None:
+    """Refuses what loading has changed: filters of another size, digits of another type."""
+    path = local_file(source)
+    checkpoint = read_checkpoint(path)
+    saved = ema_weights_in(checkpoint, path) if ema else weights_in(checkpoint, path)
+    assert saved is not None
+    for name, value in saved.items():
+        # a known prefix, as of a wrapper, has been removed
+        own = name if name in weights else next(k for k in weights if name.endswith(f".{k}"))
+        ours = weights[own]
+        if value.shape != ours.shape:
+            raise UserError(
+                f"{source}: {name} is {list(value.shape)}, the model's {list(ours.shape)}: its "
+                "arguments (model_kwargs) are not in the file"
+            )
+        if not torch.equal(ours.to(value.dtype), value) or value.dtype.itemsize > ours.itemsize:
+            raise UserError(
+                f"{source}: {name} is {value.dtype}, more than the model's {ours.dtype}"
+            )
+
+
+def _flags(classifier: Classifier) -> dict[str, Any]:
+    """The flags of the model and its preprocessing, as a checkpoint holds them."""
+    config, preprocessing = classifier.config, classifier.preprocessing
+    return {
+        "model": config.model,
+        "model_kwargs": config.model_kwargs,
+        "layer_scale_init_value": config.layer_scale_init_value,
+        "input_size": preprocessing.input_size,
+        "mean": list(preprocessing.mean),
+        "std": list(preprocessing.std),
+        "crop_pct": preprocessing.crop_pct or 1.0,
+        "crop_mode": "center" if preprocessing.crop_pct else "squash",
+        "interpolation": "bicubic",
+    }
+
+
+def _write_folder(classifier: Classifier, folder: Path, is_published: bool) -> None:
+    """config.json and model.safetensors as timm writes them, and a model card to complete."""
+    config, classes, flags = classifier.config, classifier.classes, _flags(classifier)
+    size, kwargs = flags["input_size"], dict(config.model_kwargs)
+    if not config.layer_scale_init_value:  # then the weights have none
+        kwargs["layer_scale_init_value"] = 0.0
+    model: Any = copy.copy(classifier.model)
+    model.pretrained_cfg = model.pretrained_cfg | {name: flags[name] for name in PREPROCESSING}
+    model.pretrained_cfg["input_size"] = (3, size, size)
+    names = {} if classes == numbered_classes(len(classes)) else {"label_names": classes}
+    timm.models.save_for_hf(model, str(folder), names, kwargs, safe_serialization=True)
+    # else nobody else may read it
+    (folder / FOLDER_WEIGHTS).chmod((folder / FOLDER_CONFIG).stat().st_mode)
+    card = CARD.format(
+        name=folder.name,
+        license="mit" if is_published else "unknown  # say under which licence you give it",
+        model=config.model,
+        parameters=f"{count_parameters(model) / 1e6:.1f}",
+        size=size,
+        classes=len(classes),
+    )
+    (folder / "README.md").write_text(card)
