@@ -45,10 +45,15 @@ test-faults: setup
 	$(BIN)/python -m tests.faults --kills 50
 	$(BIN)/python -m pytest -v -m "slow or not slow" $(addprefix tests/integration/test_,survive.py slurm.py evaluation.py hostile.py)
 
+# import-linter takes packages only, so that modules are linked as packages
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy .
+	rm -rf build/imports
+	for module in *.py; do mkdir -p build/imports/$${module%.py}; ln -s $(CURDIR)/$$module build/imports/$${module%.py}/__init__.py; done
+	for package in */__init__.py; do ln -s $(CURDIR)/$${package%/*} build/imports; done
+	cd build/imports && $(CURDIR)/$(BIN)/lint-imports --no-logo $(CURDIR)/pyproject.toml
 
 format: setup
 	$(BIN)/ruff check --fix .

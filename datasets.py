@@ -1,4 +1,4 @@
-"""build_data: which data sets a run needs, opened."""
+"""build_data: opens the data sets that a run needs."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 from timm.data import create_dataset
 from torchvision.datasets import CIFAR100
 
-from config import AugmentConfig, DataConfig
+from config.flags import AugmentConfig, DataConfig
 from input_pipeline.digits import write_digits
 from input_pipeline.image_sets import (
     ImageSet,
@@ -20,17 +20,18 @@ from input_pipeline.image_sets import (
 )
 from input_pipeline.timm_sets import PREFIXES, open_timm_set
 from input_pipeline.transforms import eval_transform, mean_std, train_transform
+from runtime.distributed import SINGLE_PROCESS, DistributedContext, first_on_each_machine
 from runtime.errors import UserError
 
 FOLDERS = ("IMNET", "image_folder", "digits")
-"""Values of --data_set that are folders of image files."""
+"""Values of --data_set with one folder per class."""
 
 Images = ImageSet | ImageStream
 
 
 @dataclass(frozen=True)
 class Data:
-    """The data sets of a run, and the names of its classes in the order of the labels."""
+    """The data sets of a run, and its class names in the order of the labels."""
 
     train: Images | None
     val: Images | None
@@ -44,7 +45,7 @@ def build_data(
     with_train: bool = True,
     with_val: bool = True,
 ) -> Data:
-    """Opens the data sets that a run needs; raises UserError for one that is missing or empty."""
+    """Open the data sets that a run needs; UserError if one is missing or empty."""
     prefix = config.data_set.partition("/")[0]
     if prefix not in (*FOLDERS, "CIFAR", "tar", *PREFIXES):
         raise UserError(
@@ -53,59 +54,56 @@ def build_data(
         )
     if not Path(config.data_path).is_dir() and (config.has_path or prefix not in ("hfds", "hfids")):
         raise UserError(f"--data_path {config.data_path} is not a folder")
-    normalisation = mean_std(config)
+    mean, std = mean_std(config)
     transforms: dict[str, Any] = {}
     if with_train:
-        transforms["train"] = train_transform(augment, input_size, *normalisation)
+        transforms["train"] = train_transform(augment, input_size, mean, std)
     if with_val:
-        crop_pct = augment.crop_pct
-        transforms["val"] = eval_transform(input_size, *normalisation, crop_pct=crop_pct)
+        transforms["val"] = eval_transform(input_size, mean, std, augment.crop_pct)
     parts: dict[str, Images] = {}
     if prefix in FOLDERS:
         parts.update(_open_folders(config, transforms))
-    elif prefix == "CIFAR":
-        parts.update({part: _open_cifar(config, part, transforms[part]) for part in transforms})
     else:
-        parts.update({part: open_timm_set(config, part, transforms[part]) for part in transforms})
+        open_part = _open_cifar if prefix == "CIFAR" else open_timm_set
+        parts.update({part: open_part(config, part, transforms[part]) for part in transforms})
     classes = _common_classes(config, parts)
     for part, images in parts.items():
-        if isinstance(images, ImageSet):  # a stream was opened with its number of images
+        if isinstance(images, ImageSet):  # streams are opened with max_images
             parts[part] = spread_evenly(images, config.max_images)
     return Data(parts.get("train"), parts.get("val"), classes)
 
 
-def fetch_data(config: DataConfig) -> None:
-    """Puts the data sets that bring their images along where data_path says, once."""
+def fetch_data(config: DataConfig, context: DistributedContext = SINGLE_PROCESS) -> None:
+    """Download or write to data_path, once per machine, the data sets that need no preparation."""
     name, path = config.data_set, config.data_path
     if name not in ("digits", "CIFAR") and not name.startswith("torch/"):
         return
     if not config.has_path:
-        raise UserError(f"--data_set {name} needs a place: give --data_path FOLDER")
+        raise UserError(f"--data_set {name} needs a folder: give --data_path FOLDER")
     try:
-        if name == "digits":
-            write_digits(Path(path))
-        elif name == "CIFAR":
-            CIFAR100(path, download=True)
-        else:
-            for split in (config.train_split, config.val_split):
-                create_dataset(name, root=path, split=split, download=True)
+        with first_on_each_machine(context):
+            if name == "digits":
+                write_digits(Path(path))
+            elif name == "CIFAR":
+                CIFAR100(path, download=True)
+            else:
+                for split in (config.train_split, config.val_split):
+                    create_dataset(name, root=path, split=split, download=True)
     except (OSError, RuntimeError, AssertionError) as error:
-        by_hand = f"; {CIFAR100.url} can be put there by hand" if name == "CIFAR" else ""
+        by_hand = f"; or put {CIFAR100.url} there yourself" if name == "CIFAR" else ""
         raise UserError(
-            f"--data_set {name} cannot be put into --data_path {path}: {error}{by_hand}"
+            f"--data_set {name} cannot be stored in --data_path {path}: {error}{by_hand}"
         ) from None
 
 
 def _open_folders(config: DataConfig, transforms: dict[str, Any]) -> dict[str, ImageSet]:
-    """The parts of a data set of class folders."""
     root = Path(config.data_path)
     if config.data_set != "image_folder":
         return {part: open_folder(root / part, view) for part, view in transforms.items()}
     if config.eval_data_path:
         folders = {"train": root, "val": Path(config.eval_data_path)}
         return {part: open_folder(folders[part], view) for part, view in transforms.items()}
-    train = root / "train" if (root / "train").is_dir() else root
-    val = root / "val" if (root / "val").is_dir() else root
+    train, val = ((root / name if (root / name).is_dir() else root) for name in ("train", "val"))
     if config.val_fraction and val == root:
         opened = {part: open_folder(train, view) for part, view in transforms.items()}
         chosen = held_out(next(iter(opened.values())), config.val_fraction)
@@ -123,28 +121,28 @@ def _open_cifar(config: DataConfig, part: str, transform: Any) -> ImageSet:
     try:
         source = CIFAR100(config.data_path, train=part == "train")
     except RuntimeError as error:
-        raise UserError(f"--data_path {config.data_path} holds no CIFAR-100: {error}") from None
+        raise UserError(f"--data_path {config.data_path} has no CIFAR-100: {error}") from None
     return TorchvisionImages(source, transform, source.classes)
 
 
 def _common_classes(config: DataConfig, parts: dict[str, Images]) -> list[str]:
-    """The classes of the parts; raises UserError where they differ or do not suit the flags."""
+    """Return the classes of all parts; UserError if they differ or don't fit --data_set."""
     path, known = config.data_path, {part: images.classes for part, images in parts.items()}
     if len(known) == 2 and known["train"] != known["val"]:
         train, val = set(known["train"]), set(known["val"])
         raise UserError(
-            f"{path}: images to train on and to evaluate on have different classes: "
-            f"only the first {_some(train - val)}, only the second {_some(val - train)}"
+            f"{path}: training and evaluation images have different classes: only in training "
+            f"{_some(train - val)}, only in evaluation {_some(val - train)}"
         )
     classes = next(iter(known.values()))
     if "train" in parts and len(classes) < 2:
-        raise UserError(f"{path} holds one class only, {classes[0]}: give two or more")
+        raise UserError(f"{path} has a single class, {classes[0]}: give two or more")
     if config.data_set == "digits" and classes != list("0123456789"):
-        raise UserError(f"--data_path {path} holds other images than digits: give a new folder")
+        raise UserError(f"--data_path {path} has other images than digits: give a new folder")
     if config.data_set == "IMNET" and len(classes) != 1000:
         raise UserError(
-            f"{path} holds {len(classes)} classes, ImageNet-1K has 1000: "
-            "use --data_set image_folder for other data"
+            f"{path} has {len(classes)} classes, ImageNet-1K has 1000: use --data_set image_folder "
+            "for other data"
         )
     return classes
 

@@ -1,4 +1,4 @@
-"""One epoch of training, and evaluation: the two loops."""
+"""The two loops: one epoch of training, and evaluation."""
 
 import logging
 import time
@@ -13,40 +13,39 @@ from torch.nn.utils import clip_grads_with_norm_
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from config import LoggingConfig
+from config.flags import LoggingConfig
 from runtime.distributed import DistributedContext, all_gather_shards
 from runtime.errors import UserError
 from runtime.logging import Throughput
 from runtime.trackers import Trackers
 from training.build import TrainSetup
 from training.state import TrainState
-from utils import seed_everything, stream_seed, topk_correct
+from utils import seed_everything, stream_seed
 
 logger = logging.getLogger(__name__)
 
-Batches = Iterable[tuple[torch.Tensor, torch.Tensor]]
+Batch = tuple[torch.Tensor, torch.Tensor]
 
 
 def train_one_epoch(
     state: TrainState,
     setup: TrainSetup,
-    batches: Batches,
+    batches: Iterable[Batch],
     logging_config: LoggingConfig = LoggingConfig(),  # noqa: B008  (frozen)
     trackers: Trackers | None = None,
     after_step: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
-    """Takes the remaining steps of an epoch; returns the epoch's mean metrics.
-
-    `TrainState.end_epoch` ends the epoch, after its evaluation.
+    """Take the remaining steps of an epoch; return its mean metrics.
 
     Args:
-        state: What is trained.
-        setup: How.
-        batches: Images (N, 3, H, W) and labels (N), update_freq of them per step, from
-            progress.position on.
-        logging_config: How often a line is logged; metrics stay on the device until then.
-        trackers: Where the metrics of each line go, too.
-        after_step: Called when the state is consistent.
+        state: Changed by each step.
+        setup: Constant.
+        batches: Images (N, 3, H, W) and labels (N) from progress.position on, update_freq of them
+            per step.
+        logging_config: Sets the number of steps per log line, between which metrics stay on the
+            device.
+        trackers: Get the metrics of each log line.
+        after_step: Called after each step, when the state may be saved.
 
     Raises:
         NonFiniteError: max_bad_steps steps in a row were non-finite.
@@ -72,29 +71,26 @@ def train_one_epoch(
             after_step()
     metrics = state.meters.of_epoch()
     if setup.mixup:
-        del metrics["class_acc"]  # mixed images have no single right class
+        del metrics["class_acc"]  # mixed images have more than one class
     return metrics | _rates(state.optimizer)
 
 
 def train_step(
-    state: TrainState,
-    setup: TrainSetup,
-    batches: Iterator[tuple[torch.Tensor, torch.Tensor]],
-    speed: Throughput,
+    state: TrainState, setup: TrainSetup, batches: Iterator[Batch], speed: Throughput
 ) -> None:
-    """One optimizer step on the mean gradient of update_freq micro-batches.
+    """Take an optimizer step on the mean gradient of update_freq micro-batches on all ranks.
 
-    It is skipped on all ranks where the gradient, which is that of all of them, is not finite.
+    All ranks skip the update if the gradient is not finite.
     """
     optim, step = setup.optim, state.progress.step
     parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
     sums = torch.zeros(5, dtype=torch.float64, device=setup.context.device)
     for micro in range(optim.update_freq):
         images, labels = _next_batch(batches, setup.context.device, step, speed)
-        # random numbers follow from the step's number, so that a run can resume here
+        # random numbers depend on the step only, so that a run can resume here
         seed_everything(stream_seed("step", setup.seed, step, micro, setup.context.rank))
         ends_step = micro + 1 == optim.update_freq
-        # clipping a running sum needs it to be the sum over all ranks
+        # to be clipped, a running sum has to be that of all ranks
         with _gradient_sync(state.model, ends_step or optim.clip_mode == "micro"):
             loss, logits = _forward_backward(state, setup, images, labels)
         if ends_step and state.scaler:
@@ -103,7 +99,7 @@ def train_step(
             trained = [p for p in parameters if p.grad is not None]
             norms = clip_gradient(trained, optim.clip_grad)
         sums[0] += loss * len(labels)
-        sums[1] += topk_correct(logits, labels, 1)
+        sums[1] += (logits.argmax(dim=1) == labels).sum()
         sums[2] += len(labels)
     norm = torch.linalg.vector_norm(norms)
     finite = norm.isfinite()
@@ -117,17 +113,14 @@ def train_step(
 
 
 def _next_batch(
-    batches: Iterator[tuple[torch.Tensor, torch.Tensor]],
-    device: torch.device,
-    step: int,
-    speed: Throughput,
-) -> tuple[torch.Tensor, torch.Tensor]:
+    batches: Iterator[Batch], device: torch.device, step: int, speed: Throughput
+) -> Batch:
     waiting_since = time.perf_counter()
     batch = next(batches, None)
     if batch is None:
         raise UserError(
-            f"the images ended before step {step} was complete: the shards of the data set are "
-            "damaged, or hold fewer images than it says"
+            f"no images left in step {step}: the shards of the data set are damaged, or hold fewer "
+            "images than stated"
         )
     images, labels = (part.to(device, non_blocking=True) for part in batch)
     speed.waited += time.perf_counter() - waiting_since
@@ -138,25 +131,21 @@ def _next_batch(
 def _forward_backward(
     state: TrainState, setup: TrainSetup, images: torch.Tensor, labels: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Adds the gradient of a micro-batch; returns its mean loss and its logits, detached."""
+    """Add the gradient of a micro-batch; return its mean loss and its logits, detached."""
     targets = labels
     if setup.mixup:
         images, targets = setup.mixup(images, labels)
     with _autocast(setup.context.device, setup.precision):
         logits = state.model(images)
-    loss = setup.criterion(_at_least_float32(logits), targets)
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    loss = setup.criterion(logits, targets)
     mean = loss / setup.optim.update_freq
     (state.scaler.scale(mean) if state.scaler else mean).backward()
     return loss.detach(), logits.detach()
 
 
 def clip_gradient(parameters: list[nn.Parameter], largest: float | None) -> torch.Tensor:
-    """Clips the gradient to the 2-norm `largest`, if given; returns each parameter's norm before.
-
-    Args:
-        parameters: Those with a gradient.
-        largest: --clip_grad.
-    """
+    """Clip the gradient to the 2-norm `largest`, if given; return the norm per parameter before."""
     norms = torch.stack(torch._foreach_norm([p.grad for p in parameters if p.grad is not None]))
     if largest is not None:
         clip_grads_with_norm_(parameters, largest, torch.linalg.vector_norm(norms))
@@ -164,29 +153,25 @@ def clip_gradient(parameters: list[nn.Parameter], largest: float | None) -> torc
 
 
 def _update(state: TrainState, finite: torch.Tensor) -> None:
-    """The optimizer's step, if the gradient is finite, and the EMA's.
+    """Update the weights, if the gradient is finite, and the EMA.
 
-    Fused Adam and AdamW skip it on the device; other optimizers wait for the device's answer.
+    Fused Adam and AdamW skip a step without synchronisation; other optimizers wait for the device.
     """
     optimizer: Any = state.optimizer
     if state.scaler:
-        state.scaler.step(optimizer)  # skips the step itself, and lowers the scale
+        state.scaler.step(optimizer)  # skips non-finite steps
         state.scaler.update()
     elif optimizer.defaults.get("fused"):
         optimizer.grad_scale, optimizer.found_inf = None, (~finite).float()
         optimizer.step()
     elif finite:
         optimizer.step()
-    if state.ema:  # after a skipped step it moves towards the same weights
+    if state.ema:
         state.ema.update(state.bare_model)
 
 
 def _autocast(device: torch.device, precision: torch.dtype | None) -> torch.autocast:
     return torch.autocast(device.type, precision, enabled=precision is not None)
-
-
-def _at_least_float32(logits: torch.Tensor) -> torch.Tensor:
-    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
 
 
 def _gradient_sync(model: nn.Module, synchronise: bool) -> AbstractContextManager:
@@ -202,7 +187,7 @@ def _rates(optimizer: torch.optim.Optimizer) -> dict[str, float]:
 
 
 def _bar(batches: Iterable, title: str, context: DistributedContext) -> Iterable:
-    """A progress bar on terminals, of rank 0."""
+    """Show a progress bar, on terminals and rank 0 only."""
     return tqdm(batches, desc=title, leave=False, disable=None if context.is_main else True)
 
 
@@ -222,28 +207,27 @@ def _log_line(
 @torch.inference_mode()
 def evaluate(
     model: nn.Module,
-    batches: Batches,
+    batches: Iterable[Batch],
     context: DistributedContext,
     batch_size: int | None = None,
     precision: torch.dtype | None = None,
-    predictions: list[torch.Tensor] | None = None,
     before_batch: Callable[[int], None] = lambda _: None,
-) -> dict[str, float]:
-    """Mean cross-entropy, top-1 and top-5 (per cent) of `model` over all images.
+) -> tuple[dict[str, float], torch.Tensor]:
+    """Evaluate `model` on all images.
 
     Args:
-        model: Without its DistributedDataParallel wrapper, since ranks may differ in their batches.
-        batches: Images (N, 3, H, W) and labels (N), below 0 of unreadable images.
+        model: Without its DistributedDataParallel wrapper, since ranks may differ in their number
+            of batches.
+        batches: Images (N, 3, H, W) and labels (N), negative for unreadable images.
         context: This process among the ranks.
-        batch_size: The ranks take turns at batches of that size (`shard`), and all get all results
-            in the order of the images, so that nothing depends on their number. None: each rank
-            sees all images.
-        precision: What autocast computes in.
-        predictions: Gets one tensor (N, 3): label, predicted class, and its probability.
-        before_batch: Called with the number of each batch.
+        batch_size: Ranks share the images in batches of this size (`shard`), and all get the same
+            results, whatever the world size. None: each rank evaluates all images.
+        precision: dtype of autocast.
+        before_batch: Called with the index of each batch.
 
     Returns:
-        loss, acc1, acc5, and the numbers of images and of unreadable ones.
+        Mean loss, acc1 and acc5 (top-1 and top-5 accuracy in per cent), images and unreadable
+        (counts); and a tensor (images, 3) of label, prediction and its probability.
 
     Raises:
         UserError: no image can be read.
@@ -266,16 +250,15 @@ def evaluate(
     results = torch.cat(rows).cpu()
     if batch_size:
         results = all_gather_shards(results, batch_size, context)
-    if predictions is not None:
-        predictions.append(results[:, :3])
     readable = results[results[:, 0] >= 0]
     if not len(readable):
-        raise UserError("there is no image to evaluate on that can be read")
+        raise UserError("no evaluation image can be read")
     labels, predicted, _, losses, top5 = readable.T
-    return {
+    metrics = {
         "loss": losses.mean().item(),
         "acc1": 100 * (labels == predicted).sum().item() / len(readable),
         "acc5": 100 * top5.sum().item() / len(readable),
         "images": len(readable),
         "unreadable": len(results) - len(readable),
     }
+    return metrics, results[:, :3]

@@ -1,19 +1,19 @@
-"""The evaluations of a run: after each epoch, or of a checkpoint, with files of predictions."""
+"""The evaluations of a run: after each epoch, or of a checkpoint with files of predictions."""
 
 import csv
 import logging
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader
 
 from checkpoints.fitting import check_classes, check_head, load_exactly
 from checkpoints.reading import ema_weights_in, read_checkpoint, weights_in
 from checkpoints.sources import local_file
-from config import Config
+from config.flags import Config
 from datasets import Data
 from engine import evaluate
 from input_pipeline.image_sets import ImageSet
@@ -35,30 +35,30 @@ def evaluate_epoch(
     context: DistributedContext,
     before_batch: Callable[[], None],
 ) -> tuple[dict[str, float], list[str]]:
-    """The test_* entries of log.txt, and the names of the best checkpoints that are due.
+    """Return the test_* entries of log.txt, and the names of the best checkpoints to save.
 
-    `before_batch` is called on all ranks alike.
+    `before_batch` is called the same number of times on all ranks.
     """
     if data.val is None:
         return {}, []
-    evaluated = [("test", "", "max_accuracy", "best", state.bare_model)]
+    models = {"": state.bare_model}
     if state.ema and config.ema.model_ema_eval:
-        ema = state.ema.module
-        evaluated.append(("test EMA", "_ema", "max_ema_accuracy", "best-ema", ema))
+        models["_ema"] = state.ema.module
     record: dict[str, float] = {}
-    improved = []
-    for title, suffix, _, _, model in evaluated:
+    for suffix, model in models.items():
         broadcast_buffers(model, context)
-        metrics = _evaluate(config, title, model, data, context, before_batch=before_batch)
+        metrics, _ = _evaluate(config, model, data, context, suffix, before_batch)
         record |= {f"test_{name}{suffix}": value for name, value in metrics.items()}
     # after all of them, since a run that is stopped in between evaluates again
-    for _, suffix, best, checkpoint_name, _ in evaluated:
+    improved = []
+    for suffix in models:
+        best = "max_ema_accuracy" if suffix else "max_accuracy"
         accuracy = record[f"test_acc1{suffix}"]
         # on a tie, the later: on few images accuracies repeat while the loss still falls
-        is_sound = math.isfinite(record[f"test_loss{suffix}"])
-        if is_sound and accuracy >= getattr(state.progress, best):
+        is_finite = math.isfinite(record[f"test_loss{suffix}"])
+        if is_finite and accuracy >= getattr(state.progress, best):
             setattr(state.progress, best, accuracy)
-            improved.append(checkpoint_name)
+            improved.append("best-ema" if suffix else "best")
         record[best] = getattr(state.progress, best)
     return record, improved
 
@@ -66,102 +66,79 @@ def evaluate_epoch(
 def evaluate_checkpoint(
     config: Config, model: nn.Module, data: Data, context: DistributedContext
 ) -> None:
-    """Logs the accuracy of --resume; of its EMA too where --model_ema_eval asks for it.
+    """Log the accuracy of --resume, and of its EMA with --model_ema_eval.
 
-    With an output_dir each image's prediction and each class's accuracy are written there.
+    In output_dir, if given, predictions.csv and accuracy_per_class.csv are written.
     """
     path = config.checkpoint.resume
     checkpoint = read_checkpoint(local_file(path, context), model)
     check_classes(checkpoint, data.classes, path)
-    evaluated = [("test", "", weights_in(checkpoint, path))]
+    evaluated = {"": weights_in(checkpoint, path)}
     if config.ema.model_ema_eval:
         ema = ema_weights_in(checkpoint, path)
         if ema is None:
-            raise UserError(f"--model_ema_eval true: checkpoint {path} holds no EMA")
-        evaluated.append(("test EMA", "_ema", ema))
-    for title, suffix, saved in evaluated:
+            raise UserError(f"--model_ema_eval true: checkpoint {path} has no EMA")
+        evaluated["_ema"] = ema
+    for suffix, saved in evaluated.items():
         weights = checkpoint_filter_fn(saved, model)
         check_head(weights, model, data.classes, path)
         load_exactly(model, weights, path)
-        predictions: list[torch.Tensor] = []
-        _evaluate(config, title, model, data, context, predictions)
+        _, predictions = _evaluate(config, model, data, context, suffix)
         if config.checkpoint.output_dir and context.is_main:
-            folder = Path(config.checkpoint.output_dir)
-            _write_predictions(folder, data, predictions[0], suffix)
+            _write_predictions(Path(config.checkpoint.output_dir), data, predictions, suffix)
 
 
 def _evaluate(
     config: Config,
-    title: str,
     model: nn.Module,
     data: Data,
     context: DistributedContext,
-    predictions: list[torch.Tensor] | None = None,
+    suffix: str,
     before_batch: Callable[[], None] = lambda: None,
-) -> dict[str, float]:
+) -> tuple[dict[str, float], torch.Tensor]:
     assert data.val is not None
-    # of a stream each rank sees all images
+    # each rank evaluates all images of a stream
     shares = config.evaluation.dist_eval and isinstance(data.val, ImageSet)
     unreadable = UnreadableImages.of_run(config)
     loader = eval_loader(data.val, config.data, context, unreadable, shares)
-    common = _common_batches(loader, data, context.world_size if shares else 1)
+    batch_size: Any = loader.batch_size
+    common = 0  # batches that all ranks have for certain: with damaged shards, none
+    if isinstance(data.val, ImageSet):
+        common = math.ceil(len(data.val) / batch_size) // (context.world_size if shares else 1)
 
     def ask(index: int) -> None:
         if index < common:
             before_batch()
 
-    turns = loader.batch_size if shares else None
-    metrics = evaluate(model, loader, context, turns, amp_dtype(config.compute), predictions, ask)
+    metrics, rows = evaluate(
+        model, loader, context, batch_size if shares else None, amp_dtype(config.compute), ask
+    )
     images = metrics.pop("images")
     if metrics.pop("unreadable"):
-        logger.warning("images that cannot be read were left out: see %s", unreadable.path)
+        logger.warning("unreadable images are left out: see %s", unreadable.path)
     logger.info(
-        "%s on %d images: top-1 %.2f%%  top-5 %.2f%%  loss %.4f",
-        title, images, metrics["acc1"], metrics["acc5"], metrics["loss"],
+        "test%s on %d images: top-1 %.2f%%  top-5 %.2f%%  loss %.4f",
+        " EMA" if suffix else "", images, metrics["acc1"], metrics["acc5"], metrics["loss"],
     )  # fmt: skip
-    return metrics
-
-
-def _common_batches(loader: DataLoader, data: Data, ranks: int) -> int:
-    """The number of batches that every rank has for certain; its share may have one more."""
-    if not isinstance(data.val, ImageSet):
-        return 0  # where shards are damaged, each rank may find another number
-    batches = -(-len(data.val) // loader.batch_size)  # type: ignore[operator]
-    return batches // ranks
+    return metrics, rows
 
 
 def _write_predictions(folder: Path, data: Data, rows: torch.Tensor, suffix: str) -> None:
-    """Writes predictions.csv and accuracy_per_class.csv, and logs the worst classes.
-
-    Args:
-        folder: Where to.
-        data: Names the images and classes.
-        rows: The predictions of `engine.evaluate`.
-        suffix: Goes into the names of the files.
-
-    Raises:
-        UserError: the folder can't be written.
-    """
+    """Write predictions.csv and accuracy_per_class.csv, and log the worst classes."""
     per_class = _accuracy_per_class(rows[rows[:, 0] != UNREADABLE], data.classes)
-    tables: dict[str, tuple[tuple[str, ...], Iterable[tuple]]] = {
-        "accuracy_per_class": (("class", "images", "acc1"), per_class)
-    }
-    if isinstance(data.val, ImageSet):  # those of a stream have no names and no fixed order
-        names = [data.val.name(index) for index in range(len(data.val))]
-        per_image = (
-            (name, data.classes[int(label)], data.classes[int(guess)], f"{probability:.4f}")
-            for name, (label, guess, probability) in zip(names, rows.tolist(), strict=True)
+    tables: dict[str, list[tuple]] = {}
+    if isinstance(data.val, ImageSet):  # images of a stream have no names
+        tables["predictions"] = [("file", "class", "predicted", "probability")] + [
+            (data.val.name(i), data.classes[int(label)], data.classes[int(guess)], f"{share:.4f}")
+            for i, (label, guess, share) in enumerate(rows.tolist())
             if label != UNREADABLE
-        )
-        titles = ("file", "class", "predicted", "probability")
-        tables = {"predictions": (titles, per_image)} | tables
+        ]
+    tables["accuracy_per_class"] = [("class", "images", "acc1"), *per_class]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for name, (columns, lines) in tables.items():
+        for name, lines in tables.items():
             with (folder / f"{name}{suffix}.csv").open("w", newline="") as file:
-                writer = csv.writer(file)
-                writer.writerow(columns)
-                writer.writerows(lines)
+                csv.writer(file).writerows(lines)
     except OSError as error:
         raise UserError(f"--output_dir {folder} cannot be written: {error}") from None
     logger.info("%s are in %s", " and ".join(f"{name}{suffix}.csv" for name in tables), folder)
@@ -170,7 +147,7 @@ def _write_predictions(folder: Path, data: Data, rows: torch.Tensor, suffix: str
 
 
 def _accuracy_per_class(rows: torch.Tensor, classes: list[str]) -> list[tuple[str, int, str]]:
-    """(class, number of images, top-1 in per cent) of the classes that have images."""
+    """Return (class, images, top-1 in per cent) of the classes that have images."""
     labels, guesses = rows[:, 0].long(), rows[:, 1].long()
     images = torch.bincount(labels, minlength=len(classes)).tolist()
     correct = torch.bincount(labels[labels == guesses], minlength=len(classes)).tolist()

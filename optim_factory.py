@@ -1,4 +1,4 @@
-"""Parameter groups, optimizer, and the schedules as pure functions of the step."""
+"""Parameter groups, optimizer, and schedules as pure functions of the step."""
 
 import math
 import re
@@ -10,7 +10,7 @@ from timm.models import group_parameters
 from timm.optim import create_optimizer_v2, list_optimizers
 from torch import nn
 
-from config import OptimConfig, ScheduleConfig
+from config.flags import OptimConfig, ScheduleConfig
 from runtime.errors import UserError, near_names
 from utils import is_like
 
@@ -18,16 +18,15 @@ from utils import is_like
 def parameter_groups(
     model: nn.Module, weight_decay: float, layer_decay: float = 1.0
 ) -> list[dict[str, Any]]:
-    """One group for each pair of layer id and decay, in order of first appearance.
+    """Return a group per layer id and weight decay, in order of first appearance, as the release.
 
-    That is the order of the released checkpoints' optimizer state. 1-D parameters and those of
-    `model.no_weight_decay()` have no weight decay. A group's `lr_scale` is
-    layer_decay ** (last id - id), with the ids of `model.group_matcher()`; 1 without layer decay.
+    1-D parameters and those of `model.no_weight_decay()` have no weight decay. A group's `lr_scale`
+    is layer_decay ** (last id - id), with the ids of `model.group_matcher()`.
     """
     layer_ids: dict[str, int] = {}
     if layer_decay != 1.0:
         if not hasattr(model, "group_matcher"):
-            raise UserError("--layer_decay: this model does not say how its layers are grouped")
+            raise UserError("--layer_decay: this model has no layer groups")
         matcher = model.group_matcher(coarse=False)  # type: ignore[operator]
         layer_ids = group_parameters(model, matcher, reverse=True)
     last_id = max(layer_ids.values(), default=0)
@@ -54,9 +53,10 @@ def parameter_groups(
 
 
 def freeze(model: nn.Module, pattern: str) -> int:
-    """Keeps the parameters whose names begin with `pattern` from training; returns their count.
+    """Freeze the parameters whose names begin with the regex `pattern`; return their number.
 
-    Raises UserError where none or all match.
+    Raises:
+        UserError: no parameter or all parameters match.
     """
     matching = [p for name, p in model.named_parameters() if re.match(pattern, name)]
     if not matching or len(matching) == len(list(model.parameters())):
@@ -71,10 +71,9 @@ def freeze(model: nn.Module, pattern: str) -> int:
 
 
 def create_optimizer(config: OptimConfig, model: nn.Module, lr: float) -> torch.optim.Optimizer:
-    """The optimizer of that name in timm, over `parameter_groups`.
+    """Create timm's optimizer of that name over `parameter_groups`.
 
-    A Schedule sets the rates of each step; `lr` is the largest of them, which some optimizers want
-    to know.
+    A Schedule sets the learning rate of each step; `lr` is the largest one.
     """
     names = [str(name) for name in list_optimizers()]
     if config.opt.lower().removeprefix("lookahead_") not in names:
@@ -82,7 +81,7 @@ def create_optimizer(config: OptimConfig, model: nn.Module, lr: float) -> torch.
         raise UserError(f"--opt {config.opt}: timm has no such optimizer{hint}")
     options: dict[str, Any] = {"eps": config.opt_eps, "betas": config.opt_betas}
     if config.opt.lower() in ("adam", "adamw"):
-        options["fused"] = True  # one kernel, which can leave a step out without being waited for
+        options["fused"] = True  # a single kernel, which can skip a step without synchronisation
     try:
         optimizer = create_optimizer_v2(
             parameter_groups(model, config.weight_decay, config.layer_decay),
@@ -99,10 +98,9 @@ def create_optimizer(config: OptimConfig, model: nn.Module, lr: float) -> torch.
 
 
 def warmup_cosine(step: int, base: float, end: float, total: int, warmup: int = 0) -> float:
-    """Linear from 0 to `base` over `warmup` steps, then a half cosine from `base` towards `end`.
+    """Return the value at `step`: linear from 0 to `base`, then a half cosine to `end`.
 
-    Both ends of the warm-up are reached: step 0 has 0 and step warmup - 1 has `base`; the
-    cosine reaches `end` at step `total`, one after the last, and stays there.
+    Step 0 has 0, step warmup - 1 has `base`, and step `total`, after the last one, has `end`.
     """
     if step < warmup:
         return base * step / max(1, warmup - 1)
@@ -122,7 +120,7 @@ class Schedule:
         total = self.config.total_steps(self.steps_per_epoch)
         if self.config.warmup(self.steps_per_epoch) > total:
             raise UserError(
-                f"the warm-up is longer than the training ({self.config.epochs} epochs of "
+                f"warm-up is longer than the training ({self.config.epochs} epochs of "
                 f"{self.steps_per_epoch} steps): lower --warmup_epochs or --warmup_steps"
             )
 
@@ -138,7 +136,7 @@ class Schedule:
         return warmup_cosine(step, self.weight_decay, end, total)
 
     def apply(self, optimizer: torch.optim.Optimizer, step: int) -> None:
-        """Sets the rates of `step`; groups without weight decay stay without."""
+        """Set learning rates and weight decays of `step`; groups without weight decay stay so."""
         rate, decay = self.learning_rate(step), self.decay(step)
         for group in optimizer.param_groups:
             group["lr"] = rate * group["lr_scale"]
@@ -146,39 +144,37 @@ class Schedule:
                 group["weight_decay"] = decay
 
 
-_OF_FLAGS = {"lr", "lr_scale", "weight_decay", "eps", "momentum"}
+_HAVE_FLAGS = {"lr", "lr_scale", "weight_decay", "eps", "momentum"}
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
-    """Restores the state of an optimizer, but for what its flags say.
+    """Restore the state of an optimizer; hyperparameters that have flags stay as they are.
 
-    Raises whatever a state raises that does not fit: ValueError, KeyError, TypeError, ...
+    Raises:
+        ValueError, KeyError, TypeError, ...: the state doesn't fit, or is damaged.
     """
     parameters: dict[Any, nn.Parameter] = {}
     for own, group in zip(optimizer.param_groups, saved["param_groups"], strict=True):
         parameters |= zip(group["params"], own["params"], strict=True)
-        group |= {"fused": own["fused"]} if "fused" in own else {}  # older runs had it not
+        group |= {"fused": own["fused"]} if "fused" in own else {}  # missing in older files
         for name in own.keys() & group.keys() - {"params"}:
             if not is_like(group[name], own[name]):
                 raise ValueError(f"its {name} is {group[name]!r}")
-            # numbers that no flag names may be estimates of the optimizer's own
-            if name in _OF_FLAGS or type(own[name]) not in (int, float):
+            # other numbers may be estimates that the optimizer keeps in its groups
+            if name in _HAVE_FLAGS or type(own[name]) not in (int, float):
                 group[name] = own[name]
     for index, values in saved["state"].items():
         if not isinstance(values, dict):
             raise ValueError("its state is damaged")
-        if isinstance(optimizer, torch.optim.Adam) and not (
-            {"exp_avg", "exp_avg_sq"} <= values.keys()
-        ):
-            raise ValueError("its state is not whole")
+        is_adam = isinstance(optimizer, torch.optim.Adam)
+        if is_adam and not {"exp_avg", "exp_avg_sq"} <= values.keys():
+            raise ValueError("its state is incomplete")
         for name in {"step", "exp_avg", "exp_avg_sq", "momentum_buffer"} & values.keys():
             value = torch.as_tensor(values[name])
             shape = () if name == "step" else parameters[index].shape
-            is_other = isinstance(optimizer, torch.optim.Adam) and value.shape != shape
-            if is_other or not value.isfinite().all():
+            if (is_adam and value.shape != shape) or not value.isfinite().all():
                 raise ValueError(f"its {name} is damaged")
     needed = set(optimizer.param_groups[0])
-    optimizer.load_state_dict(saved)
-    # torch itself has added settings that its older versions did not have
+    optimizer.load_state_dict(saved)  # which adds options that older versions of torch didn't have
     if any(needed - group.keys() for group in optimizer.param_groups):
-        raise ValueError("its settings have other names")
+        raise ValueError("its options have other names")

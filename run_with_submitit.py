@@ -1,4 +1,4 @@
-"""Submits main.py as a job on Slurm: its own few flags, and all of main.py's.
+"""Submit main.py as a Slurm job: the flags below, and all of main.py's.
 
 python run_with_submitit.py --nodes 4 --ngpus 8 --config recipes/imagenet1k/hornet_tiny_7x7.yaml \
     --data_path /path/to/imagenet-1k --job_dir ./logs/hornet_tiny_7x7
@@ -17,13 +17,13 @@ from typing import Annotated, Any, Literal
 import submitit
 import yaml
 
-from config import Config, Range
 from config.command_line import parse_args_with
+from config.flags import Config, Range
 from runtime.errors import UserError
 
 ROOT = Path(__file__).resolve().parent
 SECONDS_FOR_SLURM = 600
-"""How long processes that have saved leave it to Slurm to end them."""
+"""How long processes that have saved wait for Slurm to end them."""
 
 
 @dataclass(frozen=True)
@@ -31,18 +31,18 @@ class SlurmConfig:
     """Slurm"""
 
     cluster: Literal["slurm", "local"] = "slurm"
-    """slurm, or local for this machine alone, without Slurm."""
+    """slurm, or local for this machine, without Slurm."""
     ngpus: Annotated[int, Range(0)] = 8
-    """GPUs a node, one process each; 0 for one process without a GPU."""
+    """GPUs per node, with one process each; 0 for one process per node, on the CPU."""
     nodes: Annotated[int | None, Range(1)] = None
-    """Nodes; 2 if not given, with --cluster local 1."""
+    """Number of nodes; 2 if not given, 1 with --cluster local."""
     timeout: float = 72
     """Time limit in hours; a job that reaches it is requeued and continues."""
     job_name: str = "hornet"
     """Name of the job."""
     job_dir: str = ""
-    """Folder of the job's logs, and output_dir where that is not given; %j stands for the job's
-    number. logs/%j if not given."""
+    """Folder for the job's logs, and for output_dir if that isn't given; %j is the job's number.
+    logs/%j if not given."""
     partition: str = ""
     """Partition; the cluster's default if not given."""
     account: str = ""
@@ -50,17 +50,17 @@ class SlurmConfig:
     qos: str = ""
     """Quality of service."""
     constraint: str = ""
-    """Features that the nodes need to have."""
+    """Features that nodes must have."""
     use_volta32: bool = False
     """The same as --constraint volta32gb."""
     comment: str = ""
     """Comment of the job."""
     mem_gb: Annotated[float | None, Range(0)] = None
-    """Memory a node in GB; 40 for each of its processes if not given."""
+    """Memory per node in GB; 40 per process if not given."""
     cpus_per_task: Annotated[int, Range(1)] = 10
-    """CPUs of each process."""
+    """CPUs per process."""
     signal_delay_s: Annotated[int, Range(0)] = 120
-    """Seconds before the time limit at which the job is told to save and to be requeued."""
+    """Seconds before the time limit at which the job saves and is requeued."""
     sbatch: dict[str, Any] = field(default_factory=dict)
     """Other options of sbatch: '{"reservation": "night", "exclude": "node7"}'."""
     dry_run: bool = False
@@ -68,7 +68,7 @@ class SlurmConfig:
 
 
 class Job:
-    """What every task of the job runs; submitit pickles it, and again when it is requeued."""
+    """Runs main.py in each process of the job; submitit pickles it."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
@@ -78,45 +78,45 @@ class Job:
         from main import run
         from runtime.signals import Stopped
 
-        # each process picks its own GPU by LOCAL_RANK, so all stay visible
+        # each process chooses its GPU by LOCAL_RANK, so all stay visible
         environment = submitit.helpers.TorchDistributedEnvironment()
         environment.export(set_cuda_visible_devices=False, overwrite=True)
         job = submitit.JobEnvironment()
         folder = self.config.checkpoint.output_dir.replace("%j", job.job_id)
-        requeue: Any = signal.getsignal(signal.SIGUSR2)  # submitit's; the run listens itself
+        requeue: Any = signal.getsignal(signal.SIGUSR2)  # submitit's handler; run() replaces it
         try:
             run(replace(self.config, checkpoint=replace(self.config.checkpoint, output_dir=folder)))
         except Stopped as stopped:
             if stopped.number == signal.SIGUSR2:
-                requeue(stopped.number, None)  # rank 0 does, and leaves; Slurm ends the others
+                requeue(stopped.number, None)  # rank 0 requeues and exits; Slurm ends the others
             on_slurm = job.cluster == "slurm" and stopped.number == signal.SIGTERM
             if on_slurm or stopped.number == signal.SIGUSR2:
-                # after SIGTERM too: of a job that has to make room Slurm does it, unless it ends
+                # after SIGTERM too: Slurm requeues a preempted job only if it is still running
                 time.sleep(SECONDS_FOR_SLURM)
             sys.exit(stopped.status)
 
     def checkpoint(self) -> submitit.helpers.DelayedSubmission:
-        """Called before the time limit: the requeued job resumes the newest checkpoint."""
+        """Called by submitit to requeue the job, which resumes the newest checkpoint."""
         return submitit.helpers.DelayedSubmission(self)
 
 
 class SlurmScript(submitit.SlurmExecutor):
-    """submitit's executor, which also shows its script where there is no Slurm."""
+    """submitit's executor, which shows its script even without Slurm."""
 
     @classmethod
     def affinity(cls) -> int:
         return 2
 
     def text(self) -> str:
-        """What it gives to sbatch."""
+        """Return the script for sbatch."""
         return self._make_submission_file_text(self._submitit_command_str, "")
 
 
 def build_executor(slurm: SlurmConfig, folder: Path) -> SlurmScript | submitit.LocalExecutor:
-    """What submits the job, with all that it asks for."""
+    """Return the executor that submits the job."""
     processes = max(1, slurm.ngpus)
     minutes = math.ceil(60 * slurm.timeout)
-    # the job finds these modules wherever it was submitted from
+    # the job has to find these modules, wherever it is submitted from
     setup = [f"export PYTHONPATH={shlex.quote(str(ROOT))}:$PYTHONPATH"]
     if slurm.cluster == "local":
         local = submitit.LocalExecutor(folder)
@@ -125,8 +125,7 @@ def build_executor(slurm: SlurmConfig, folder: Path) -> SlurmScript | submitit.L
         )
         return local
     memory = 40 * processes if slurm.mem_gb is None else slurm.mem_gb
-    # submitit leaves out what is None
-    executor = SlurmScript(folder, max_num_timeout=10**6)  # as often as the training takes
+    executor = SlurmScript(folder, max_num_timeout=10**6)  # requeued as often as necessary
     executor.update_parameters(
         job_name=slurm.job_name,
         partition=slurm.partition or None,
@@ -141,7 +140,7 @@ def build_executor(slurm: SlurmConfig, folder: Path) -> SlurmScript | submitit.L
         mem=f"{round(1024 * memory)}MB",
         time=minutes,
         signal_delay_s=slurm.signal_delay_s,
-        # srun no longer has it from sbatch (Slurm 22.05); and nobody waits for a dead process
+        # srun no longer inherits it from sbatch (Slurm 22.05); no process waits for a dead one
         srun_args=[f"--cpus-per-task={slurm.cpus_per_task}", "--kill-on-bad-exit=1"],
         additional_parameters=slurm.sbatch,
         setup=setup,
@@ -150,17 +149,17 @@ def build_executor(slurm: SlurmConfig, folder: Path) -> SlurmScript | submitit.L
 
 
 def plan(argv: list[str] | None = None) -> tuple[Config, SlurmConfig, Path]:
-    """The training's flags with output_dir filled in, the job's, and the folder of its logs."""
+    """Return the flags of main.py with an output_dir, those of the job, and the log folder."""
     config, (slurm,) = parse_args_with(argv, SlurmConfig)
     if not slurm.timeout > 0:
         raise UserError(f"--timeout {slurm.timeout}: has to be above 0")
     if slurm.cluster == "slurm" and 3600 * slurm.timeout <= slurm.signal_delay_s:
         raise UserError(
-            f"--timeout {slurm.timeout} hours are over before --signal_delay_s "
-            f"{slurm.signal_delay_s}: the job would save and begin anew for ever"
+            f"--timeout {slurm.timeout} hours are not longer than --signal_delay_s "
+            f"{slurm.signal_delay_s}: the job would save and requeue without training"
         )
     if slurm.cluster == "local" and (slurm.nodes or 1) > 1:
-        raise UserError(f"--nodes {slurm.nodes}: --cluster local is this machine alone")
+        raise UserError(f"--nodes {slurm.nodes}: --cluster local is a single machine")
     folder = slurm.job_dir or "logs/%j"
     if not config.checkpoint.output_dir:
         config = replace(config, checkpoint=replace(config.checkpoint, output_dir=folder))
@@ -168,7 +167,7 @@ def plan(argv: list[str] | None = None) -> tuple[Config, SlurmConfig, Path]:
 
 
 def shown(config: Config, executor: SlurmScript | submitit.LocalExecutor) -> str:
-    """The script, or the parameters of a local job, and the flags of main.py as a comment."""
+    """Return the script, or a local job's parameters, and the flags of main.py as a comment."""
     default = Config().flat()
     flags = {name: value for name, value in config.flat().items() if value != default[name]}
     if isinstance(executor, SlurmScript):
@@ -188,8 +187,8 @@ def main() -> None:
             return
         if slurm.cluster == "slurm" and not shutil.which("sbatch"):
             raise UserError(
-                "there is no sbatch on this machine: --dry_run true only prints the job, --cluster "
-                "local runs it here"
+                "this machine has no sbatch: --dry_run true prints the job, --cluster local runs "
+                "it here"
             )
         job = executor.submit(Job(config))
     except (UserError, OSError, submitit.core.utils.FailedJobError) as error:

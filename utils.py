@@ -1,4 +1,4 @@
-"""Seeds, accuracy, counts, names of classes, and versions."""
+"""Seeds, counts, class names, versions."""
 
 import math
 import platform
@@ -14,32 +14,26 @@ from torch.utils.flop_counter import FlopCounterMode
 
 
 def seed_everything(seed: int) -> None:
-    """Seeds Python, NumPy and torch on every device."""
+    """Seed Python, NumPy, and torch on all devices."""
     seed_host(seed)
     torch.manual_seed(seed)
 
 
 def seed_host(seed: int) -> None:
-    """Seeds what draws on the CPU, in a tenth of the time; enough for loading an image."""
+    """Seed Python, NumPy, and torch on the CPU, in a tenth of the time."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.default_generator.manual_seed(seed)
 
 
 def stream_seed(kind: str, *numbers: int) -> int:
-    """A seed for one of a kind, such as the image of a run, an epoch and an index."""
+    """Return a seed for a kind of random numbers, such as those of an image in an epoch."""
     named = int.from_bytes(kind.encode(), "big")
     return int(np.random.SeedSequence((named, *numbers)).generate_state(1)[0])
 
 
-def topk_correct(logits: torch.Tensor, target: torch.Tensor, k: int) -> torch.Tensor:
-    """How many of `target` (N) are among the k largest of `logits` (N, classes); a 0-D tensor."""
-    top = logits.topk(min(k, logits.shape[1]), dim=1).indices
-    return (top == target[:, None]).any(dim=1).sum()
-
-
 def numbered_classes(count: int) -> list[str]:
-    """What classes are called where nothing names them: by their numbers."""
+    """Return the class names of data sets that have none."""
     return [str(label) for label in range(count)]
 
 
@@ -48,7 +42,7 @@ def count_parameters(model: nn.Module) -> int:
 
 
 def count_gmacs(model: nn.Module, input_size: int) -> float:
-    """Giga multiply-adds of convolutions, matrix products and FFTs for one image."""
+    """Return the giga multiply-adds per image of convolutions, matrix products and FFTs."""
     return sum(gmacs_by_module(model, input_size)[""])
 
 
@@ -59,10 +53,10 @@ def gmacs_by_module(model: nn.Module, input_size: int) -> dict[str, tuple[float,
 
 
 def gmacs_of(model: nn.Module, *inputs: Any) -> dict[str, tuple[float, float]]:
-    """Of each module (in the order they run; '' is the model): giga multiply-adds for `inputs`.
+    """Return the giga multiply-adds per module, in order of execution; '' is the whole model.
 
-    First those of convolutions and matrix products, then those of FFTs, a real transform of N
-    values counted as N ceil(log2 N). On the meta device it takes neither memory nor time.
+    The first number counts convolutions and matrix products, the second FFTs: N ceil(log2 N) for a
+    real transform of N values. The meta device is enough.
     """
     transforms = {torch.ops.aten._fft_r2c: _flops_r2c, torch.ops.aten._fft_c2r: _flops_c2r}
     counter = FlopCounterMode(display=False, custom_mapping=transforms)
@@ -88,13 +82,13 @@ def _flops_c2r(_, dim, *__, out_shape, **___) -> int:
 
 
 def is_like(value: Any, example: Any) -> bool:
-    """Whether a value is of the type of another; all numbers are like each other."""
+    """Return whether two values have the same type; all numbers count as one type."""
     numbers = isinstance(value, int | float) and isinstance(example, int | float)
     return numbers or isinstance(value, type(example))
 
 
 def versions() -> dict[str, str]:
-    """Versions a result depends on."""
+    """Return the versions that results depend on."""
     return {
         "python": platform.python_version(),
         "torch": str(torch.__version__),

@@ -1,25 +1,24 @@
 """The folder of a run:
 
     output_dir/
-        config.yaml              every flag, as `--config` reads it back
+        config.yaml              all flags, as `--config` reads them
         log.txt                  one JSON object per epoch
         checkpoint-start.pth     before the first step
         checkpoint-<epoch>.pth   the newest save_ckpt_num, and epochs 50, 100, 150, ...
-        checkpoint-<epoch>-<step>.pth   inside that epoch, after so many steps; the newest two
+        checkpoint-<epoch>-<step>.pth   inside an epoch, after that step; the newest two
         checkpoint-best.pth      best accuracy of the model
-        checkpoint-best-ema.pth  best accuracy of its EMA
+        checkpoint-best-ema.pth  best accuracy of the EMA
         *.pth.sha256             the checksum of each, as `sha256sum --check` reads it
-        forgotten/1, 2, ...      what came after the checkpoint that a run went back to
-        bad_images.txt           images that could not be read
-        bad_step.json            the last non-finite step, where there were too many
+        forgotten/1, 2, ...      files later than the checkpoint that a run went back to
+        bad_images.txt           unreadable images
+        bad_step.json            the last of too many non-finite steps
         .lock                    locked by the run that writes here
         curves.png               at the end
 
-A checkpoint holds tensors and plain values only (`torch.load(..., weights_only=True)` reads it):
-model, model_ema, optimizer, scaler, epoch (the last one finished, -1 for the start), step,
-position (images of the next epoch that have been used), max_accuracy, max_ema_accuracy, meters and
-bad_steps (running sums), args (the flags), classes and versions. A file without a checksum is taken
-as it is.
+A checkpoint holds tensors and plain values, which `torch.load(..., weights_only=True)` reads:
+model, model_ema, optimizer, scaler, epoch (the last finished one, -1 for the start), step, position
+(images of the current epoch used so far), max_accuracy, max_ema_accuracy, meters and bad_steps
+(running sums), args (the flags), classes and versions.
 """
 
 import errno
@@ -34,18 +33,18 @@ import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import IO, Any
 
 import torch
 
-from checkpoints.checksums import checksum_file, checksum_line
 from checkpoints.reading import damage_of, read_checkpoint, size_of
-from config import CheckpointConfig, Config
+from config.flags import CheckpointConfig, Config
 from runtime.errors import UserError
-from runtime.files import written_whole
+from runtime.files import checksum_file, checksum_line, written_whole
 
-# above 0 in a process that torchrun or Slurm has started again
+# how often torchrun or Slurm has restarted this process
 RESTARTS = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
 
 logger = logging.getLogger(__name__)
@@ -53,7 +52,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Writes a run's files on rank 0; without an output_dir, and on other ranks, nothing."""
+    """Writes a run's files, on rank 0 and with an output_dir only."""
 
     config: CheckpointConfig
     is_main: bool
@@ -64,12 +63,11 @@ class RunFolder:
 
     @property
     def writes(self) -> bool:
-        """Whether this process writes to the folder."""
         return self.is_main and bool(self.config.output_dir)
 
     @property
     def saves(self) -> bool:
-        """Whether it writes checkpoints."""
+        """Whether this process writes checkpoints."""
         return self.writes and self.config.save_ckpt
 
     @contextmanager
@@ -81,20 +79,17 @@ class RunFolder:
 
     @contextmanager
     def claimed(self) -> Iterator[None]:
-        """Makes the folder, and keeps other runs out of it in the body, which may read from it.
-
-        On every rank, so that all of them see an error.
-        """
+        """Make the folder, and lock it against other runs in the body."""
         with ExitStack() as stack:
             with self._writing():
-                if self.config.output_dir:
+                if self.config.output_dir:  # on all ranks, so that all get an error
                     self.path.mkdir(parents=True, exist_ok=True)
                 if self.writes:
                     _lock(stack.enter_context((self.path / ".lock").open("a+")))
             yield
 
     def begin(self, config: Config) -> None:
-        """Notes the flags, and removes what a killed save has left."""
+        """Save the flags, and remove what a killed save has left."""
         if not self.writes:
             return
         with self._writing():
@@ -103,34 +98,35 @@ class RunFolder:
             config.save(self.path / "config.yaml")
 
     def to_resume(self) -> str:
-        """What a run resumes from: --resume if given, else the folder's newest file, else ''.
+        """Return the checkpoint to resume: --resume, else the newest undamaged one, else ''.
 
-        A restarted run resumes from the newest file even so. Damaged ones are passed over.
+        After a restart the newest one comes first, even with --resume.
         """
         if not (self.config.output_dir and self.config.auto_resume):
             return self.config.resume
         if self.config.resume and not _is_restarted():
             return self.config.resume
         path = None
-        for path in self._resumable():
+        for path in self._candidates():
             damage = damage_of(path)
             if not damage:
                 return str(path)
-            logger.warning("%s is passed over: %s", path, damage)
+            logger.warning("skipped %s: %s", path, damage)
         if path and not self.config.resume:
             logger.warning("no checkpoint of %s can be read: the run starts over", self.path)
         return self.config.resume
 
-    def _resumable(self) -> Iterator[Path]:
-        """The numbered checkpoints, newest first; if there are any, the best ones after them."""
-        numbered = resumable(self.path)
-        yield from numbered
-        if numbered:
-            best = self.path.glob("checkpoint-best*.pth")
-            yield from sorted(best, key=_saved_epoch, reverse=True)
+    def _candidates(self) -> Iterator[Path]:
+        newest_first = resumable(self.path)
+        yield from newest_first
+        if newest_first:  # all of them are damaged
+            yield from sorted(self._best(), key=_saved_epoch, reverse=True)
+
+    def _best(self) -> list[Path]:
+        return list(self.path.glob("checkpoint-best*.pth"))
 
     def log(self, record: dict[str, Any]) -> None:
-        """Adds an epoch's record to log.txt, where NaN and inf become null."""
+        """Append an epoch's record to log.txt; NaN and inf become null."""
         if self.writes:
             with self._writing(), (self.path / "log.txt").open("a") as file:
                 file.write(json.dumps(_without_nan(record)) + "\n")
@@ -138,42 +134,39 @@ class RunFolder:
                 os.fsync(file.fileno())
 
     def set_aside(self, resume_from: str, epoch: int) -> None:
-        """Moves what comes after the start of this run to forgotten/: it goes another way now.
+        """Move files and log records later than `resume_from` and its `epoch` to forgotten/.
 
-        That is checkpoints newer than `resume_from`, the best ones of epochs beyond `epoch`, and
-        the records of log.txt beyond it.
+        The run takes another course from there.
         """
         if not self.writes:
             return
-        newer = []
+        later = []
         for path in resumable(self.path):
             if path.resolve() == Path(resume_from).resolve() or _place(path) <= (epoch + 1, 0):
                 break
-            newer.append(path)
-        if newer:
-            best = self.path.glob("checkpoint-best*.pth")
-            newer += [path for path in best if _saved_epoch(path) > epoch]
-        log, number = self.path / "log.txt", 1
-        while (aside := self.path / "forgotten" / str(number)).exists():
-            number += 1
+            later.append(path)
+        if later:
+            later += [path for path in self._best() if _saved_epoch(path) > epoch]
+        log, forgotten = self.path / "log.txt", self.path / "forgotten"
         with self._writing():
             lines = log.read_text(errors="replace").splitlines() if log.exists() else []
             kept = [line for line in lines if _epoch_of(line) <= epoch]
-            if newer or len(kept) < len(lines):
-                aside.mkdir(parents=True)
-                logger.info("what came after epoch %d is moved to %s", epoch, aside)
-            for path in newer:
-                path.replace(aside / path.name)
-                if checksum_file(path).exists():
-                    checksum_file(path).replace(checksum_file(aside / path.name))
-            if len(kept) < len(lines):
-                rest = "".join(f"{line}\n" for line in lines if line not in kept)
-                (aside / "log.txt").write_text(rest)
+            if not later and kept == lines:
+                return
+            aside = next(p for n in count(1) if not (p := forgotten / str(n)).exists())
+            aside.mkdir(parents=True)
+            logger.info("files and records later than epoch %d are moved to %s", epoch, aside)
+            for path in (*later, *map(checksum_file, later)):
+                if path.exists():
+                    path.replace(aside / path.name)
+            if kept != lines:
+                rest = [line for line in lines if line not in kept]
+                (aside / "log.txt").write_text("".join(f"{line}\n" for line in rest))
                 with written_whole(log) as path:
                     path.write_text("".join(f"{line}\n" for line in kept))
 
     def report(self, facts: dict[str, Any]) -> str:
-        """Writes bad_step.json; its path, or '' where nothing is written."""
+        """Write bad_step.json; return its path, or '' if nothing is written."""
         if not self.writes:
             return ""
         path = self.path / "bad_step.json"
@@ -182,13 +175,13 @@ class RunFolder:
         return str(path)
 
     def save_step(self, state: dict[str, Any], epoch: int, step: int) -> None:
-        """Saves inside an epoch, and keeps the newest two such files."""
+        """Save inside an epoch; the newest two such files are kept."""
         if self.saves:
             self.save(state, f"{epoch}-{step}")
-            _remove(_inside_epochs(self.path)[:-2])
+            _remove(_inside_epochs(self.path)[2:])
 
     def save_epoch(self, state: dict[str, Any], epoch: int, is_last: bool) -> None:
-        """Saves where save_ckpt_freq says so, and after the last epoch; removes old ones."""
+        """Save every save_ckpt_freq epochs and after the last; remove older files."""
         if self.saves and ((epoch + 1) % self.config.save_ckpt_freq == 0 or is_last):
             self.save(state, str(epoch))
             remove_old(self.path, self.config.save_ckpt_num)
@@ -200,7 +193,7 @@ class RunFolder:
 
 
 def save_checkpoint(state: dict[str, Any], path: Path) -> None:
-    """Writes a checkpoint whole or not at all; raises UserError where the folder refuses it."""
+    """Write a checkpoint completely or not at all; UserError if that fails."""
     needed, free = size_of(state), shutil.disk_usage(path.parent).free
     if needed > free:
         raise UserError(f"{path} cannot be written: it takes {needed:,} bytes, {free:,} are free")
@@ -211,18 +204,18 @@ def save_checkpoint(state: dict[str, Any], path: Path) -> None:
         except RuntimeError as error:  # torch's own for a file that refuses bytes
             raise OSError(str(error)) from None
         line = checksum_line(temporary, path.name)
-        # a kill from here on leaves a whole file, with its own checksum or with none
+        # a kill from here on leaves a complete file, with its own checksum or without one
         checksum_file(path).unlink(missing_ok=True)
     with written_whole(checksum_file(path)) as temporary:
         temporary.write_text(line)
 
 
 def resumable(folder: Path) -> list[Path]:
-    """The numbered checkpoints and those from inside an epoch, newest first."""
+    """Return the numbered checkpoints and those from inside an epoch, newest first."""
 
     def age(path: Path) -> tuple[int, bool, int, int]:
         epoch, step = _place(path)
-        # with another total batch the steps of a run have other numbers
+        # steps of different total batches can't be compared
         return epoch, step > 0, path.stat().st_mtime_ns, step
 
     files = [path for path in folder.glob("checkpoint-*.pth") if _place(path)[0] >= 0]
@@ -230,24 +223,18 @@ def resumable(folder: Path) -> list[Path]:
 
 
 def remove_old(folder: Path, keep: int) -> None:
-    """Removes all but the newest `keep`, sparing epochs that are multiples of 50, but not 0."""
-    old = list(numbered(folder).items())[:-keep]
-    _remove([path for epoch, path in old if epoch == 0 or epoch % 50])
-
-
-def numbered(folder: Path) -> dict[int, Path]:
-    """Epoch -> file of the numbered checkpoints, oldest first."""
-    places = {_place(path): path for path in reversed(resumable(folder))}
-    return {epoch - 1: path for (epoch, step), path in places.items() if not step}
+    """Remove all but the newest `keep`, and but epochs 50, 100, 150, ..."""
+    ends = [path for path in resumable(folder) if _place(path)[1] == 0]
+    epochs = {path: _place(path)[0] - 1 for path in ends[keep:]}
+    _remove([path for path, epoch in epochs.items() if epoch == 0 or epoch % 50])
 
 
 def _inside_epochs(folder: Path) -> list[Path]:
-    """The checkpoints from inside an epoch, oldest first."""
-    return [path for path in reversed(resumable(folder)) if _place(path)[1]]
+    return [path for path in resumable(folder) if _place(path)[1]]
 
 
 def _place(path: Path) -> tuple[int, int]:
-    """(epoch in progress, step) of a numbered checkpoint; (-1, 0) for another name."""
+    """Return (current epoch, step) by the name of a checkpoint; (-1, 0) for another name."""
     match = re.fullmatch(r"checkpoint-(\d+)(?:-(\d+))?\.pth", path.name)
     if not match:
         return -1, 0
@@ -255,7 +242,7 @@ def _place(path: Path) -> tuple[int, int]:
 
 
 def _saved_epoch(path: Path) -> float:
-    """The epoch that a checkpoint holds; infinity for one that cannot be read."""
+    """Return the epoch in a checkpoint; infinity if it can't be read."""
     try:
         return float(read_checkpoint(path)["epoch"])
     except (UserError, KeyError, TypeError, ValueError):
@@ -263,7 +250,7 @@ def _saved_epoch(path: Path) -> float:
 
 
 def _epoch_of(line: str) -> float:
-    """The epoch of a line of log.txt; infinity for one that was cut off."""
+    """Return the epoch of a line of log.txt; infinity for an incomplete line."""
     try:
         return int(json.loads(line)["epoch"])
     except (ValueError, KeyError, TypeError):
@@ -277,7 +264,6 @@ def _remove(paths: list[Path]) -> None:
 
 
 def _is_restarted() -> bool:
-    """Whether torchrun or Slurm has started this process again."""
     return any(int(os.environ.get(name) or 0) for name in RESTARTS)
 
 
@@ -289,10 +275,10 @@ def _without_nan(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def _lock(file: IO[str]) -> None:
-    """Locks a file until it is closed; raises UserError where another process has it.
+    """Lock a file until it is closed; UserError if another process has locked it.
 
-    The lock is one of POSIX, which loader workers do not inherit: a killed run leaves none. Only a
-    machine that has crashed may, on a network file system; so a restarted run ignores the lock.
+    Loader workers don't inherit POSIX locks, so a killed run leaves none. On a network file system
+    a crashed machine may leave one, so restarted runs ignore it.
     """
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -303,7 +289,7 @@ def _lock(file: IO[str]) -> None:
         file.seek(0)
         raise UserError(
             f"another run writes to --output_dir {Path(file.name).parent} ({file.read().strip()}): "
-            "wait for its end, or give another folder"
+            "wait until it ends, or give another folder"
         ) from None
     file.truncate(0)
     file.write(f"process {os.getpid()} on {socket.gethostname()}\n")

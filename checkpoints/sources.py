@@ -1,4 +1,4 @@
-"""The file behind what a flag names: a path, an address, or published weights."""
+"""From a path, a URL or a published name to a file, and to the model it was made for."""
 
 import logging
 from dataclasses import fields, replace
@@ -9,7 +9,7 @@ import timm
 
 from checkpoints.reading import flags_in, read_checkpoint
 from checkpoints.run_folder import RunFolder
-from config import Config, ModelConfig
+from config.flags import Config, ModelConfig
 from models import download, download_published
 from runtime.distributed import SINGLE_PROCESS, DistributedContext, first_on_each_machine
 from runtime.errors import UserError, near_names
@@ -21,15 +21,16 @@ REFUSED_ARGUMENTS = frozenset(
     {"checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"}
     | {"scriptable", "exportable", "no_jit", "num_classes"}
 )
-"""Arguments of timm.create_model that a checkpoint may not give: they would have timm fetch or
-unpickle other files."""
+"""Arguments of timm.create_model that a checkpoint may not give: some load or unpickle files."""
 
 
 def local_file(source: str | Path, context: DistributedContext = SINGLE_PROCESS) -> Path:
-    """The checkpoint that a flag names, as a file.
+    """Return the checkpoint that a flag names as a file.
 
-    What has to be fetched is put into torch.hub's cache, by one process of each machine. Raises
-    UserError where it can't be had.
+    One process per machine downloads it, if necessary, into torch.hub's cache.
+
+    Raises:
+        UserError: it can't be downloaded, or there are no published weights of this name.
     """
     with first_on_each_machine(context):
         try:
@@ -47,15 +48,13 @@ def _fetched(source: str) -> Path:
     published = download_published(source)
     if published is None:
         names = timm.list_pretrained("hornet_*")
-        raise UserError(
-            f"there is neither a file nor published weights of the name {source}"
-            f"{near_names(source, names)}"
-        )
+        hint = near_names(source, names)
+        raise UserError(f"there is neither a file nor published weights named {source}{hint}")
     return published
 
 
 def model_of(source: str, flags: dict[str, Any]) -> ModelConfig:
-    """The model that a checkpoint was written for, by its name or the flags saved in it."""
+    """Return the model of a checkpoint, by its published name or the flags saved in it."""
     known = {f.name: flags[f.name] for f in fields(ModelConfig) if f.name in flags}
     if source in (*timm.list_pretrained("hornet_*"), *timm.list_models("hornet_*")):
         known["model"] = source.split(".")[0]
@@ -71,7 +70,7 @@ def model_of(source: str, flags: dict[str, Any]) -> ModelConfig:
 
 
 def with_model_of_weights(config: Config, context: DistributedContext) -> Config:
-    """The config with `--model auto` replaced by the model that the start weights name."""
+    """Return the config with `--model auto` replaced by the model of the start weights."""
     if config.model.model != "auto":
         return config
     source = RunFolder(config.checkpoint, context.is_main).to_resume() or config.finetune.finetune

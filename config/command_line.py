@@ -1,4 +1,4 @@
-"""The command line: flags of flags.py, from argv and recipes, checked.
+"""The command line: argv and recipes -> a checked Config.
 
 Precedence: defaults < recipe (`--config FILE.yaml`) < command line, wherever `--config` stands.
 """
@@ -16,15 +16,16 @@ from runtime.errors import UserError
 
 
 def parse_args(argv: list[str] | None = None) -> Config:
-    """The command line (`sys.argv[1:]` if not given) as a checked Config.
+    """Parse the command line (`sys.argv[1:]` by default).
 
-    Raises UserError for an unknown flag, a value of the wrong type or range, or a bad recipe.
+    Raises:
+        UserError: an unknown flag, a value of the wrong type or range, or a bad recipe.
     """
     return parse_args_with(argv)[0]
 
 
 def parse_args_with(argv: list[str] | None = None, *extra: type) -> tuple[Config, list[Any]]:
-    """As `parse_args`, with the sections that another program adds; returns those beside."""
+    """Like `parse_args`, with the `extra` sections of another program, which are returned, too."""
     sections = [*SECTIONS.values(), *extra]
     flags = {f.name: f for section in sections for f in fields(section)}
     argv = _published_spellings(sys.argv[1:] if argv is None else argv, flags)
@@ -53,12 +54,11 @@ _BOOLEANS = {"t": "true", "y": "true", "1": "true", "f": "false", "n": "false", 
 
 
 def _published_spellings(argv: list[str], flags: dict[str, Field]) -> list[str]:
-    """Rewrites spellings of published commands and launchers into those that the parser takes.
+    """Rewrite the spellings of published commands and launchers for jsonargparse.
 
     `--local-rank=0` -> `--local_rank=0`, `--model_ema t` -> `--model_ema=true`,
     `--use_volta32` -> `--use_volta32=true`, `--opt_betas 0.9 0.95` -> `--opt_betas=[0.9,0.95]`,
-    `--aa none` -> `--aa=null`; `--config` moves to the front, so that the command line overrides
-    it.
+    `--aa none` -> `--aa=null`. `--config` moves to the front: later flags override it.
     """
     configs: list[str] = []
     rewritten: list[str] = []
@@ -99,7 +99,7 @@ def _spelled(name: str, values: list[str], flags: dict[str, Field]) -> list[str]
 
 
 def _one_line(message: str, flags: dict[str, Field]) -> str:
-    """jsonargparse's message, of many lines, as one that names the flag and what it takes."""
+    """Return jsonargparse's error as one line that names the flag and the expected type."""
     message = " ".join(message.split())
     unknown = re.search(r"arguments: --([\w.]+)|Option '(\w+)' is not accepted", message)
     if unknown:
@@ -125,32 +125,30 @@ def _check_range(flag: Field, value: Any) -> None:
 
 
 def _check(config: Config) -> None:
-    """Refuses values that parse but cannot work; each message names the flag to change."""
+    """Refuse combinations of values that cannot work; each message names the flag to change."""
     flat = config.flat()
     for name in ("scale", "ratio", "cutmix_minmax"):
         if flat[name] and not 0 < flat[name][0] <= flat[name][1]:
             raise UserError(f"--{name} {flat[name]}: give the smaller number first, above 0")
     if flat["cutmix_minmax"] and flat["cutmix_minmax"][1] > 1:
-        raise UserError(f"--cutmix_minmax {flat['cutmix_minmax']}: shares of the image, up to 1")
+        raise UserError(f"--cutmix_minmax {flat['cutmix_minmax']}: fractions, at most 1")
     try:
         re.compile(flat["freeze"])
     except re.error as error:
-        raise UserError(f"--freeze {flat['freeze']}: no regular expression ({error})") from None
+        raise UserError(f"--freeze {flat['freeze']}: not a regular expression ({error})") from None
     if flat["opt_betas"] is not None and len(flat["opt_betas"]) < 2:
-        raise UserError("--opt_betas: give two numbers or more, such as --opt_betas 0.9 0.95")
+        raise UserError("--opt_betas: give at least two numbers, as in --opt_betas 0.9 0.95")
     if flat["clip_grad"] is not None and flat["clip_grad"] <= 0:
-        raise UserError("--clip_grad has to be above 0; leave it out to train without clipping")
+        raise UserError("--clip_grad has to be above 0; leave it out for no clipping")
     if config.mixup.enabled and flat["batch_size"] % 2 and not flat["eval"]:
         raise UserError(f"--batch_size {flat['batch_size']}: mixup pairs images, make it even")
     if flat["use_amp"] and flat["amp_dtype"] == "float16" and flat["clip_mode"] == "micro":
-        raise UserError(
-            "--clip_mode micro cannot see through the scaled loss of --amp_dtype float16"
-        )
+        raise UserError("--clip_mode micro can't clip the scaled gradients of --amp_dtype float16")
     if flat["memory"] == "lean" and flat["grad_checkpointing"]:
         raise UserError("--memory lean and --grad_checkpointing true: choose one of them")
     if flat["model_ema_eval"] and not (flat["model_ema"] or flat["eval"]):
-        raise UserError("--model_ema_eval true needs --model_ema true: there is no EMA to evaluate")
+        raise UserError("--model_ema_eval true needs --model_ema true")
     if flat["eval"] and flat["smoke"]:
-        raise UserError("--smoke true shrinks a training; an evaluation needs --max_images N")
+        raise UserError("--smoke true is for training; shrink an evaluation by --max_images N")
     if flat["eval"] and not flat["resume"]:
         raise UserError("--eval true needs a checkpoint: give --resume PATH")

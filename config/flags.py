@@ -1,7 +1,7 @@
-"""Every flag, once, in frozen sections.
+"""All flags, in frozen sections.
 
-A flag is a field below and is written `--name value`; the docstring under it is its help text, and
-its type holds its bounds.
+A flag is a field, written `--name value` on the command line. The docstring under it is its help
+text, and its type gives its bounds.
 """
 
 import math
@@ -14,15 +14,14 @@ import yaml
 
 @dataclass(frozen=True, repr=False)
 class Range:
-    """The smallest and the largest value of a flag, in its type: Annotated[int, Range(1)]."""
+    """Bounds of a flag: Annotated[int, Range(1)] is at least 1."""
 
     low: float
     high: float = math.inf
 
     def __repr__(self) -> str:
-        return (
-            f"at least {self.low}" if self.high == math.inf else f"from {self.low} to {self.high}"
-        )
+        no_end = self.high == math.inf
+        return f"at least {self.low}" if no_end else f"from {self.low} to {self.high}"
 
 
 Positive = Annotated[int, Range(1)]
@@ -36,8 +35,8 @@ class ModelConfig:
     """Model"""
 
     model: str = "hornet_tiny_gf"
-    """Name of a registered model: the HorNets of models/variants.py, or any other of timm. auto:
-    the one that the checkpoint given by finetune or resume names, with its model_kwargs."""
+    """Name of a model: a HorNet of models/variants.py, or any other model of timm. auto: the model
+    named in the checkpoint given by finetune or resume, with its model_kwargs."""
     drop_path: Annotated[float, Range(0, 0.99)] = 0.0
     """Stochastic depth rate of the last block; it grows linearly from 0 at the first."""
     input_size: Positive = 224
@@ -47,7 +46,7 @@ class ModelConfig:
     head_init_scale: float = 1.0
     """Factor on the initial weights of the classifier (HorNet models)."""
     model_kwargs: dict[str, Any] = field(default_factory=dict)
-    """Further arguments of the model, such as '{"base_dim": 32}'."""
+    """Further arguments of the model, as in '{"base_dim": 32}'."""
 
 
 @dataclass(frozen=True)
@@ -55,15 +54,15 @@ class FinetuneConfig:
     """Start weights"""
 
     finetune: str = ""
-    """Weights to start from: the name of published ones, a path or an address (a .pth of this
-    project, the release or timm, .safetensors, or a folder in the form of timm). Global filters are
-    resized; a head of another class count is replaced; everything else has to fit."""
+    """Weights to start from: the name of published ones, a path or a URL (.pth of this project, the
+    release or timm, .safetensors, or a folder as timm saves it). Global filters are resized, a head
+    for another number of classes is replaced, everything else has to fit."""
     model_key: str = "model|module"
-    """Entries of the file to look for the weights in, tried in turn; else the file itself."""
+    """Keys of the file to look for the weights under, tried in turn."""
     model_prefix: str = ""
-    """Prefix of the weights' names in the file, which is removed."""
+    """Prefix to remove from the names of the weights; other names are ignored."""
     freeze: str = ""
-    """Parameters that are not trained: a regular expression that their names begin with, such as
+    """Parameters not to train: a regular expression for the beginning of their names, such as
     'downsample_layers|stages.[01]', or '(?!head)' for all but the head."""
 
 
@@ -74,40 +73,38 @@ class DataConfig:
     data_set: str = "IMNET"
     """IMNET: data_path holds train/ and val/ with the 1000 classes of ImageNet. image_folder:
     data_path and eval_data_path hold one folder per class. CIFAR: CIFAR-100, downloaded to
-    data_path. digits: scikit-learn's handwritten digits, written to data_path as image folders when
-    they are not there. tar: data_path holds train.tar and val.tar, or folders of tar files. wds/,
-    hfds/NAME, hfids/NAME, tfds/NAME, torch/NAME: what timm reads by these prefixes."""
+    data_path. digits: scikit-learn's handwritten digits, written to data_path as image folders.
+    tar: data_path holds train.tar and val.tar, or folders of tar files. wds/, hfds/NAME,
+    hfids/NAME, tfds/NAME, torch/NAME: formats that timm reads."""
     data_path: str = "/path/to/dataset"
-    """Folder of the data set; for hfds/ and hfids/ the cache, if another than the default."""
+    """Folder of the data set; for hfds/ and hfids/ the cache folder, if not the default one."""
     eval_data_path: str | None = None
-    """Folder of the evaluation images (image_folder only); if not given, data_path has to hold
-    train/ and val/, or val_fraction says how many to hold out."""
+    """Folder of the evaluation images (image_folder only). If not given, data_path has to hold
+    train/ and val/, or val_fraction is set."""
     val_fraction: Annotated[float, Range(0, 0.9)] = 0.0
-    """Fraction of each class's images that is held out for evaluation, where there is no other
-    folder of them (image_folder only). The same images for every seed."""
+    """Fraction of the images of each class to hold out for evaluation if there is no folder of
+    evaluation images (image_folder only); the same images for every seed."""
     train_split: str = "train"
-    """Split to train on, of the data sets with a prefix. For wds/ also shards, as in
-    'train-{000..099}.tar|50000', with the number of images."""
+    """Training split of data sets with a prefix; for wds/ also shards with the number of images, as
+    in 'train-{000..099}.tar|50000'."""
     val_split: str = "validation"
-    """Split to evaluate on, of the data sets with a prefix."""
+    """Evaluation split of data sets with a prefix."""
     max_images: Annotated[int | None, Range(1)] = None
-    """Use only that many images, spread evenly over the data set, of those for training and of
-    those for evaluation; all if not given. For a stream: how many make an epoch."""
+    """Largest number of images for training, and for evaluation, spread evenly over the data set;
+    of a stream, the images per epoch."""
     batch_size: Positive = 64
-    """Images per process and micro-batch. Evaluation uses one and a half times as many."""
+    """Images per process and micro-batch. Evaluation uses 1.5 times as many."""
     num_workers: NonNegative = 10
     """Loader workers per training process; 0 loads in the training process itself."""
     pin_mem: bool = True
-    """Page-locked host memory for faster copies to a GPU."""
+    """Page-locked host memory, for faster copies to a GPU."""
     imagenet_default_mean_and_std: bool = True
-    """Normalise by ImageNet's mean and standard deviation; otherwise by 0.5 and 0.5, as Inception
-    does."""
+    """Normalise by ImageNet's mean and standard deviation; false: by 0.5 and 0.5 (Inception)."""
     nb_classes: int = 1000
-    """Number of classes of a data set that does not say it (wds/); all others say it themselves."""
+    """Number of classes, for data sets that don't name them (wds/)."""
 
     @property
     def has_path(self) -> bool:
-        """Whether data_path was given at all."""
         return self.data_path != DataConfig.data_path
 
 
@@ -116,33 +113,33 @@ class AugmentConfig:
     """Augmentation"""
 
     scale: tuple[float, float] | None = None
-    """Area of the random crop as a fraction of the image. If not given: 0.08 1 for inputs of more
-    than 32 pixels; smaller inputs are padded by 4 and cropped at their own scale."""
+    """Area of the random crop as a fraction of the image; 0.08 1 if not given, but inputs of up to
+    32 pixels are then padded by 4 and cropped at their own scale."""
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     """Aspect ratio of the random crop."""
     hflip: Probability = 0.5
     """Probability of a horizontal flip."""
     color_jitter: NonNegativeFloat = 0.4
-    """Strength of the colour jitter; timm uses it only where aa is none."""
+    """Strength of the colour jitter, used with `--aa none` only."""
     aa: str | None = "rand-m9-mstd0.5-inc1"
     """AutoAugment or RandAugment policy in timm's notation, or none."""
     train_interpolation: Literal[
         "bicubic", "bilinear", "nearest", "box", "hamming", "lanczos", "random"
     ] = "bicubic"
-    """Interpolation of resized training images; random draws bilinear or bicubic."""
+    """Interpolation of training images; random: bilinear or bicubic."""
     crop_pct: Annotated[float | None, Range(0.01, 1)] = None
-    """Fraction of the evaluation image's short side that the centre crop keeps; 224/256 if not
-    given. Inputs of 384 pixels and more are warped to the square instead."""
+    """Fraction of the short side that the evaluation's centre crop keeps; 224/256 if not given.
+    Inputs of 384 pixels and more are warped to a square instead."""
     reprob: Probability = 0.25
     """Probability of random erasing."""
     remode: Literal["const", "rand", "pixel"] = "pixel"
-    """What fills an erased rectangle."""
+    """Content of an erased rectangle."""
     recount: Annotated[int, Range(1, 100)] = 1
     """Largest number of rectangles erased."""
     fast_decode: bool = False
-    """Decode training images faster, with other pixels than the release: JPEGs of folders no
-    larger than the random crop needs, crops resized by OpenCV. Needs the extra 'fast'. Evaluation
-    images stay exact, and so do inputs of up to 32 pixels."""
+    """Decode training images faster, to slightly other pixels than the release: JPEGs no larger
+    than the random crop needs, crops resized by OpenCV. Needs the extra 'fast'. Evaluation, and
+    inputs of up to 32 pixels, are not affected."""
     resplit: bool = False
     """Unused, as in the original release."""
 
@@ -156,15 +153,15 @@ class MixupConfig:
     cutmix: NonNegativeFloat = 1.0
     """Alpha of CutMix; 0 switches it off."""
     cutmix_minmax: tuple[float, float] | None = None
-    """Bounds of the cut's side as fractions of the image; they switch CutMix on, without alpha."""
+    """Bounds of the cut's side as fractions of the image; they replace the alpha of CutMix."""
     mixup_prob: Probability = 1.0
-    """Probability that a batch is mixed at all."""
+    """Probability of mixing a batch."""
     mixup_switch_prob: Probability = 0.5
-    """Probability of CutMix where both are on."""
+    """Probability of CutMix if both are on."""
     mixup_mode: Literal["batch", "pair", "elem"] = "batch"
-    """Whether the mixing is drawn once per batch, per pair, or per image."""
+    """Draw the mixing per batch, per pair, or per image."""
     mixup_min_images: NonNegative = 0
-    """No mixing for data sets with fewer training images per class than this, on average."""
+    """No mixing with fewer training images per class than this, on average."""
     smoothing: Annotated[float, Range(0, 0.99)] = 0.1
     """Label smoothing."""
 
@@ -182,20 +179,20 @@ class OptimConfig:
     opt_eps: Annotated[float | None, Range(0)] = 1e-8
     """Epsilon of the optimizer."""
     opt_betas: tuple[float, ...] | None = None
-    """Betas of the optimizer, written `--opt_betas 0.9 0.95`; its own default if not given."""
+    """Betas of the optimizer, as in `--opt_betas 0.9 0.95`; its own default if not given."""
     momentum: Probability = 0.9
     """Momentum of optimizers that have one."""
     weight_decay: NonNegativeFloat = 0.05
     """Weight decay; 1-D parameters (norms, biases, layer scale) have none."""
     update_freq: Positive = 1
-    """Micro-batches whose gradients are accumulated for one optimizer step."""
+    """Micro-batches per optimizer step, whose gradients are accumulated."""
     clip_grad: float | None = None
     """Largest 2-norm of the gradient; no clipping if not given."""
     clip_mode: Literal["step", "micro"] = "step"
-    """step: clip the whole accumulated gradient once per step. micro: clip the running sum after
-    every micro-batch, as the original release did in float32."""
+    """step: clip the accumulated gradient once per step. micro: clip the running sum after each
+    micro-batch, as the original release did in float32."""
     layer_decay: Annotated[float, Range(1e-3, 1)] = 1.0
-    """Factor on the learning rate from one layer group to the one before it."""
+    """Factor on the learning rate per layer group, from the last group to the first."""
 
 
 @dataclass(frozen=True)
@@ -205,23 +202,23 @@ class ScheduleConfig:
     epochs: Positive = 300
     """Passes over the training images."""
     start_epoch: NonNegative = 0
-    """Epoch to start from, counted from 0; that of a resumed checkpoint overrides it."""
+    """First epoch, counted from 0; a resumed checkpoint overrides it."""
     lr: NonNegativeFloat = 4e-3
-    """Learning rate after the warm-up, for the total batch as it is; see lr_base_batch."""
+    """Learning rate after the warm-up."""
     lr_base_batch: Annotated[int | None, Range(1)] = None
-    """Total batch that lr and min_lr are meant for: both are multiplied by the actual total batch
-    over this one. Not scaled if not given."""
+    """Total batch that lr and min_lr are given for: they are multiplied by the actual total batch
+    divided by this one. Not scaled if not given."""
     min_lr: NonNegativeFloat = 1e-6
     """Learning rate at the end of the cosine."""
     warmup_epochs: NonNegative = 20
     """Epochs of linear warm-up from 0."""
     warmup_steps: int = -1
-    """Optimizer steps of warm-up; overrides warmup_epochs where it is positive."""
+    """Optimizer steps of warm-up; if positive, overrides warmup_epochs."""
     weight_decay_end: float | None = None
     """Weight decay at the end of its cosine; constant if not given."""
 
     def scaled(self, total_batch: int) -> "ScheduleConfig":
-        """The schedule with its rates for `total_batch`, as lr_base_batch asks."""
+        """Return the schedule with its learning rates scaled to `total_batch`."""
         if self.lr_base_batch is None:
             return self
         factor = total_batch / self.lr_base_batch
@@ -242,11 +239,11 @@ class EmaConfig:
     model_ema: bool = False
     """Keep an exponential moving average of the weights."""
     model_ema_decay: Probability = 0.9999
-    """Decay of the EMA at each optimizer step."""
+    """Decay of the EMA per optimizer step."""
     model_ema_force_cpu: bool = False
     """Keep the EMA in host memory."""
     model_ema_eval: bool = False
-    """Evaluate the EMA beside the model."""
+    """Evaluate the EMA, too."""
 
 
 @dataclass(frozen=True)
@@ -254,23 +251,23 @@ class CheckpointConfig:
     """Checkpoints"""
 
     output_dir: str = ""
-    """Folder of checkpoints, log.txt, config.yaml and curves.png; nothing is saved without it."""
+    """Folder for checkpoints, log.txt, config.yaml and curves.png; without it nothing is saved."""
     resume: str = ""
-    """Checkpoint to resume, or to evaluate with `--eval true`: a path or an address; to evaluate,
-    also the name of published weights. A run that was restarted by torchrun or Slurm resumes the
-    newest one of output_dir instead."""
+    """Checkpoint to resume, or to evaluate with `--eval true`: a path or a URL; for evaluation also
+    the name of published weights. After a restart by torchrun or Slurm, the newest checkpoint of
+    output_dir is resumed instead."""
     auto_resume: bool = True
-    """Resume the newest checkpoint of output_dir that is not damaged, if there is one."""
+    """Resume the newest undamaged checkpoint of output_dir, if there is one."""
     save_ckpt: bool = True
     """Save checkpoints."""
     save_ckpt_freq: Positive = 1
-    """Epochs from one checkpoint to the next."""
+    """Epochs between checkpoints."""
     save_ckpt_num: Positive = 3
-    """Numbered checkpoints kept, beside those of epochs 50, 100, 150, ..."""
+    """Number of numbered checkpoints kept, in addition to epochs 50, 100, 150, ..."""
     save_ckpt_steps: NonNegative = 0
-    """Optimizer steps from one checkpoint inside an epoch to the next; 0 for none."""
+    """Optimizer steps between checkpoints inside an epoch; 0 for none."""
     save_ckpt_minutes: NonNegativeFloat = 0.0
-    """Minutes from one checkpoint inside an epoch to the next; 0 for none."""
+    """Minutes between checkpoints inside an epoch; 0 for none."""
 
 
 @dataclass(frozen=True)
@@ -278,10 +275,10 @@ class FaultConfig:
     """Faults"""
 
     max_bad_steps: Positive = 20
-    """Non-finite steps in a row, which are skipped, that end the run at its next log line."""
+    """Non-finite steps in a row that end the run at its next log line; such steps are skipped."""
     max_bad_images: NonNegative = 100
-    """Images that cannot be read, each of which is replaced by another of its class in training,
-    left out in evaluation, and listed in bad_images.txt; with more of them the run ends."""
+    """Largest number of unreadable images; with more of them the run ends. They are listed in
+    bad_images.txt; training replaces each by another of its class, evaluation leaves it out."""
 
 
 @dataclass(frozen=True)
@@ -291,7 +288,7 @@ class EvalConfig:
     eval: bool = False
     """Evaluate the checkpoint given by resume, and exit."""
     dist_eval: bool = True
-    """Share the evaluation among the processes; each image counts once in either case."""
+    """Share the evaluation among the processes; each image counts once either way."""
     disable_eval: bool = False
     """Train without evaluating."""
 
@@ -301,17 +298,17 @@ class LoggingConfig:
     """Logging"""
 
     log_dir: str | None = None
-    """Folder of the TensorBoard events; none are written if not given."""
+    """Folder for TensorBoard events; none are written without it."""
     log_interval: Positive = 10
-    """Optimizer steps from one log line to the next."""
+    """Optimizer steps per log line."""
     enable_wandb: bool = False
-    """Send the run to Weights & Biases; needs the package wandb."""
+    """Log to Weights & Biases; needs the package wandb."""
     project: str = "hornet"
-    """Its project there."""
+    """Project in Weights & Biases."""
     exp_name: str = "default"
-    """Its name there."""
+    """Name of the run in Weights & Biases."""
     wandb_ckpt: bool = False
-    """Upload the checkpoints of output_dir there at the end."""
+    """Upload the checkpoints of output_dir to Weights & Biases at the end."""
 
 
 @dataclass(frozen=True)
@@ -323,13 +320,13 @@ class ComputeConfig:
     amp_dtype: Literal["bfloat16", "float16"] = "bfloat16"
     """Data type of mixed precision; float16 scales the loss, and skips steps that overflow."""
     channels_last: bool = True
-    """Lay weights out channels last in memory, the layout in which HorNets compute."""
+    """Channels-last memory layout of the weights, in which HorNets compute."""
     compile: bool = False
-    """Compile the network by torch.compile; the first step of each shape takes long."""
+    """Compile the model by torch.compile; the first step of each shape takes long."""
     triton: bool = False
-    """Use this project's GPU kernels: depthwise convolutions, global filters, and in evaluation the
-    first and last products of a gnConv (HorNet models); `python -m benchmarks` compares their
-    speed. PyTorch's operators run where Triton or a shape does not allow them."""
+    """GPU kernels of this project (HorNet models): depthwise convolutions, global filters, and in
+    evaluation the first and last products of gnConv. PyTorch's operators replace them where Triton
+    or a shape doesn't allow them; `python -m benchmarks` compares their speed."""
     grad_checkpointing: bool = False
     """Recompute activations in the backward pass instead of storing them: slower, less memory."""
     memory: Literal["normal", "lean"] = "normal"
@@ -343,10 +340,10 @@ class RuntimeConfig:
     device: str = "auto"
     """auto (a GPU if there is one), cuda or cpu."""
     seed: Annotated[int, Range(0, 2**32 - 1)] = 0
-    """Seed of every random number."""
+    """Seed of all random numbers."""
     smoke: bool = False
     """Shrink the run to seconds, to see that it works: two epochs of 256 images, a tiny HorNet, no
-    start weights; on digits where data_path is not given, and into OUTPUT_DIR-smoke."""
+    start weights, into OUTPUT_DIR-smoke; on digits if data_path is not given."""
 
 
 @dataclass(frozen=True)
@@ -354,20 +351,20 @@ class ProcessConfig:
     """Processes"""
 
     local_rank: int = -1
-    """Set by torch.distributed.launch; LOCAL_RANK in the environment overrides it."""
+    """Set by torch.distributed.launch; the environment's LOCAL_RANK overrides it."""
     world_size: int = 1
-    """Processes of a run that srun starts, with ranks from SLURM_PROCID; torchrun sets its own."""
+    """Number of processes started by srun, ranked by SLURM_PROCID; torchrun sets its own."""
     dist_url: str = "env://"
-    """Where processes meet: env:// (MASTER_ADDR and MASTER_PORT), tcp://HOST:PORT or file://PATH."""
+    """Rendezvous: env:// (MASTER_ADDR and MASTER_PORT), tcp://HOST:PORT or file://PATH."""
     dist_timeout: Annotated[float, Range(0.01)] = 30.0
-    """Minutes that a process waits for the others before it ends the run."""
+    """Minutes that a process waits for the others before the run ends."""
     dist_on_itp: bool = False
     """Ranks from Open MPI (OMPI_COMM_WORLD_RANK, _SIZE and _LOCAL_RANK)."""
 
 
 @dataclass(frozen=True)
 class Config:
-    """All sections. The command line and a recipe name the fields, never the sections."""
+    """All sections; the command line and recipes name only their fields."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
@@ -386,11 +383,11 @@ class Config:
     processes: ProcessConfig = field(default_factory=ProcessConfig)
 
     def total_batch(self, processes: int) -> int:
-        """Images of one optimizer step."""
+        """Images per optimizer step."""
         return self.data.batch_size * self.optim.update_freq * processes
 
     def wandb_options(self) -> dict[str, Any] | None:
-        """Arguments of wandb.init, or None without --enable_wandb."""
+        """Return the arguments of wandb.init, or None without --enable_wandb."""
         if not self.logging.enable_wandb:
             return None
         return {
@@ -401,7 +398,7 @@ class Config:
         }
 
     def flat(self) -> dict[str, Any]:
-        """Every flag with its value, as plain values that YAML and a checkpoint can hold."""
+        """Return all flags as plain values, for YAML and checkpoints."""
         return {
             name: list(value) if isinstance(value, tuple) else value
             for section in asdict(self).values()
@@ -409,7 +406,7 @@ class Config:
         }
 
     def save(self, path: str | Path) -> None:
-        """Writes the flags as a recipe, which `--config` reads back."""
+        """Write the flags as a recipe that `--config` reads."""
         Path(path).write_text(yaml.safe_dump(self.flat(), sort_keys=False))
 
 

@@ -1,4 +1,4 @@
-"""--smoke true: the run shrunk to seconds."""
+"""--smoke true: a run shrunk to seconds."""
 
 import logging
 import tempfile
@@ -11,7 +11,9 @@ logger = logging.getLogger(__name__)
 
 
 def shrunk(config: Config) -> Config:
-    """The run that --smoke asks for: every part of this one, but small."""
+    """Return the config with all its parts made small, if --smoke asks for it."""
+    if not config.runtime.smoke:
+        return config
     logger.info("smoke run: a few steps of a small network, no results")
     model, data, schedule = config.model, config.data, config.schedule
     if model.model == "auto" or model.model.startswith("hornet_"):
@@ -40,10 +42,10 @@ def shrunk(config: Config) -> Config:
         ),
         checkpoint=replace(config.checkpoint, output_dir=output_dir, resume="", auto_resume=False),
         logging=replace(config.logging, log_dir=log_dir, enable_wandb=False),
-        runtime=replace(config.runtime, smoke=False),  # what is saved is an ordinary run
+        runtime=replace(config.runtime, smoke=False),  # config.yaml is that of an ordinary run
     )
 
 
 def _beside(folder: str) -> str:
-    """Where a smoke run writes, so that the run itself does not resume from it."""
+    """A folder of its own, so that the full run doesn't resume the smoke run."""
     return f"{folder.rstrip('/')}-smoke"

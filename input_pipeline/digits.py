@@ -1,4 +1,4 @@
-"""scikit-learn's 1,797 handwritten digits as image folders: a data set that needs no download."""
+"""scikit-learn's 1,797 handwritten digits as class folders: a data set without a download."""
 
 from pathlib import Path
 
@@ -9,10 +9,9 @@ from runtime.files import written_whole
 
 
 def write_digits(folder: Path, size: int = 32) -> None:
-    """Writes the digits, if `folder` is not there yet.
+    """Write the digits, enlarged from 8 x 8 to `size` pixels, if there is no `folder` yet.
 
-    train/<digit>/*.png holds four fifths of each class and val/<digit>/*.png one fifth, chosen with
-    a fixed seed. The 8 x 8 scans are enlarged to `size` pixels.
+    train/ has four fifths of each class, val/ one fifth, chosen with a fixed seed.
     """
     if folder.exists():
         return
@@ -34,5 +33,5 @@ def write_digits(folder: Path, size: int = 32) -> None:
                     scan = Image.fromarray(pixels).resize((size, size), Image.Resampling.BICUBIC)
                     scan.save(target / f"{index:04d}.png")
     except UserError:
-        if not folder.is_dir():  # else another machine has written it meanwhile
+        if not folder.is_dir():  # otherwise another machine has just written it
             raise

@@ -1,7 +1,5 @@
-"""WORKAROUND for a name that two modules have: `datasets`, this project's and Hugging Face's.
-
-timm's readers import Hugging Face's package by that name, which this project's datasets.py shadows.
-"""
+"""WORKAROUND: this project's datasets.py shadows Hugging Face's package `datasets`, which timm's
+readers import."""
 
 import importlib
 import sys
@@ -11,13 +9,13 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def import_hugging_face_datasets() -> None:
-    """Makes `import datasets` mean Hugging Face's package from here on.
+    """Make `import datasets` import Hugging Face's package from here on.
 
-    What was imported from this project's module stays as it is; the parts of the package import
-    each other under that name for as long as they live.
+    Names imported from this project's module before stay valid. There is no way back, since the
+    package's modules import each other lazily under this name.
 
     Raises:
-        ImportError: the package is not installed.
+        ImportError: the package isn't installed.
     """
     own, path = sys.modules.get("datasets"), sys.path[:]
     sys.path[:] = [entry for entry in path if Path(entry or ".").resolve() != ROOT]

@@ -1,6 +1,6 @@
-"""What a data set has to provide: `ImageSet` for numbered images, `ImageStream` for streams.
+"""The interface of data sets: ImageSet for indexed images, ImageStream for streams.
 
-To add a data format, write a subclass of one of them and open it in datasets.py.
+To add a format, write a subclass and open it in datasets.py.
 """
 
 import logging
@@ -21,20 +21,20 @@ from runtime.errors import UserError
 logger = logging.getLogger(__name__)
 
 Sample = tuple[torch.Tensor, int]
-"""A transformed image (3, H, W) and its label."""
+"""Transformed image (3, H, W), label."""
 
 
 class ImageSet(Dataset[Sample]):
-    """Images with a number each.
+    """Images with an index.
 
     Args:
         transform: Image -> tensor (3, H, W).
-        classes: The names of the classes in the order of the labels.
-        labels: The label of each image, or None where only reading the images tells.
+        classes: Class names in the order of the labels.
+        labels: Label per image; None if they are only known after reading.
     """
 
     needs_fork = False
-    """Whether loader workers have to be forked, whatever the platform's default is."""
+    """Whether loader workers have to be forked."""
 
     def __init__(self, transform: Any, classes: list[str], labels: Iterable[int] | None) -> None:
         self.transform, self.classes = transform, classes
@@ -48,11 +48,11 @@ class ImageSet(Dataset[Sample]):
         return len(self)
 
     def read(self, index: int) -> tuple[Any, int]:
-        """The image as the transform takes it, and its label; UserError for an unreadable one."""
+        """Return an image, as the transform takes it, and its label; UserError if unreadable."""
         raise NotImplementedError
 
     def name(self, index: int) -> str:
-        """The file of an image, or its number where it has none."""
+        """Return the file of an image, or its index if it has none."""
         return str(index)
 
     def __getitem__(self, index: int) -> Sample:
@@ -61,38 +61,37 @@ class ImageSet(Dataset[Sample]):
 
 
 class ImageStream(IterableDataset[Sample]):
-    """Images that are read from their beginning, without names or numbers.
+    """Images that can only be read from the start, without names.
 
     Args:
-        classes: The names of the classes in the order of the labels.
-        length: How many images make an epoch, in all processes together.
+        classes: Class names in the order of the labels.
+        length: Images per epoch, of all ranks.
     """
 
     needs_fork = False
-    """As of an ImageSet."""
 
     def __init__(self, classes: list[str], length: int) -> None:
         self.classes, self.length = classes, length
 
     def __iter__(self) -> Iterator[Sample]:
-        """This rank's and loader worker's share."""
+        """Yield the share of this rank and loader worker."""
         raise NotImplementedError
 
     def set_epoch(self, epoch: int) -> None:
-        """Shuffle as that epoch asks."""
+        """Set the epoch, which determines the order."""
 
     def prepare(self, num_workers: int, share: bool, unreadable: UnreadableImages) -> None:
-        """Called once before loading.
+        """Called before loading.
 
         Args:
             num_workers: Loader workers per rank.
-            share: Share the images among the ranks, or give each rank all of them.
-            unreadable: Where images that cannot be read are listed.
+            share: Share the images among the ranks; otherwise each rank gets all.
+            unreadable: Lists unreadable images.
         """
 
 
 class FolderImages(ImageSet):
-    """The files that torchvision has found in class folders."""
+    """Image files found by torchvision in class folders."""
 
     def __init__(self, found: ImageFolder, transform: Any, classes: list[str]) -> None:
         super().__init__(transform, classes, found.targets)
@@ -102,7 +101,7 @@ class FolderImages(ImageSet):
         return len(self.files)
 
     def read(self, index: int) -> tuple[Any, int]:
-        # a transform that crops first takes JPEGs that are not decoded yet
+        # FastCrop takes JPEGs that are not decoded yet
         load = load_lazily if crops_fast(self.transform) else load_image
         assert self.labels is not None
         return load(self.files[index]), self.labels[index]
@@ -112,15 +111,14 @@ class FolderImages(ImageSet):
 
 
 def open_folder(folder: Path, transform: Any) -> FolderImages:
-    """One folder per class below `folder`; raises UserError where there is none."""
+    """Open a folder with one folder per class; UserError if there is none."""
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder")
     try:
         found = ImageFolder(str(folder), is_valid_file=is_image)
     except FileNotFoundError as error:
-        raise UserError(
-            f"{folder} has to hold one folder of images per class: {str(error).splitlines()[0]}"
-        ) from None
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{folder} needs one folder of images per class: {reason}") from None
     return FolderImages(found, transform, found.classes)
 
 
@@ -128,10 +126,7 @@ class TorchvisionImages(ImageSet):
     """A data set of torchvision, opened without a transform."""
 
     def __init__(self, source: Any, transform: Any, classes: list[str]) -> None:
-        labels = getattr(source, "targets", None)
-        super().__init__(
-            transform, classes, None if labels is None else [int(label) for label in labels]
-        )
+        super().__init__(transform, classes, getattr(source, "targets", None))
         self.source = source
 
     def __len__(self) -> int:
@@ -143,12 +138,11 @@ class TorchvisionImages(ImageSet):
 
 
 class Part(ImageSet):
-    """Some images of a set."""
+    """A subset of an ImageSet."""
 
     def __init__(self, whole: ImageSet, indices: list[int]) -> None:
-        labels = whole.labels
-        chosen = None if labels is None else [labels[index] for index in indices]
-        super().__init__(whole.transform, whole.classes, chosen)
+        labels = None if whole.labels is None else [whole.labels[index] for index in indices]
+        super().__init__(whole.transform, whole.classes, labels)
         self.whole, self.indices = whole, indices
 
     def __len__(self) -> int:
@@ -162,14 +156,14 @@ class Part(ImageSet):
 
 
 def spread_evenly(images: ImageSet, most: int | None) -> ImageSet:
-    """At most that many images, evenly out of the set."""
+    """Return at most `most` images, spread evenly over the set."""
     if most is None or most >= len(images):
         return images
     return Part(images, [i * len(images) // most for i in range(most)])
 
 
 def held_out(images: FolderImages, fraction: float) -> dict[str, list[int]]:
-    """The indices of 'train' and 'val': of each class a fraction, drawn with a fixed seed.
+    """Return indices for 'train' and 'val', a fraction of each class, drawn with a fixed seed.
 
     Raises:
         UserError: a class has too few images.
@@ -181,8 +175,8 @@ def held_out(images: FolderImages, fraction: float) -> dict[str, list[int]]:
         count = max(1, round(fraction * len(indices)))
         if count == len(indices):
             raise UserError(
-                f"{images.folder}/{name} holds {len(indices)} image(s): --val_fraction {fraction} "
-                "leaves none to train on"
+                f"{images.folder}/{name} has {len(indices)} image(s): --val_fraction {fraction} "
+                "leaves none for training"
             )
         chosen["val"] += indices[:count].tolist()
         chosen["train"] += indices[count:].tolist()

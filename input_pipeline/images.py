@@ -1,4 +1,4 @@
-"""Reading image files: exactly as Pillow does, or faster with other pixels."""
+"""Image files -> images: exactly as Pillow does, or faster and approximately."""
 
 import os
 import stat
@@ -19,27 +19,27 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from runtime.errors import UserError
 
 MOST_ASPECT = 4000
-"""Longer images would take gigabytes once their short side is enlarged."""
+"""Longer images would take gigabytes when their short side is enlarged."""
 MOST_PIXELS = 50_000_000
-"""Larger JPEGs are left to Pillow and its warnings."""
+"""Larger JPEGs are read by Pillow, with its warnings."""
 
 
 def is_image(path: str) -> bool:
-    """Whether a file's name is one of an image."""
     return path.lower().endswith((*IMG_EXTENSIONS, ".gif"))
 
 
 def find_images(arguments: list[str]) -> list[Path]:
-    """Image files in the order of the arguments; of folders all within, sorted.
+    """Return image files in the order of the arguments; of a folder all inside, sorted.
 
-    Raises UserError for a folder without images.
+    Raises:
+        UserError: a folder has no images.
     """
     files: list[Path] = []
     for path in map(Path, arguments):
         if path.is_dir():
             inside = sorted(p for p in path.rglob("*") if p.is_file() and is_image(p.name))
             if not inside:
-                raise UserError(f"folder {path} holds no images")
+                raise UserError(f"folder {path} has no images")
             files += inside
         else:
             files.append(path)
@@ -47,8 +47,7 @@ def find_images(arguments: list[str]) -> list[Path]:
 
 
 def load_image(path: str) -> Image.Image:
-    """An image file in RGB, of an animation the first frame; raises UserError for one that cannot
-    be decoded."""
+    """Read an image file in RGB (the first frame of an animation); UserError if unreadable."""
     with readable(path):
         _check_regular(path)
         return decoded(path)
@@ -56,7 +55,7 @@ def load_image(path: str) -> Image.Image:
 
 @contextmanager
 def readable(name: str) -> Iterator[None]:
-    """Turns what goes wrong with the image of that name into UserError."""
+    """Turn errors of Pillow and of files into a UserError about the image `name`."""
     try:
         yield
     except (OSError, ValueError, SyntaxError, tarfile.TarError, zlib.error) as error:
@@ -66,11 +65,11 @@ def readable(name: str) -> Iterator[None]:
 
 
 def decoded(file: Any) -> Image.Image:
-    """As load_image, of a path or an open file; with the errors of Pillow."""
+    """Like load_image, for a path or an open file, with Pillow's errors."""
     with Image.open(file) as image:
         if max(image.size) > MOST_ASPECT * min(image.size):
             raise ValueError(f"{image.width} x {image.height} pixels")
-        if image.mode.startswith("I"):  # 16 bits, which Pillow would cut off at 255
+        if image.mode.startswith("I"):  # 16 bits, which Pillow would clip at 255
             levels = np.asarray(image).astype(np.float32) / 257
             return Image.fromarray(levels.clip(0, 255).round().astype(np.uint8)).convert("RGB")
         return image.convert("RGB")
@@ -78,12 +77,12 @@ def decoded(file: Any) -> Image.Image:
 
 def _check_regular(path: str) -> None:
     if not stat.S_ISREG(os.stat(path).st_mode):
-        raise ValueError("no regular file")  # to open a pipe would wait for ever
+        raise ValueError("not a regular file")  # opening a pipe would wait forever
 
 
 @dataclass(frozen=True)
 class Jpeg:
-    """A JPEG file that is not decoded yet: to know the crop first makes it cheaper."""
+    """A JPEG file that isn't decoded yet, which is cheaper once the crop is known."""
 
     path: str
     data: bytes
@@ -91,24 +90,20 @@ class Jpeg:
     width: int
 
     def decode(self, height: int, width: int) -> np.ndarray:
-        """The whole image (H, W, 3), reduced while it stays at least that large.
-
-        Raises:
-            UserError: the file is damaged.
-        """
+        """Decode the whole image (H, W, 3), reduced to no less than height x width."""
         import simplejpeg
 
         try:
             return simplejpeg.decode_jpeg(
                 self.data, fastdct=True, fastupsample=True, min_height=height, min_width=width
             )
-        except ValueError:  # Pillow takes some files that are refused here
+        except ValueError:  # Pillow reads some files that simplejpeg refuses
             with readable(self.path):
                 return np.asarray(decoded(self.path))
 
 
 def load_lazily(path: str) -> Jpeg | Image.Image:
-    """A JPEG of the usual kind, not decoded; any other image as load_image."""
+    """Like load_image, but JPEGs of the usual kind are not decoded."""
     import simplejpeg
 
     with readable(path):
@@ -143,10 +138,10 @@ def _opencv() -> Any:
 def crop_resized(
     image: Jpeg | Image.Image, box: tuple[int, int, int, int], size: tuple[int, int], method: str
 ) -> Image.Image:
-    """The box (top, left, height, width) of an image, resized by OpenCV to `size` (H, W).
+    """Resize the box (top, left, height, width) of an image to `size` (H, W) by OpenCV.
 
-    Approximately: a JPEG is decoded no larger than the result needs, and what shrinks by less than
-    a half is not smoothed first.
+    It is an approximation: JPEGs are decoded no larger than necessary, and there is no antialiasing
+    if the box shrinks by less than a third.
     """
     cv2 = _opencv()
     top, left, height, width = box

@@ -1,9 +1,8 @@
-"""Samplers and loaders: which rank sees which images in which order.
+"""Samplers and loaders: which rank loads which images in which order.
 
-Training draws one random order per epoch, from the seed and the epoch alone, and deals it out to
-the ranks in turn. What random augmentation an image gets follows from seed, epoch and index. So a
-run can resume inside an epoch, with any number of ranks and workers, at `position`: the number of
-images that all ranks together have used.
+The order of an epoch depends on the seed and the epoch only, and ranks take its images in turn. The
+augmentation of an image depends on seed, epoch and index. So a run can resume inside an epoch, with
+any world size and number of workers, at `position`: the images that all ranks have used.
 """
 
 import random
@@ -16,7 +15,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from config import DataConfig
+from config.flags import DataConfig
 from input_pipeline.image_sets import ImageSet, ImageStream, Sample
 from input_pipeline.unreadable import UnreadableImages
 from runtime.distributed import DistributedContext, shard
@@ -25,19 +24,19 @@ from runtime.signals import end_workers_at_exit, ignore_signals_in_worker, signa
 from utils import seed_everything, seed_host, stream_seed
 
 UNREADABLE = -1
-"""The label of an image that could not be read."""
+"""Label of an unreadable image."""
 
 
 class EpochSampler(Sampler[int]):
-    """A rank's share of an epoch: every world_size-th image of a random order, from `position`."""
+    """Every world_size-th image of a random order, from `position`."""
 
     def __init__(self, length: int, seed: int, rank: int, world_size: int) -> None:
         self.length, self.seed, self.rank, self.world_size = length, seed, rank, world_size
         self.epoch = self.position = 0
 
     def order(self) -> list[int]:
-        """The indices of all images, in the order of the epoch."""
-        # spaced out, no two seeds share an epoch's order
+        """Return the indices of all images in the order of the epoch."""
+        # no other seed has this order in one of its first 100,000 epochs
         generator = torch.Generator().manual_seed(100_000 * self.seed + self.epoch)
         return torch.randperm(self.length, generator=generator).tolist()
 
@@ -49,10 +48,9 @@ class EpochSampler(Sampler[int]):
 
 
 class TrainImages(Dataset[Sample]):
-    """Images whose random augmentation follows from seed, epoch and index.
+    """Images whose augmentation depends on seed, epoch and index only.
 
-    An image that cannot be read is listed, and replaced by another of its class, chosen by the same
-    random numbers.
+    An unreadable image is listed, and replaced by another of its class, chosen likewise.
     """
 
     def __init__(self, images: ImageSet, seed: int, unreadable: UnreadableImages) -> None:
@@ -61,29 +59,28 @@ class TrainImages(Dataset[Sample]):
 
     def __getitem__(self, index: int) -> Sample:
         seed_host(stream_seed("image", self.seed, self.epoch, index))
-        try:
-            return self.images[index]
-        except UserError as error:
-            self.unreadable.add(self.images.name(index), str(error))
-        others, labels = list(range(len(self))), self.images.labels
-        if labels is not None:
-            others = [i for i in others if labels[i] == labels[index]]
-        for other in random.sample(others, len(others)):
+        for candidate in self._candidates(index):
             try:
-                return self.images[other]
+                return self.images[candidate]
             except UserError as error:
-                self.unreadable.add(self.images.name(other), str(error))
+                self.unreadable.add(self.images.name(candidate), str(error))
         raise UserError(
             f"neither {self.images.name(index)} nor another image of its class can be read; "
             f"see {self.unreadable.path}"
         )
+
+    def _candidates(self, index: int) -> Iterator[int]:
+        yield index
+        labels = self.images.labels
+        others = [i for i in range(len(self)) if labels is None or labels[i] == labels[index]]
+        yield from random.sample(others, len(others))
 
     def __len__(self) -> int:
         return len(self.images)
 
 
 class EvalImages(Dataset[Sample]):
-    """Images to evaluate on; one that cannot be read has the label UNREADABLE and is blank."""
+    """Evaluation images; an unreadable one is blank, with the label UNREADABLE."""
 
     def __init__(self, images: ImageSet, unreadable: UnreadableImages) -> None:
         self.images, self.unreadable = images, unreadable
@@ -100,15 +97,7 @@ class EvalImages(Dataset[Sample]):
 
 
 class TrainLoader:
-    """Shuffled whole batches of this rank's share, one epoch at a time.
-
-    Args:
-        images: What to train on.
-        config: Batch size and workers.
-        context: This process among the ranks.
-        unreadable: Where images that cannot be read are listed.
-        seed: Of order and augmentation.
-    """
+    """Shuffled full batches of this rank, one epoch at a time."""
 
     def __init__(
         self,
@@ -130,13 +119,13 @@ class TrainLoader:
             )
 
     def batches(self, epoch: int, position: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """The batches of that epoch, after `position` images of all ranks.
+        """Yield the batches of an epoch after `position`.
 
-        A stream cannot begin in its middle: what comes before is read and left out, which repeats
-        an uninterrupted run if that had as many ranks and workers.
+        Streams are read from the start and skip batches; with the same world size and number of
+        workers, that repeats the order of an uninterrupted run.
         """
         if isinstance(self.images, ImageStream):
-            # for what its workers draw at random
+            # for the random numbers of its workers
             seed_everything(stream_seed("epoch", self.seed, epoch, self.context.rank))
             self.images.set_epoch(epoch)
             ranks = self.context.world_size
@@ -146,7 +135,7 @@ class TrainLoader:
         return iter(self.loader)
 
     def names_of_step(self, total_batch: int, position: int, steps_since: int) -> list[str]:
-        """The images of the step so many steps before `position`, on all ranks.
+        """Return the images, of all ranks, of the step `steps_since` steps before `position`.
 
         Empty for a step of an earlier epoch, or of a stream.
         """
@@ -164,10 +153,10 @@ def eval_loader(
     unreadable: UnreadableImages,
     dist_eval: bool = True,
 ) -> DataLoader:
-    """All images once: shared among the ranks (`shard`), or all of them for each rank.
+    """Load all images once: each rank its `shard`, or all of them without dist_eval.
 
-    Of a stream each rank gets all: timm's readers would repeat or miss images where shards do not
-    divide evenly.
+    Of a stream each rank loads all images: timm's readers would repeat or miss some if the shards
+    don't divide evenly.
     """
     batch_size = int(1.5 * config.batch_size)
     if isinstance(images, ImageStream):
@@ -181,7 +170,7 @@ def eval_loader(
 
 @contextmanager
 def naming_dead_workers() -> Iterator[None]:
-    """Turns torch's error for a loader worker that was killed into a UserError."""
+    """Turn torch's error for a killed loader worker into a UserError."""
     try:
         yield
     except RuntimeError as error:
@@ -209,7 +198,7 @@ def _loader(
 ) -> DataLoader:
     if config.num_workers:
         end_workers_at_exit()
-    # workers are started again each epoch: a stream's augmentation follows from the epoch's seed
+    # workers aren't persistent: their random numbers depend on the epoch's seed
     return _Loader(
         source,
         batch_size,

@@ -1,4 +1,4 @@
-"""Data sets that timm reads: tar files, and its prefixes wds/, hfds/, hfids/, tfds/ and torch/."""
+"""Data sets that timm reads: tar files, wds/, hfds/, hfids/, tfds/ and torch/."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +9,7 @@ from timm.data.dataset import ImageDataset, IterableImageDataset
 from timm.data.readers.reader_image_in_tar import ReaderImageInTar
 from torchvision.datasets import ImageFolder
 
-from config import DataConfig
+from config.flags import DataConfig
 from input_pipeline.hugging_face import import_hugging_face_datasets
 from input_pipeline.image_sets import (
     FolderImages,
@@ -28,13 +28,10 @@ PREFIXES = ("wds", "hfds", "hfids", "tfds", "torch")
 
 
 class ReaderImages(ImageSet):
-    """The images of one of timm's readers."""
+    """The images of a timm reader."""
 
     def __init__(self, reader: Any, transform: Any, classes: list[str]) -> None:
-        labels = getattr(reader, "targets", None)
-        super().__init__(
-            transform, classes, None if labels is None else [int(label) for label in labels]
-        )
+        super().__init__(transform, classes, getattr(reader, "targets", None))
         self.reader = reader
 
     def __len__(self) -> int:
@@ -50,7 +47,7 @@ class ReaderImages(ImageSet):
 
 
 class ReaderStream(ImageStream):
-    """The images of one of timm's streaming readers, whose labels are checked as they come."""
+    """The images of a streaming timm reader, whose labels are checked."""
 
     def __init__(self, source: IterableImageDataset, transform: Any, classes: list[str]) -> None:
         super().__init__(classes, int(source.reader.num_samples))
@@ -75,28 +72,26 @@ class ReaderStream(ImageStream):
             return
         shards = getattr(getattr(reader, "split_info", None), "filenames", None)
         readers = reader.dist_num_replicas * max(1, num_workers)
-        if shards is not None and len(shards) < readers:  # some would have no images at all
+        if shards is not None and len(shards) < readers:  # some would have no images
             raise UserError(
-                f"{len(shards)} shards cannot be shared by {readers} loader processes "
+                f"{len(shards)} shards are too few for {readers} loader processes "
                 f"({reader.dist_num_replicas} x --num_workers): lower --num_workers"
             )
 
 
 def open_timm_set(config: DataConfig, part: str, transform: Any) -> ImageSet | ImageStream:
-    """The 'train' or 'val' part of a data set of tar files, or of what timm reads by a prefix.
+    """Open 'train' or 'val' of a data set in tar files or with a prefix of timm.
 
     Raises:
-        UserError: it is missing, or needs a package that is not installed.
+        UserError: it is missing, or needs a package that isn't installed.
     """
     split = config.train_split if part == "train" else config.val_split
     prefix = config.data_set.partition("/")[0]
     try:
         if prefix == "tar":
             file = Path(config.data_path) / f"{part}.tar"
-            folder = Path(config.data_path) / part
-            source: Any = ImageDataset(
-                "", ReaderImageInTar(str(file if file.is_file() else folder))
-            )
+            path = file if file.is_file() else file.with_suffix("")
+            source: Any = ImageDataset("", ReaderImageInTar(str(path)))
         else:
             if prefix in ("hfds", "hfids"):
                 import_hugging_face_datasets()
@@ -110,7 +105,7 @@ def open_timm_set(config: DataConfig, part: str, transform: Any) -> ImageSet | I
             )
     except ImportError as error:
         raise UserError(f"--data_set {config.data_set} needs a package: {error}") from None
-    except Exception as error:  # each reader has its own types for what is missing
+    except Exception as error:  # each reader raises its own types
         reason = reason_of(error)
         if prefix == "wds":
             reason += f"; shards are named as in --{part}_split '{part}-{{000..099}}.tar|50000'"
@@ -119,19 +114,19 @@ def open_timm_set(config: DataConfig, part: str, transform: Any) -> ImageSet | I
     images: ImageSet | ImageStream
     if isinstance(source, IterableImageDataset):
         images = ReaderStream(source, transform, classes)
-    elif isinstance(source, ImageDataset):  # which shows the next image instead of a damaged one
+    elif isinstance(source, ImageDataset):  # not used itself: it replaces unreadable images
         images = ReaderImages(source.reader, transform, classes)
     elif isinstance(source, ImageFolder):
         images = FolderImages(source, transform, classes)
     else:
         images = TorchvisionImages(source, transform, classes)
-    # other workers would take this project's datasets.py for Hugging Face's package
+    # spawned workers would import this project's datasets.py instead of Hugging Face's package
     images.needs_fork = prefix in ("wds", "hfds", "hfids")
     return images
 
 
 def _class_names(source: Any) -> list[str]:
-    """The names in the order of the labels, the first of several names of a class; [] for none."""
+    """Return the class names in the order of the labels, if there are any."""
     source = getattr(source, "reader", source)
     # tar files have the index under another name
     index = getattr(source, "class_to_idx", getattr(source, "class_name_to_idx", None)) or {}

@@ -1,4 +1,4 @@
-"""From an image to the network's input: augmentation for training, one view for evaluation."""
+"""Images -> inputs of the model: augmentation for training, preprocessing for evaluation."""
 
 import random
 from typing import Any
@@ -16,17 +16,17 @@ from timm.data.constants import (
 from timm.data.transforms import RandomResizedCropAndInterpolation, interp_mode_to_str
 from torchvision import transforms
 
-from config import AugmentConfig, DataConfig
+from config.flags import AugmentConfig, DataConfig
 from input_pipeline.images import Jpeg, crop_resized
 from runtime.errors import UserError
 
-SMALL_INPUT = 32  # pixels; up to here images are padded and cropped rather than rescaled
-CROP_PCT = 224 / 256  # share of the short side that evaluation shows, if not said otherwise
-WARPED_INPUT = 384  # pixels; from here on evaluation shows the whole image, warped to the square
+SMALL_INPUT = 32  # up to this size, images are warped, and padded and cropped in training
+CROP_PCT = 224 / 256  # default fraction of the short side in evaluation
+WARPED_INPUT = 384  # from this size on, evaluation warps the whole image to a square
 
 
 def mean_std(config: DataConfig) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """What images are normalised by, a value a channel."""
+    """Return mean and standard deviation per channel, for normalisation."""
     if config.imagenet_default_mean_and_std:
         return IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
     return IMAGENET_INCEPTION_MEAN, IMAGENET_INCEPTION_STD
@@ -35,7 +35,7 @@ def mean_std(config: DataConfig) -> tuple[tuple[float, ...], tuple[float, ...]]:
 def train_transform(
     config: AugmentConfig, size: int, mean: tuple[float, ...], std: tuple[float, ...]
 ) -> transforms.Compose:
-    """Random crop, flip, RandAugment and erasing: image -> float tensor (3, size, size)."""
+    """Return random crop, flip, RandAugment and erasing: image -> float tensor (3, size, size)."""
     try:
         transform = create_transform(
             size,
@@ -68,7 +68,7 @@ def train_transform(
 
 
 class FastCrop(RandomResizedCropAndInterpolation):
-    """timm's random crop of the same region, with approximate pixels (images.crop_resized)."""
+    """timm's random crop of the same region, with approximate pixels (crop_resized)."""
 
     def __call__(self, image: Jpeg | Image.Image) -> Image.Image:
         shape = torch.empty(1).expand(1, image.height, image.width)  # takes no memory
@@ -80,7 +80,7 @@ class FastCrop(RandomResizedCropAndInterpolation):
 
 def _fast_crop(crop: Any) -> FastCrop:
     try:
-        import cv2  # noqa: F401 - to see that they are there, and work
+        import cv2  # noqa: F401 - an early error if one is missing
         import simplejpeg  # noqa: F401
     except ImportError as error:
         raise UserError(
@@ -92,7 +92,7 @@ def _fast_crop(crop: Any) -> FastCrop:
 
 
 def crops_fast(transform: Any) -> bool:
-    """Whether a transform begins with a FastCrop, which takes JPEGs that are not decoded."""
+    """Return whether a transform begins with a FastCrop."""
     return isinstance(getattr(transform, "transforms", [None])[0], FastCrop)
 
 
@@ -101,9 +101,9 @@ def _posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
 
 
 def allow_zero_bits(transform: transforms.Compose) -> None:
-    """timm's policies posterize to 0 bits at magnitude 10, which Pillow from 13 on refuses.
+    """Let timm's policies posterize to 0 bits at magnitude 10, which Pillow >= 13 refuses.
 
-    Older ones give a black image; the published policies were run with it, so it stays.
+    Earlier versions gave a black image, with which the published policies were used.
     """
     for member in transform.transforms:
         sub_policies = [getattr(member, "ops", []), *getattr(member, "policy", [])]
@@ -115,7 +115,7 @@ def allow_zero_bits(transform: transforms.Compose) -> None:
 def eval_transform(
     size: int, mean: tuple[float, ...], std: tuple[float, ...], crop_pct: float | None = None
 ) -> transforms.Compose:
-    """The deterministic view of an image: float tensor (3, size, size)."""
+    """Return the evaluation's preprocessing: image -> float tensor (3, size, size)."""
     if is_warped(size):
         view = [_warp(size)]
     else:
@@ -128,7 +128,7 @@ def eval_transform(
 
 
 def is_warped(size: int) -> bool:
-    """Whether evaluation shows whole images at that size, warped to the square."""
+    """Return whether evaluation warps the whole image to a square of this size."""
     return size >= WARPED_INPUT or size <= SMALL_INPUT
 
 

@@ -1,8 +1,8 @@
-"""Images that cannot be read: listed in a file, and too many of them end the run.
+"""Unreadable images: listed in a file; too many of them end the run.
 
-In training, one of them is replaced by another image of its class (loaders.TrainImages); in an
-evaluation it does not count (loaders.EvalImages). All ranks and loader workers share the list, and
-the one that finds one image too many raises the error, which ends the run on all ranks.
+Training replaces each by another image of its class (loaders.TrainImages), evaluation leaves it out
+(loaders.EvalImages). All ranks and loader workers share the file; the one that finds an image too
+many raises an error, which ends the run on all ranks.
 """
 
 import tempfile
@@ -10,53 +10,47 @@ import uuid
 from functools import cache
 from pathlib import Path
 
-from config import Config
+from config.flags import Config
 from runtime.errors import UserError
 
 
 class UnreadableImages:
-    """The list of images that cannot be read.
-
-    Args:
-        path: The file, bad_images.txt of a run: one line per image, with the reason.
-        most: How many there may be.
-    """
+    """A file of at most `most` unreadable images, with one line and reason per image."""
 
     def __init__(self, path: Path, most: int) -> None:
         self.path, self.most = path, most
 
     @classmethod
     def of_run(cls, config: Config) -> "UnreadableImages":
-        """The list in the run's output_dir; without one, in a temporary file of this process."""
+        """Return bad_images.txt in output_dir, or in a temporary folder of this process."""
         output_dir = config.checkpoint.output_dir
         folder = Path(output_dir) if output_dir else _temporary_folder()
         return cls(folder / "bad_images.txt", config.faults.max_bad_images)
 
     def add(self, name: str, reason: str) -> None:
-        """Lists an image, once; raises UserError where there are too many."""
+        """List an image, once; UserError if there are too many."""
         try:
             text = ""
             if self.path.exists():
-                text = self.path.read_text(errors="surrogateescape")  # any name of a file
+                text = self.path.read_text(errors="surrogateescape")  # file names may be any bytes
             known = text.splitlines()
             if name not in {line.split("\t")[0] for line in known}:
                 known.append(f"{name}\t{' '.join(reason.split())}")
                 self.path.parent.mkdir(parents=True, exist_ok=True)
-                # a short line is written whole
+                # a short line is written at once
                 with self.path.open("a", errors="surrogateescape") as file:
                     file.write(known[-1] + "\n")
         except OSError as error:
             raise UserError(f"{self.path} cannot be written: {error}") from None
-        # several processes may have listed the same image
+        # two processes may have listed the same image
         names = list(dict.fromkeys(line.split("\t")[0] for line in known))
         if len(names) > self.most:
             raise UserError(
                 f"{len(names)} images cannot be read, more than --max_bad_images {self.most}: "
-                f"{', '.join(names[-3:])}, and all others in {self.path}"
+                f"{', '.join(names[-3:])}; see {self.path}"
             )
 
 
 @cache
-def _temporary_folder() -> Path:
-    # made when there is something to write
+def _temporary_folder() -> Path:  # not made before something is written
     return Path(tempfile.gettempdir()) / f"hornet-{uuid.uuid4().hex[:12]}"

@@ -1,4 +1,4 @@
-"""The 1x1 and depthwise layers of a HorNet, and how scales and norms fold into them."""
+"""1x1 and depthwise layers, and folding scales and norms into them for inference."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 class ChannelLinear(nn.Linear):
-    """A 1x1 convolution whose weight is stored as a linear layer's, as in the released files."""
+    """A 1x1 convolution whose weight has the shape of a linear layer's, as in released files."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.conv2d(x, self.weight[:, :, None, None], self.bias)
@@ -18,7 +18,7 @@ class ChannelLinear(nn.Linear):
 def depthwise_conv(
     channels: int, kernel_size: int = 7, bias: bool = True, device=None, dtype=None
 ) -> nn.Conv2d:
-    """A depthwise convolution that keeps height and width; ValueError for an even kernel."""
+    """Return a depthwise convolution that keeps height and width; ValueError for even kernels."""
     if kernel_size < 1 or kernel_size % 2 == 0:
         raise ValueError(f"the kernel of a depthwise convolution is odd, not {kernel_size}")
     return nn.Conv2d(channels, channels, kernel_size, padding=kernel_size // 2, groups=channels,
@@ -26,15 +26,15 @@ def depthwise_conv(
 
 
 def defined_by(layer: nn.Module) -> type:
-    """The class that says what a layer computes: its own, of an accelerated one the plain class."""
+    """Return the class that defines what a layer computes: the plain one if it is accelerated."""
     return getattr(layer, "plain", type(layer))
 
 
 @torch.no_grad()
 def fold_scale(scale: Tensor | None, layer: nn.Module) -> bool:
-    """Multiply the output of a layer by `scale`, () or (channels), by way of its parameters.
+    """Multiply a layer's parameters so that its output is scaled by `scale`, () or (channels).
 
-    Returns False, with nothing done, if there is no scale or the layer is of an unknown type.
+    Returns False, and does nothing, without a scale or for a layer of another type.
     """
     if scale is None or defined_by(layer) not in (nn.Conv2d, ChannelLinear, LayerNorm2d):
         return False
@@ -45,7 +45,7 @@ def fold_scale(scale: Tensor | None, layer: nn.Module) -> bool:
 
 @torch.no_grad()
 def fold_norm(norm: Any, layer: Any) -> None:
-    """Move the weight and bias of a LayerNorm2d, if it has them, into the 1x1 layer behind it."""
+    """Move the weight and bias of a LayerNorm2d into the 1x1 layer that follows it."""
     is_pointwise = defined_by(layer) is ChannelLinear or (
         defined_by(layer) is nn.Conv2d and layer.kernel_size == (1, 1) and layer.groups == 1
     )

@@ -1,4 +1,4 @@
-"""Published and older weights -> the state dict of this code: fetched, read, and fitted."""
+"""Published weights: download, reading, and conversion to a model's state dict."""
 
 import argparse
 import hashlib
@@ -22,24 +22,23 @@ from .spectral import resize_filter
 
 logger = logging.getLogger(__name__)
 
-# what flags in released files are made of; Python has moved the class of paths
+# types of the flags in released files; Python has moved the class of paths
 RELEASED_FLAGS: list[Any] = [
     argparse.Namespace,
     (PosixPath, "pathlib.PosixPath"),
     (PosixPath, "pathlib._local.PosixPath"),
 ]
 WEIGHT_KEYS = ("model", "module", "state_dict", "model_ema")
-"""Entries of checkpoints under which their weights may be, the likeliest first."""
-# of DistributedDataParallel, torch.compile, and the backbone of a detector or segmentor
+"""Keys of checkpoints that may hold the weights, the likeliest first."""
+# of DistributedDataParallel, torch.compile, and detectors and segmentors
 _PREFIXES = ("module.", "_orig_mod.", "backbone.")
 
 
 def checkpoint_filter_fn(checkpoint: dict[str, Any], model: nn.Module) -> dict[str, Tensor]:
-    """State dict for `model` out of a checkpoint: unwrapped, unprefixed, filters resized.
+    """Return the state dict for `model` from a checkpoint.
 
-    Args:
-        checkpoint: A state dict, or a dict that holds one under one of WEIGHT_KEYS.
-        model: The model to load; global filters (C, h, w, 2) take the sizes of its own.
+    The checkpoint is a state dict, or holds one under one of WEIGHT_KEYS. Prefixes are removed, and
+    global filters (C, h, w, 2) are resized to those of the model.
     """
     state_dict = find_weights(checkpoint)
     expected = model.state_dict()
@@ -55,9 +54,9 @@ def checkpoint_filter_fn(checkpoint: dict[str, Any], model: nn.Module) -> dict[s
 
 
 def find_weights(checkpoint: dict[str, Any], keys: Sequence[str] = ()) -> dict[str, Tensor]:
-    """The state dict in a checkpoint: the first of `keys` that holds one, {} if none does.
+    """Return the state dict under the first of `keys` that holds one; {} if none does.
 
-    Without keys these are WEIGHT_KEYS, or the checkpoint is a state dict itself.
+    Without `keys`, WEIGHT_KEYS are tried, then the checkpoint itself is the state dict.
     """
     found = [
         checkpoint[key] for key in keys or WEIGHT_KEYS if isinstance(checkpoint.get(key), dict)
@@ -68,21 +67,21 @@ def find_weights(checkpoint: dict[str, Any], keys: Sequence[str] = ()) -> dict[s
 
 
 def _strip(key: str, expected: dict[str, Tensor]) -> str:
-    """Drops known prefixes, in any order, that the model's own names do not have."""
+    """Remove known prefixes that the model's own names don't have."""
     while key not in expected and key.startswith(_PREFIXES):
         key = key.split(".", 1)[1]
     return key
 
 
 def download(address: str, file_name: str = "") -> Path:
-    """The file behind an address: from torch.hub's cache, where it is put on first use.
+    """Download a file into torch.hub's cache, if it isn't there, and return its path.
 
     Args:
-        address: Where the file is. The released ones end in '/?dl=1' and name no file.
-        file_name: Its name in the cache; made from the address if not given.
+        address: URL; those of the release end in '/?dl=1', without a file name.
+        file_name: Name in the cache; derived from the URL if not given.
 
     Raises:
-        RuntimeError: it can't be had. The message says how to get it by hand.
+        RuntimeError: the download failed; the message says how to do it by hand.
     """
     name = file_name or _cache_name(address)
     path = Path(torch.hub.get_dir()) / "checkpoints" / name
@@ -99,8 +98,8 @@ def download(address: str, file_name: str = "") -> Path:
         if length and temporary.stat().st_size != int(length):
             raise OSError("the connection ended early")
         with temporary.open("rb") as file:
-            if file.read(1) in (b"<", b""):  # a share that has expired says so in HTML
-                raise OSError("it gave a web page, not weights")
+            if file.read(1) in (b"<", b""):  # an expired share returns HTML
+                raise OSError("it returned a web page, not weights")
         temporary.replace(path)
     except (OSError, ValueError, http.client.HTTPException) as error:
         raise RuntimeError(
@@ -113,7 +112,7 @@ def download(address: str, file_name: str = "") -> Path:
 
 
 def _cache_name(address: str) -> str:
-    """Two addresses never share a name, whatever their last part is."""
+    """Return a name that differs for each URL, even if their last parts are equal."""
     digest = hashlib.sha256(address.encode()).hexdigest()[:8]
     last = Path(urlparse(address).path).name
     known = last.endswith((".pth", ".pt", ".bin", ".safetensors"))
@@ -121,7 +120,7 @@ def _cache_name(address: str) -> str:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The weights in a released .pth file, unprefixed, without running code that it may hold.
+    """Read the weights in a .pth file, without prefixes and without running code in the file.
 
     Raises:
         RuntimeError: the file can't be read.
@@ -137,21 +136,21 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 @cache
 def imagenet1k_in_22k() -> list[int]:
-    """For each class of ImageNet-1K its row in the head of the released ImageNet-22K models."""
+    """Return the row of each ImageNet-1K class in the head of the ImageNet-22K models."""
     return json.loads((Path(__file__).parent / "imagenet1k_in_22k.json").read_text())
 
 
 def is_imagenet22k(rows: int) -> bool:
-    """Whether a head of that many rows is one of the released ImageNet-22K models.
+    """Return whether a head has as many rows as the released ImageNet-22K models.
 
-    The recorded index needs 10,459 rows; more than 10,560 would exceed the published size of
-    hornet_large_gf_img384, 216 million parameters.
+    The index of the 1K classes needs 10,459 rows; more than 10,560 would exceed the published size
+    of hornet_large_gf_img384, 216 million parameters.
     """
     return max(imagenet1k_in_22k()) < rows <= 10_560
 
 
 def select_imagenet1k(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The state dict of an ImageNet-22K model with the head's rows of ImageNet-1K alone."""
+    """Reduce the head in an ImageNet-22K state dict to the rows of ImageNet-1K."""
     index = torch.tensor(imagenet1k_in_22k())
     heads = {"head.weight", "head.bias"} & state_dict.keys()
     return state_dict | {name: state_dict[name][index] for name in heads}

@@ -1,14 +1,13 @@
-"""Circular convolution by a filter stored in the frequency domain (HorNet, section 3; GFNet).
+"""Circular convolution by a filter in the frequency domain (HorNet, section 3; GFNet).
 
-Two implementations of one function, y = irfft2(rfft2(x) * K):
+Two implementations of y = irfft2(rfft2(x) * K):
 
-- `filter_by_fft` is the definition: PyTorch's FFTs.
-- `filter_by_matmul` has no complex numbers: each one-dimensional transform is a product with a
-  real matrix. It is for export, for compilers and for hardware without FFTs.
+- `filter_by_fft`: the definition, by PyTorch's FFTs.
+- `filter_by_matmul`: without complex numbers, for export, compilers and hardware without FFTs; each
+  one-dimensional transform is a product with a real matrix.
 
-Shapes: x_bchw (batch, C, H, W); weight (C, h, w, 2), real and imaginary part last, for both of them
-resized to (C, H, V, 2) with V = W // 2 + 1 frequencies along the width. Both compute in the dtype
-of x and weight, float32 or float64.
+Shapes: x_bchw (batch, C, H, W); weight (C, h, w, 2), real and imaginary part, resized to (C, H, V,
+2) with V = W // 2 + 1 frequencies along the width. Both compute in float32 or float64.
 """
 
 import math
@@ -26,10 +25,10 @@ IMPLEMENTATIONS = ("fft", "matmul")
 def spectral_filter(
     x_bchw: Tensor, weight: Tensor, impl: str = "fft", resize: bool = True
 ) -> Tensor:
-    """Filter every channel of x_bchw by its own K, in float32 at least; (batch, C, H, W).
+    """Filter each channel of x_bchw by its own K, in float32 at least; (batch, C, H, W).
 
-    Half-precision FFTs on GPUs take powers of two only, and bfloat16 ones don't exist. `resize` is
-    False for a filter of the map's size: a copy less, in a graph that serves this size only.
+    Half-precision FFTs on GPUs need powers of two, and there are none in bfloat16. resize=False for
+    a filter of the right size saves a copy, but a traced graph is then valid for this size only.
     """
     x_bchw = x_bchw.to(torch.promote_types(x_bchw.dtype, torch.float32))
     weight = weight.to(x_bchw.dtype)
@@ -41,10 +40,7 @@ def spectral_filter(
 
 
 def resize_filter(weight: Tensor, height: int, width: int) -> Tensor:
-    """Resize a filter (C, h, w, 2) to (C, height, width, 2): bilinear, corners aligned.
-
-    An exact identity at equal size.
-    """
+    """Resize a filter (C, h, w, 2) to (C, height, width, 2), bilinear with aligned corners."""
     planes = weight.permute(3, 0, 1, 2)
     planes = F.interpolate(planes, size=(height, width), mode="bilinear", align_corners=True)
     return planes.permute(1, 2, 3, 0)
@@ -61,13 +57,13 @@ def filter_by_fft(x_bchw: Tensor, weight: Tensor) -> Tensor:
 def _without_autocast(function: Callable[[Tensor, Tensor], Tensor]) -> Any:
     """Keep autocast from rounding the DFT's operands to bfloat16, an error of 4e-3.
 
-    TorchScript compiles the function inside, so that a scripted module is not protected.
+    This does not protect scripted modules: TorchScript compiles the function inside.
     """
 
     @wraps(function)
     def wrapper(x_bchw: Tensor, weight: Tensor) -> Tensor:
         device = x_bchw.device.type
-        if not torch.is_autocast_enabled(device):  # exporters would record the context
+        if not torch.is_autocast_enabled(device):  # exporters would record the context manager
             return function(x_bchw, weight)
         with torch.autocast(device, enabled=False):
             return function(x_bchw, weight)
@@ -80,7 +76,7 @@ def filter_by_matmul(x_bchw: Tensor, weight: Tensor) -> Tensor:
     """The same function as `filter_by_fft`, to 1e-5 in float32, without complex numbers."""
     batch, channels, height, width = x_bchw.shape
     frequencies = width // 2 + 1
-    # channels last, so that no product needs a transposed copy: C is always the fast axis
+    # channels last, so that no product needs a transposed copy
     k_real, k_imag = weight.permute(1, 2, 0, 3).unbind(3)
     along_height = _height_matrix(height, x_bchw)
     forward, inverse = _width_matrices(width, x_bchw)
@@ -96,10 +92,9 @@ def filter_by_matmul(x_bchw: Tensor, weight: Tensor) -> Tensor:
 
 
 def _angles(rows: int, columns: int, period: int, like: Tensor) -> Tensor:
-    """2 pi r c / period for all r < rows and c < columns.
+    """Return 2 pi r c / period for r < rows and c < columns.
 
-    The product is reduced modulo the period as an integer, so that the angle stays small and
-    cos and sin of it exact to the last digits.
+    r c is reduced modulo the period as an integer, which keeps cos and sin exact.
     """
     r = torch.arange(rows, device=like.device)
     c = torch.arange(columns, device=like.device)
@@ -109,10 +104,10 @@ def _angles(rows: int, columns: int, period: int, like: Tensor) -> Tensor:
 
 
 def _height_matrix(height: int, like: Tensor) -> Tensor:
-    """The unitary DFT along the height as a real orthogonal matrix of size 2 H x 2 H.
+    """Return the unitary DFT along the height as a real orthogonal matrix, 2 H x 2 H.
 
-    Rows (u, part) and columns (m, part), real part first: (R + i I) exp(-i a) has the real part
-    R cos a + I sin a and the imaginary part I cos a - R sin a. The inverse is the transpose.
+    Rows (u, part), columns (m, part), real part first: (R + i I) exp(-i a) has the real part
+    R cos a + I sin a and the imaginary part I cos a - R sin a. The transpose is the inverse.
     """
     angles = _angles(height, height, height, like)
     cos, sin = angles.cos(), angles.sin()
@@ -121,11 +116,11 @@ def _height_matrix(height: int, like: Tensor) -> Tensor:
 
 
 def _width_matrices(width: int, like: Tensor) -> tuple[Tensor, Tensor]:
-    """The real DFT along the width: forward (2 V, W) and inverse (W, 2 V), rows (part, v).
+    """Return the real DFT along the width, (2 V, W) with rows (part, v), and its inverse (W, 2 V).
 
-    A real signal's frequencies v and W - v are conjugates, so the inverse counts every v twice
-    but v = 0 and, for an even width, v = W / 2. The sine of these two vanishes, which drops
-    their imaginary parts in this last step and no earlier, as irfft2 does.
+    The frequencies v and W - v of a real signal are conjugates, so the inverse counts each v twice
+    except v = 0 and, for even widths, v = W / 2. The sine of these two is 0, so their imaginary
+    parts are dropped, as by irfft2.
     """
     frequencies = width // 2 + 1
     angles = _angles(frequencies, width, width, like)

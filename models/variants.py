@@ -1,7 +1,4 @@
-"""The variants of HorNet and their registration with timm.
-
-Importing this module registers every row of `VARIANTS` under its name.
-"""
+"""The variants of HorNet, and their registration with timm on import."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,41 +24,39 @@ from .pretrained import (
 
 __all__: list[str] = []
 
-# (h, w) of the global filters per stage, for images of 224 and of 384 pixels: w is half the
-# width of the stage's map, rounded down, plus one
+# (h, w) of the global filters per stage, for images of 224 and 384 pixels: the height of the
+# stage's feature map, and half its width, rounded down, plus one
 GF_224 = (None, None, (14, 8), (7, 4))
 GF_384 = (None, None, (24, 13), (12, 7))
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One row of the table; orders 2, 3, 4, 5 and s = 1/3 are the same for all."""
+    """A HorNet; all have orders 2, 3, 4, 5 and s = 1/3."""
 
     base_dim: int
     """Channels of the first stage."""
     depths: tuple[int, ...]
     """Blocks per stage."""
     global_filters: tuple[tuple[int, int] | None, ...] | None = None
-    """Filter sizes per stage; None for 7x7 convolutions throughout."""
+    """Filter sizes per stage; None for 7x7 convolutions in all stages."""
     image_size: int = 224
-    """Side of the images it is made for."""
     released: bool = True
-    """Whether the paper's authors released it; the others are this project's own."""
+    """Whether it is one of the paper's; the others are this project's."""
     weights: tuple[str, str] | None = None
-    """The released weights: their tag, and what their address alone has."""
+    """The released weights: tag, and identifier in their URL."""
 
 
 RELEASED = (2, 3, 18, 2)
 IMAGENET_1K = 1000
-# rows of the released ImageNet-22K heads: the recorded index of the 1K classes ends in 10450 ...
-# 10458, and the published sizes (209, 211, 216 million) allow 100 more at most. What counts is the
-# file: a model with pretrained weights takes its rows from there.
+# rows of the released ImageNet-22K heads; the index of the 1K classes ends at 10,458, and the
+# published sizes (209, 211, 216 million) allow 100 more. With pretrained weights the file decides.
 IMAGENET_22K = 10_459
 _ADDRESS = "https://cloud.tsinghua.edu.cn/f/{}/?dl=1"
 
 VARIANTS: dict[str, Variant] = {
-    # this project's own small end: depths of timm's ConvNeXt of those names, and a width that gives
-    # about as many parameters (3.4, 5.2, 9.8 and 14.3 million with 7x7 convolutions)
+    # this project's: the depths of timm's ConvNeXt of these names, and widths for about as many
+    # parameters (3.4, 5.2, 9.8 and 14.3 million with 7x7 convolutions)
     "hornet_atto_7x7": Variant(32, (2, 2, 6, 2), released=False),
     "hornet_atto_gf": Variant(32, (2, 2, 6, 2), GF_224, released=False),
     "hornet_femto_7x7": Variant(40, (2, 2, 6, 2), released=False),
@@ -86,7 +81,8 @@ VARIANTS: dict[str, Variant] = {
 }
 
 
-def _cfg(variant: Variant) -> dict[str, Any]:
+def _cfgs(name: str, variant: Variant) -> dict[str, dict[str, Any]]:
+    """Return timm's pretrained_cfg by 'name.tag', or by 'name' without weights."""
     side = variant.image_size
     cfg: dict[str, Any] = {
         "num_classes": IMAGENET_1K,
@@ -110,13 +106,7 @@ def _cfg(variant: Variant) -> dict[str, Any]:
             origin_url="https://github.com/raoyongming/HorNet",
         )
     else:
-        cfg.update(description="A small HorNet of this project's own, without released weights")
-    return cfg
-
-
-def _cfgs(name: str, variant: Variant) -> dict[str, dict[str, Any]]:
-    """timm's settings by 'name.tag', or by name where there are no weights."""
-    cfg = _cfg(variant)
+        cfg.update(description="A small HorNet of this project, without released weights")
     if not variant.weights:
         return {name: cfg}
     tag, share = variant.weights
@@ -132,10 +122,10 @@ default_cfgs = generate_default_cfgs(
 
 
 def download_published(name: str) -> Path | None:
-    """The released weights of a model, 'name' or 'name.tag', as a file; None if there are none.
+    """Download the released weights of 'name' or 'name.tag'; None if there are none.
 
     Raises:
-        RuntimeError: they can't be downloaded.
+        RuntimeError: the download failed.
     """
     model, _, tag = name.partition(".")
     weights = VARIANTS[model].weights if model in VARIANTS else None
@@ -148,9 +138,9 @@ def download_published(name: str) -> Path | None:
 def _pretrained(
     name: str, pretrained_cfg: Any, overlay: dict[str, Any], num_classes: int | None
 ) -> dict[str, Any]:
-    """What timm needs to load the released weights, which it can't fetch or read by itself.
+    """Return the changes to pretrained_cfg with which timm loads weights from a URL.
 
-    An address of its own in the overlay is fetched in the same way. Nothing where timm has another
+    timm can't download or read the released files by itself. Empty if the weights have another
     source: a file, a state dict, a Hugging Face repository.
     """
     cfg = resolve_pretrained_cfg(name, pretrained_cfg, overlay)
@@ -176,13 +166,8 @@ def _create_hornet(
     if pretrained:
         overlay |= _pretrained(name, pretrained_cfg, overlay, kwargs.get("num_classes"))
     elif not pretrained_cfg:
-        # the class count of weights counts where weights are named or loaded
+        # without weights, whose class count would be the default
         kwargs.setdefault("num_classes", IMAGENET_1K)
-    model_args = {
-        "base_dim": variant.base_dim,
-        "depths": variant.depths,
-        "global_filters": variant.global_filters,
-    }
     model = build_model_with_cfg(
         HorNet,
         name,
@@ -191,24 +176,26 @@ def _create_hornet(
         pretrained_cfg_overlay=overlay,
         pretrained_filter_fn=checkpoint_filter_fn,
         feature_cfg={"out_indices": (0, 1, 2, 3), "feature_cls": HorNetFeatures},
-        **{**model_args, **kwargs},
+        **{
+            "base_dim": variant.base_dim,
+            "depths": variant.depths,
+            "global_filters": variant.global_filters,
+            **kwargs,
+        },
     )
     cfg: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
-    cfg.pop("state_dict", None)  # loaded, and not to be kept twice
+    cfg.pop("state_dict", None)  # loaded; don't keep it twice
     return model
 
 
 def _register(name: str, variant: Variant) -> Callable[..., HorNet]:
-    """Give timm a function of this name; timm finds its default_cfgs in this module."""
+    """Register a function of this name; timm looks for `default_cfgs` in its module."""
 
     def create(pretrained: bool = False, **kwargs: Any) -> HorNet:
         return _create_hornet(name, pretrained, **kwargs)
 
     create.__name__ = create.__qualname__ = name
-    create.__doc__ = (
-        f"{'The released' if variant.released else 'This project’s own'} {name}: "
-        f"base width {variant.base_dim}, depths {variant.depths}."
-    )
+    create.__doc__ = f"{name}: base width {variant.base_dim}, depths {variant.depths}."
     return register_model(create)
 
 

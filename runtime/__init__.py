@@ -1,1 +1,1 @@
-"""What a run needs around the training: processes, checkpoints, logs."""
+"""Processes, signals, logs, trackers, errors: what any training run needs."""

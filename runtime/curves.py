@@ -1,4 +1,4 @@
-"""Training curves out of log.txt."""
+"""Training curves from log.txt."""
 
 from pathlib import Path
 from typing import Any
@@ -11,15 +11,15 @@ PANELS = {
     "top-1 (%)": {"train_class_acc": "training", "test_acc1": "test", "test_acc1_ema": "EMA"},
     "learning rate": {"train_lr": "last layers", "train_min_lr": "first layers"},
 }
-"""Title -> key of a record -> label."""
+"""Title of a panel -> key in log.txt -> label."""
 STYLES = ("-", "--", ":")
 
 
 def draw_curves(runs: list[Path]) -> Any:
-    """A matplotlib Figure of losses, accuracies and rates of the runs, epoch by epoch.
+    """Return a matplotlib Figure of the losses, accuracies and learning rates of runs.
 
     Raises:
-        UserError: a folder has no log.txt, or no epoch has ended.
+        UserError: a folder has no log.txt, or no epoch has finished.
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
@@ -27,10 +27,10 @@ def draw_curves(runs: list[Path]) -> Any:
     logs = {}
     for run in runs:
         if not (run / "log.txt").is_file():
-            raise UserError(f"{run} is no folder of a run: it has no log.txt")
+            raise UserError(f"{run} is not the folder of a run: it has no log.txt")
         logs[run] = read_log(run)
     if not any(logs.values()):
-        raise UserError(f"{', '.join(map(str, runs))}: no epoch has ended yet")
+        raise UserError(f"{', '.join(map(str, runs))}: no epoch has finished yet")
     names = {run: run.resolve().name for run in runs}
     if len(set(names.values())) < len(runs):
         names = {run: str(run.resolve()) for run in runs}
@@ -53,7 +53,7 @@ def draw_curves(runs: list[Path]) -> Any:
 
 
 def save_curves(output_dir: Path) -> Path:
-    """Draws a run's curves into its curves.png."""
+    """Draw a run's curves into curves.png in its folder."""
     path = output_dir / "curves.png"
     draw_curves([output_dir]).savefig(path, dpi=120)
     return path

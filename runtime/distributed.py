@@ -1,4 +1,4 @@
-"""Processes of a run: rank and world size, and what they exchange."""
+"""The processes of a run: rank, world size, and collective operations."""
 
 import os
 import re
@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -16,6 +16,7 @@ from torch.distributed.rendezvous import rendezvous
 from runtime.errors import UserError
 
 MONITOR_TIMEOUT = timedelta(minutes=1)
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -27,9 +28,9 @@ class DistributedContext:
     world_size: int
     device: torch.device
     control: Any = None
-    """A gloo group for values on CPUs; None for the default group, which then is one of gloo."""
+    """Gloo group for tensors on CPUs; None if the default group is gloo itself."""
     monitor: Any = None
-    """A gloo group for `absent_ranks` alone: other groups are broken after a time-out."""
+    """Gloo group of `absent_ranks`: after a time-out the other groups are unusable."""
 
     @property
     def is_main(self) -> bool:
@@ -37,12 +38,11 @@ class DistributedContext:
 
     @property
     def is_distributed(self) -> bool:
-        """Whether there is a process group, even of this process alone."""
+        """Whether there is a process group, even one of a single process."""
         return dist.is_initialized()
 
 
 SINGLE_PROCESS = DistributedContext(0, 0, 1, torch.device("cpu"))
-"""A program that is one process by itself, on the CPU."""
 
 
 def init_distributed(
@@ -53,21 +53,15 @@ def init_distributed(
     dist_timeout: float = 30.0,
     dist_on_itp: bool = False,
 ) -> DistributedContext:
-    """Joins the process group that the launcher describes: NCCL connects GPUs, gloo CPUs.
+    """Join the process group that the launcher describes: NCCL for GPUs, gloo for CPUs.
 
-    torchrun and torch.distributed.launch set RANK, WORLD_SIZE and LOCAL_RANK; `local_rank` counts
-    only where the last one is missing. One process needs no group, but has one of its own under
-    torchrun, so that it runs what many processes would.
-
-    Args:
-        device: auto, cuda or cpu.
-        local_rank, world_size, dist_url, dist_timeout, dist_on_itp: The flags of these names.
+    The arguments are the flags of the same names (config/flags.py). A single process needs no
+    group, but gets one under torchrun, so that it runs the same code as many processes.
 
     Raises:
         UserError: there is no such device, or the processes don't find each other.
     """
-    ranks = _ranks(os.environ, local_rank, world_size, dist_on_itp)
-    rank, world_size, local_rank = ranks
+    rank, world_size, local_rank = _ranks(os.environ, local_rank, world_size, dist_on_itp)
     context = DistributedContext(rank, local_rank, world_size, _choose(device, local_rank))
     if context.device.type == "cuda":
         torch.cuda.set_device(context.device)
@@ -80,7 +74,7 @@ def init_distributed(
         dist.init_process_group(
             backend, store=store, timeout=timeout, world_size=world_size, rank=rank
         )
-        # whoever asks for absent ranks has waited for long already
+        # absent_ranks is called after a time-out already
         monitor = dist.new_group(timeout=min(timeout, MONITOR_TIMEOUT), backend="gloo")
         control = dist.new_group(timeout=timeout, backend="gloo") if backend == "nccl" else None
         return replace(context, monitor=monitor, control=control)
@@ -91,11 +85,11 @@ def init_distributed(
 
 
 def meeting_place(url: str, rank: int, world_size: int, timeout: timedelta) -> dist.Store:
-    """The store in which the processes leave their addresses for each other.
+    """Return the store through which the processes exchange their addresses.
 
-    torchrun keeps its store when it restarts the processes (torch 2.15), so that without a prefix
-    they would find the addresses of dead ones. The restart's number is known to be the same on all
-    ranks only where one agent starts them all.
+    torchrun keeps its store when it restarts the processes (torch 2.15): without a prefix they
+    would find the addresses of the previous ones. Only a single agent is certain to give all ranks
+    the same restart count.
     """
     store, _, _ = next(rendezvous(url, rank, world_size, timeout=timeout))
     if os.environ.get("GROUP_WORLD_SIZE") == "1":
@@ -106,15 +100,14 @@ def meeting_place(url: str, rank: int, world_size: int, timeout: timedelta) -> d
 def _ranks(
     environment: Mapping[str, str], local_rank: int, world_size: int, dist_on_itp: bool
 ) -> tuple[int, int, int]:
-    """(rank, world size, rank on this machine)."""
+    """Return rank, world size and local rank."""
     if dist_on_itp:
         names = ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK")
     elif "RANK" in environment:
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-        default = str(max(0, local_rank))
-        environment = {"LOCAL_RANK": default, **environment}
+        environment = {"LOCAL_RANK": str(max(0, local_rank)), **environment}
     elif "SLURM_PROCID" in environment and world_size > 1:
-        # a batch script has a SLURM_PROCID too, so that the number of processes has to be asked for
+        # batch scripts have a SLURM_PROCID too, so --world_size has to ask for srun's processes
         names = ("SLURM_PROCID", "", "SLURM_LOCALID")
         environment = {"": str(world_size), "SLURM_LOCALID": "0", **environment}
     elif world_size > 1:
@@ -154,7 +147,7 @@ def close_distributed() -> None:
 
 @contextmanager
 def naming_absent_ranks(context: DistributedContext, dist_timeout: float) -> Iterator[None]:
-    """Turns errors of the process group into a UserError that names the ranks that don't answer."""
+    """Turn errors of the process group into a UserError that names the ranks that don't answer."""
     try:
         yield
     except RuntimeError as error:
@@ -169,7 +162,7 @@ def naming_absent_ranks(context: DistributedContext, dist_timeout: float) -> Ite
 
 
 def absent_ranks(context: DistributedContext, seconds: float = 10.0) -> list[int]:
-    """The ranks that do not answer within so many seconds; asked by those left waiting."""
+    """Return the ranks that don't answer within so many seconds."""
     if context.monitor is None:
         return []
     wait = timedelta(seconds=seconds)
@@ -184,12 +177,12 @@ def absent_ranks(context: DistributedContext, seconds: float = 10.0) -> list[int
 
 @contextmanager
 def first_on_each_machine(context: DistributedContext) -> Iterator[None]:
-    """One process of each machine runs the body before the others: it fetches what they share."""
+    """Run the body in one process per machine first: it fetches what the others share."""
     if context.local_rank:
         barrier()
     try:
         yield
-    finally:  # after an error too, which the others then meet themselves instead of waiting
+    finally:  # after an error too, so that the others don't wait but get the same error
         if not context.local_rank:
             barrier()
 
@@ -200,37 +193,29 @@ def barrier() -> None:
 
 
 def all_reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
-    """The sum of `tensor` over all processes, in place."""
+    """Sum `tensor` over all ranks, in place."""
     if dist.is_initialized():
         dist.all_reduce(tensor)
     return tensor
 
 
 def broadcast_buffers(model: nn.Module, context: DistributedContext) -> None:
-    """Gives all processes the buffers of the main one: the statistics of batch norms differ."""
+    """Give all ranks the buffers of rank 0: the statistics of batch norms differ."""
     for buffer in model.buffers() if dist.is_initialized() else ():
         group = context.control if buffer.device.type == "cpu" else None
         dist.broadcast(buffer, src=0, group=group)
 
 
-def broadcast(value: str, context: DistributedContext) -> str:
-    """The main process's value, in all processes."""
-    values = [value]
+def all_gather(value: Value, context: DistributedContext) -> list[Value]:
+    """Return the values of all ranks in their order; tensors have to be on the CPU."""
+    values = [value] * context.world_size
     if dist.is_initialized():
-        dist.broadcast_object_list(values, src=0, group=context.control)
-    return values[0]
-
-
-def all_gather(tensor: torch.Tensor, context: DistributedContext) -> torch.Tensor:
-    """(world_size, ...): the tensors of all processes, which are on the CPU and of one shape."""
-    gathered: list[torch.Tensor] = [tensor] * context.world_size
-    if dist.is_initialized():
-        dist.all_gather_object(gathered, tensor, group=context.control)
-    return torch.stack(gathered)
+        dist.all_gather_object(values, value, group=context.control)
+    return values
 
 
 def shard(length: int, batch_size: int, rank: int, world_size: int) -> list[int]:
-    """The items of a process, where the processes take turns at whole batches, without padding."""
+    """Return the items of a rank: ranks take whole batches in turn, without padding."""
     starts = range(rank * batch_size, length, world_size * batch_size)
     return [i for start in starts for i in range(start, min(start + batch_size, length))]
 
@@ -238,12 +223,9 @@ def shard(length: int, batch_size: int, rank: int, world_size: int) -> list[int]
 def all_gather_shards(
     rows: torch.Tensor, batch_size: int, context: DistributedContext
 ) -> torch.Tensor:
-    """The rows that all processes have of their `shard`, in the order of the whole."""
-    if not dist.is_initialized():
-        return rows
-    shards: list[torch.Tensor] = [rows] * context.world_size
-    dist.all_gather_object(shards, rows, group=context.control)
-    whole = torch.empty(sum(map(len, shards)), rows.shape[1], dtype=rows.dtype)
+    """Return the rows of all ranks' `shard`s in the order of the whole."""
+    shards = all_gather(rows, context)
+    whole = rows.new_empty(sum(map(len, shards)), rows.shape[1])
     for rank, part in enumerate(shards):
         whole[shard(len(whole), batch_size, rank, context.world_size)] = part
     return whole

@@ -1,24 +1,34 @@
-"""The one exception for what a user can put right, and how a program ends with it."""
+"""UserError, for what a user can correct, and how programs report it."""
 
 import difflib
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 
 class UserError(Exception):
-    """A wrong path, flag or file. Its text says what is wrong, where, and what to do, in one line.
+    """A wrong path, flag or file; the message says what is wrong, where, and what to do.
 
-    Programs print that line without a traceback and exit with status 1.
+    Programs print it as one line, without a traceback, and exit with status 1.
     """
 
 
 class MissingPackageError(UserError):
-    """A feature needs a package that is not installed."""
+    """A feature needs a package that isn't installed."""
+
+
+@contextmanager
+def exit_on_user_error(program: str) -> Iterator[None]:
+    """End the process with one line and status 1 on a UserError in the body."""
+    try:
+        yield
+    except UserError as error:
+        sys.exit(f"{program}: error: {one_line(error)}")
 
 
 def run_program(name: str, body: Callable[[], int]) -> int:
-    """The exit status of a program: that of its body, 1 after an error, 130 after Ctrl-C."""
+    """Run a program; return its exit status: that of the body, 1 on error, 130 on Ctrl-C."""
     try:
         return body()
     except (UserError, OSError) as error:
@@ -30,24 +40,24 @@ def run_program(name: str, body: Callable[[], int]) -> int:
 
 
 def one_line(error: BaseException) -> str:
-    """The text of an error in one line, without the traceback that loader workers prepend."""
+    """Return an error's message as one line, without the traceback that loader workers prepend."""
     message = str(error).rpartition(f"{type(error).__name__}: ")[2]
     return " ".join(message.split())
 
 
 def near_names(name: str, known: Iterable[str]) -> str:
-    """The end of a message about an unknown name: up to three known names like it, or nothing."""
+    """Return up to three names similar to an unknown one, as the end of a message; or ''."""
     near = difflib.get_close_matches(name, list(known), n=3)
     return f"; near names: {', '.join(near)}" if near else ""
 
 
 def reason_of(error: BaseException, most: int = 300) -> str:
-    """The text of a library's error in one line of at most that many characters."""
+    """Return a library's error message as one line of at most that many characters."""
     return " ".join(str(error).split())[:most] or type(error).__name__
 
 
 def check_positive(arguments: Namespace, *names: str) -> None:
-    """Raises UserError where one of these arguments is given and below 1."""
+    """Raise UserError if one of these arguments is given and below 1."""
     for name in names:
         value = getattr(arguments, name)
         if value is not None and value < 1:

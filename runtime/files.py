@@ -1,5 +1,6 @@
-"""Files and folders that are written whole or not at all."""
+"""Files and folders that are written completely or not at all, and checksum files beside them."""
 
+import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,11 +12,10 @@ from runtime.errors import UserError
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-    """A path to write at, which becomes `path`, a file or a folder, if the body ends without error.
+    """Yield a temporary path, for a file or a folder, that is renamed to `path` on success.
 
-    What the body writes beside it moves along. All of it is flushed to the disk before it gets its
-    name, so that neither an error nor a kill damages what was there; a kill leaves a hidden folder
-    whose name ends in .tmp.
+    What the body writes beside it is moved, too. Everything is flushed to disk before the renaming,
+    so neither an error nor a kill damages what was there; a kill leaves a hidden folder '*.tmp'.
 
     Raises:
         UserError: it can't be written.
@@ -28,7 +28,7 @@ def written_whole(path: Path) -> Iterator[Path]:
             for written in Path(folder).iterdir():
                 written.replace(path.parent / written.name)
             _flush(path.parent)
-    except OSError as error:  # of the body too, which does nothing with files but write there
+    except OSError as error:  # also from the body, which only writes there
         raise UserError(f"{path} cannot be written: {error.strerror or error}") from None
 
 
@@ -38,3 +38,27 @@ def _flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def checksum_file(path: Path) -> Path:
+    return path.with_name(f"{path.name}.sha256")
+
+
+def checksum_line(path: Path, name: str) -> str:
+    """Return the content of the checksum file of `path` under its final name."""
+    return f"{_sha256(path)}  {name}\n"
+
+
+def matches_checksum(path: Path) -> bool:
+    """Return whether a file matches its checksum; True without a checksum."""
+    checksum = checksum_file(path)
+    words = checksum.read_text(errors="replace").split() if checksum.is_file() else []
+    return not words or words[0] == _sha256(path)
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(2**20):
+            digest.update(chunk)
+    return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""Log lines of a run, and log.txt read back."""
+"""Logging, throughput, and reading log.txt."""
 
 import json
 import logging
@@ -13,7 +13,7 @@ logger = logging.getLogger(__name__)
 
 
 def setup_logging(context: DistributedContext) -> None:
-    """Messages of rank 0 go to standard output; of other ranks only warnings."""
+    """Log to standard output: everything of rank 0, warnings of the others."""
     logging.basicConfig(
         level=logging.INFO if context.is_main else logging.WARNING,
         format="%(asctime)s %(message)s" if context.is_main else f"rank {context.rank} %(message)s",
@@ -21,12 +21,12 @@ def setup_logging(context: DistributedContext) -> None:
         stream=sys.stdout,
         force=True,
     )
-    logging.raiseExceptions = False  # a closed pipe, as by `| head`, is no reason for tracebacks
+    logging.raiseExceptions = False  # no traceback when the reader of a pipe has ended (`| head`)
     logging.getLogger("matplotlib").setLevel(logging.WARNING)
 
 
 class Throughput:
-    """Images per second, time spent waiting and time left, from one log line to the next."""
+    """Images per second, share of time spent waiting for data, and time left, per log line."""
 
     def __init__(self) -> None:
         self.reset()
@@ -48,12 +48,12 @@ class Throughput:
 
 
 def read_log(output_dir: Path) -> list[dict[str, Any]]:
-    """The epochs of log.txt in order; of a repeated epoch, its last record."""
+    """Return the records of log.txt by epoch; the last one of a repeated epoch."""
     records = {}
     for line in (output_dir / "log.txt").read_text().splitlines():
         try:
             record = json.loads(line)
             records[int(record["epoch"])] = record
         except (ValueError, KeyError, TypeError):  # cut off by a kill
-            logger.warning("%s/log.txt: skipped a line that is no record", output_dir)
+            logger.warning("%s/log.txt: skipped an incomplete line", output_dir)
     return [records[epoch] for epoch in sorted(records)]

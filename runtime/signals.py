@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop, what loader workers do about them, and when a run saves."""
+"""Signals that stop a run, in the main process and in loader workers."""
 
 import atexit
 import multiprocessing
@@ -16,12 +16,12 @@ import torch.distributed as dist
 
 from runtime.distributed import DistributedContext
 
-# the later ones go before the earlier ones: Slurm sends SIGTERM too where it asks for a requeue
+# by rising precedence: when Slurm asks for a requeue (SIGUSR2) it sends SIGTERM, too
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
-class Stopped(Exception):  # noqa: N818  (it is no error)
-    """The run was told to stop by a signal, and has saved its state, if it saves at all."""
+class Stopped(Exception):  # noqa: N818  (not an error)
+    """A signal has stopped the run, which has saved its state, if it saves at all."""
 
     def __init__(self, number: int, saved: bool) -> None:
         what = "after saving; the same command resumes from there" if saved else "without saving"
@@ -30,19 +30,15 @@ class Stopped(Exception):  # noqa: N818  (it is no error)
 
     @property
     def status(self) -> int:
-        """The exit status of the process: 128 plus the signal's number, as in shells."""
+        """Exit status: 128 plus the signal's number, as in shells."""
         return 128 + self.number
 
 
 class Watch:
-    """Records signals and the time, and says on all ranks alike when to save and when to stop.
+    """Decides, the same on all ranks, when to save by the clock and when to stop by a signal.
 
-    The first signal asks for a stop at the end of the step; a second of the same kind, a second or
-    more later, ends the process at once.
-
-    Args:
-        context: This process among the ranks.
-        minutes: Time from one save to the next; 0 for none by time.
+    The first signal stops the run after the current step; the same signal again, at least a second
+    later, ends the process at once. `minutes` is the time between saves; 0 for none.
     """
 
     def __init__(self, context: DistributedContext, minutes: float = 0.0) -> None:
@@ -53,7 +49,7 @@ class Watch:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Handles SIGNALS in the body, if this is the main thread: other threads can't."""
+        """Handle SIGNALS in the body; only the main thread can, others do nothing."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -66,16 +62,16 @@ class Watch:
 
     def _note(self, number: int, _: FrameType | None) -> None:
         now, number = time.monotonic(), signal.Signals(number)
-        # launchers forward signals that a terminal has sent to every process already
+        # a terminal signals every process, and launchers forward their signal once more
         if number in self.noted and now - self.noted[number] >= 1:
             for child in multiprocessing.active_children():
-                child.kill()  # loader workers ignore signals, and one may wait for a file
+                child.kill()  # loader workers ignore signals, and may be waiting for a file
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
         self.noted.setdefault(number, now)
 
     def ask(self) -> tuple[bool, int]:
-        """Whether it is time to save, and the signal to stop by or 0; on all ranks alike."""
+        """Return whether to save, and the signal that stops the run or 0; the same on all ranks."""
         late = bool(self.minutes) and time.monotonic() - self.saved_at >= 60 * self.minutes
         first_place = max((SIGNALS.index(number) + 1 for number in self.noted), default=0)
         answer = torch.tensor([int(self.context.is_main and late), first_place])
@@ -90,8 +86,7 @@ class Watch:
 
 @contextmanager
 def signals_blocked() -> Iterator[None]:
-    """Workers that are started in the body begin with SIGNALS blocked, so that none of them is
-    ended before it can ignore them."""
+    """Start workers in the body with SIGNALS blocked, until they can ignore them."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         yield
@@ -100,7 +95,7 @@ def signals_blocked() -> Iterator[None]:
 
 
 def ignore_signals_in_worker(_: int) -> None:
-    """Keeps a loader worker alive where its whole group is told to stop: the last step needs it."""
+    """Keep a loader worker alive when its process group is signalled: the last step needs it."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
@@ -108,12 +103,12 @@ def ignore_signals_in_worker(_: int) -> None:
 
 @cache
 def end_workers_at_exit() -> None:
-    """Python ends its workers at exit by SIGTERM, which they ignore, and would wait for them."""
+    """At exit, kill the workers: Python would send SIGTERM, which they ignore, and wait."""
     atexit.register(_end_workers)
 
 
 def _end_workers() -> None:
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would raise for each of them
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would raise for each worker
     for process in multiprocessing.active_children():
         if process.daemon:
             process.kill()

@@ -1,4 +1,4 @@
-"""Where a run's metrics go beside log.txt: TensorBoard and Weights & Biases."""
+"""Metrics to TensorBoard and Weights & Biases."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,15 +8,10 @@ from runtime.errors import UserError, reason_of
 
 
 class Trackers:
-    """Sends metrics to trackers; on other ranks than 0 to none.
-
-    Args:
-        log_dir: Folder of the TensorBoard events, if any.
-        wandb_options: Arguments of wandb.init, if any.
-        is_main: Whether this is rank 0.
+    """Sends metrics of rank 0 to TensorBoard (log_dir) and to wandb (arguments of wandb.init).
 
     Raises:
-        UserError: a tracker can't be had.
+        UserError: a tracker can't be started.
     """
 
     def __init__(
@@ -33,7 +28,7 @@ class Trackers:
             self.wandb.log(values, step=step)
 
     def finish(self, checkpoints: Sequence[Path]) -> None:
-        """Uploads checkpoints to Weights & Biases, as one artifact, and closes the trackers."""
+        """Upload checkpoints to Weights & Biases, as one artifact, and close the trackers."""
         if self.wandb:
             import wandb
 

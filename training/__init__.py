@@ -1,8 +1,8 @@
-"""What training works with.
+"""The parts of a training run.
 
-state.py      TrainState: all that changes during training and stands in a checkpoint
-build.py      the model, the start of a TrainState, and the TrainSetup, which stays the same
+state.py      TrainState: everything that changes, and so is saved in checkpoints
+build.py      the model, the initial TrainState, and the constant TrainSetup
 metrics.py    running sums of loss, accuracy and gradient norm
-nonfinite.py  steps whose gradient has NaN or inf: skipped, counted, and ended by an error
-saving.py     checkpoints inside an epoch, and stopping by a signal
+nonfinite.py  skipped steps, whose gradient has NaN or inf
+saving.py     when checkpoints are saved, and what a signal does
 """

@@ -1,6 +1,7 @@
-"""The model of a run, the start of its TrainState, and the TrainSetup, which stays the same."""
+"""The model of a run, its initial TrainState, and its constant TrainSetup."""
 
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ import models
 from checkpoints.fitting import check_classes, load_start_weights
 from checkpoints.reading import flags_in, read_checkpoint
 from checkpoints.sources import local_file
-from config import ComputeConfig, Config, EmaConfig, MixupConfig, ModelConfig, OptimConfig
+from config.flags import ComputeConfig, Config, EmaConfig, MixupConfig, ModelConfig, OptimConfig
 from optim_factory import Schedule, create_optimizer, freeze
 from runtime.distributed import DistributedContext
 from runtime.errors import UserError, near_names
@@ -32,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TrainSetup:
-    """What a training step needs beside the TrainState."""
+    """What a training step needs besides the TrainState."""
 
     criterion: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
     """Logits (N, classes) and labels (N), or soft targets (N, classes) with mixup -> mean loss."""
@@ -41,20 +42,19 @@ class TrainSetup:
     optim: OptimConfig
     context: DistributedContext
     total_batch: int
-    """Images of one optimizer step, on all ranks."""
+    """Images per optimizer step, of all ranks."""
     seed: int
-    """The random numbers of each step follow from it and the step's number."""
     precision: torch.dtype | None
-    """What autocast computes in; None leaves it off."""
+    """dtype of autocast; None for no autocast."""
 
     def steps_taken(self, progress: Progress) -> int:
-        """Steps of the next epoch that its used images stand for, with this total batch."""
-        taken = -(-progress.position // self.total_batch)
+        """Return how many steps of the current epoch are done, by the images used."""
+        taken = math.ceil(progress.position / self.total_batch)
         return min(self.schedule.steps_per_epoch, taken)
 
 
 def build_model(config: ModelConfig, num_classes: int) -> nn.Module:
-    """A registered model; raises UserError with near names for one that does not exist."""
+    """Build a registered model; UserError, with similar names, if there is none of this name."""
     if not timm.is_model(config.model):
         hint = near_names(config.model, timm.list_models()) or "; see timm.list_models()"
         raise UserError(f"there is no model {config.model}{hint}")
@@ -73,37 +73,35 @@ def build_model(config: ModelConfig, num_classes: int) -> nn.Module:
 
 
 def prepare_model(model: nn.Module, config: ComputeConfig, device: torch.device) -> nn.Module:
-    """The model on its device, accelerated, laid out and compiled as the flags say."""
+    """Accelerate, move and compile a model as the flags say."""
     if config.grad_checkpointing:
-        if not hasattr(model, "set_grad_checkpointing"):
-            raise UserError("--grad_checkpointing true: the model cannot")
         try:
             model.set_grad_checkpointing(True)  # type: ignore[operator]
-        except (AssertionError, NotImplementedError) as error:
-            raise UserError(f"--grad_checkpointing true: the model cannot: {error}") from None
+        except (AttributeError, AssertionError, NotImplementedError) as error:
+            raise UserError(f"--grad_checkpointing true: this model can't: {error}") from None
     if config.compile and config.memory == "lean":
-        raise UserError("--memory lean: a compiler chooses by itself; leave out --compile true")
+        raise UserError("--memory lean has no effect with --compile true: choose one of them")
     asked = {"--memory lean": config.memory == "lean", "--triton true": config.triton}
     for flag, is_on in asked.items():
         if is_on and not any(isinstance(layer, models.Block) for layer in model.modules()):
-            raise UserError(f"{flag}: the model cannot: it has no HorNet blocks")
+            raise UserError(f"{flag}: this model can't, it has no HorNet blocks")
     model = models.accelerate(model, config.memory, config.triton)
-    # HorNets compute channels last: with weights laid out so, gradients have the strides of the
-    # weights, which DistributedDataParallel wants
+    # in the layout of the computation, gradients have the strides of their weights, as
+    # DistributedDataParallel expects
     layout = torch.channels_last if config.channels_last else torch.contiguous_format
     model = model.to(device, memory_format=layout)  # type: ignore[call-overload]
     if config.compile:
-        model.compile()  # in place: the names of the weights stay
+        model.compile()  # in place, so that the names of the weights stay
     return model
 
 
 def amp_dtype(config: ComputeConfig) -> torch.dtype | None:
-    """What autocast computes in, or None without mixed precision."""
+    """Return the dtype of autocast, or None without mixed precision."""
     return getattr(torch, config.amp_dtype) if config.use_amp else None
 
 
 def size_facts(config: ModelConfig, num_classes: int) -> dict[str, float]:
-    """n_parameters and GFLOPs (multiply-adds of one image), as log.txt names them."""
+    """Return n_parameters and GFLOPs (multiply-adds per image), as they are named in log.txt."""
     size = config.input_size
     with torch.device("meta"):
         model = build_model(config, num_classes)
@@ -116,7 +114,7 @@ def size_facts(config: ModelConfig, num_classes: int) -> dict[str, float]:
 def build_training(
     config: Config, model: nn.Module, images: int, num_classes: int, context: DistributedContext
 ) -> tuple[TrainState, TrainSetup]:
-    """The start of training `model` on that many images."""
+    """Return the initial state and the setup for training `model` on that many images."""
     total_batch = config.total_batch(context.world_size)
     schedule = _build_schedule(config, images, total_batch)
     if config.finetune.freeze:
@@ -129,19 +127,18 @@ def build_training(
         mixup = None
         logger.info("no mixup and CutMix: fewer than --mixup_min_images %d images per class",
                     config.mixup.mixup_min_images)  # fmt: skip
-    # mixup turns labels into smoothed soft targets by itself
     smoothed = LabelSmoothingCrossEntropy(config.mixup.smoothing)
     if context.is_distributed:
         on_gpu = context.device.type == "cuda"
         model = DistributedDataParallel(model, device_ids=[context.device] if on_gpu else None)
     start = config.schedule.start_epoch
     precision = amp_dtype(config.compute)
-    scales = precision == torch.float16
+    is_half = precision == torch.float16
     state = TrainState(
         model=model,
         ema=ema,
         optimizer=optimizer,
-        scaler=torch.amp.GradScaler(context.device.type) if scales else None,
+        scaler=torch.amp.GradScaler(context.device.type) if is_half else None,
         progress=Progress(epoch=start - 1, step=start * schedule.steps_per_epoch),
         meters=Meters(context.device),
         nonfinite=NonFiniteSteps(context.device, config.faults.max_bad_steps),
@@ -169,7 +166,7 @@ def _build_schedule(config: Config, images: int, total_batch: int) -> Schedule:
     if rates != config.schedule:
         logger.info("learning rate %.3g for a total batch of %d", rates.lr, total_batch)
     if images % total_batch:
-        logger.info("%d steps per epoch, which leaves out %d of the %d images, others each time",
+        logger.info("%d steps per epoch, which skip %d of the %d images, different ones each time",
                     images // total_batch, images % total_batch, images)  # fmt: skip
     return Schedule(rates, config.optim.weight_decay, images // total_batch)
 
@@ -187,7 +184,7 @@ def _build_ema(
 
 
 def build_mixup(config: MixupConfig, num_classes: int) -> Mixup | None:
-    """timm's Mixup, which turns labels into smoothed soft targets; None where it is off."""
+    """Return timm's Mixup, which turns labels into smoothed soft targets; None if it is off."""
     if not config.enabled:
         return None
     return Mixup(
@@ -210,12 +207,10 @@ def start_training(
     resume_from: str,
     context: DistributedContext,
 ) -> tuple[TrainState, TrainSetup]:
-    """As `build_training`, from --finetune, or where the checkpoint `resume_from` has ended.
-
-    The schedules follow the epochs, whatever the total batch of the run so far was.
+    """Like `build_training`, with the weights of --finetune or the state of `resume_from`.
 
     Raises:
-        UserError: the checkpoint can't be read or does not fit.
+        UserError: the checkpoint can't be read or doesn't fit.
     """
     if config.finetune.finetune and not resume_from:
         load_start_weights(model, config.finetune, classes, context)
@@ -224,8 +219,10 @@ def start_training(
         return state, setup
     saved = read_checkpoint(local_file(resume_from, context), model)
     check_classes(saved, classes, resume_from)
-    for change in changed_flags(saved, config):
-        logger.info("flag changed since %s: %s", resume_from, change)
+    old, places = flags_in(saved), ("resume", "output_dir", "log_dir", "local_rank")
+    for name, value in config.flat().items():
+        if old.get(name, value) != value and name not in places:
+            logger.info("flag changed since %s: %s %s -> %s", resume_from, name, old[name], value)
     state.load_state_dict(saved, resume_from, context)
     continue_schedules(state, setup, resume_from, "step" in saved)
     return state, setup
@@ -234,25 +231,15 @@ def start_training(
 def continue_schedules(
     state: TrainState, setup: TrainSetup, path: str | Path, knows_step: bool
 ) -> None:
-    """Sets step and rates of a state that was restored from `path`."""
+    """Set step and learning rates after resuming `path`: schedules follow the epochs, even if the
+    total batch has changed."""
     progress, schedule = state.progress, setup.schedule
     step = (progress.epoch + 1) * schedule.steps_per_epoch + setup.steps_taken(progress)
     if step != progress.step and knows_step:
         logger.info("%s had other steps per epoch (total batch, images): the schedules continue at "
                     "step %d, not %d", path, step, progress.step)  # fmt: skip
     progress.step = step
-    if step:  # the rates of the last step, by the flags of this run
+    if step:
         schedule.apply(state.optimizer, step - 1)
     logger.info("resumed %s at epoch %d, after %d of its images", path, progress.epoch + 1,
                 progress.position)  # fmt: skip
-
-
-def changed_flags(saved: dict[str, Any], config: Config) -> list[str]:
-    """`name old -> new` of every flag that is another than in the checkpoint."""
-    old, flat = flags_in(saved), config.flat()
-    where = {"resume", "output_dir", "log_dir", "local_rank"}  # these name places, not a recipe
-    return [
-        f"{name} {old[name]} -> {flat[name]}"
-        for name in flat
-        if name in old and old[name] != flat[name] and name not in where
-    ]

@@ -1,4 +1,4 @@
-"""Running sums of a training, which stay on the device from one log line to the next."""
+"""Running sums of training metrics, on the device between log lines."""
 
 import math
 
@@ -8,9 +8,9 @@ from runtime.distributed import all_reduce_sum
 
 
 class Meters:
-    """Sums of this rank: since the epoch began, and since a log line.
+    """Sums of this rank since the start of the epoch and since the last log line.
 
-    Each is loss x images, right answers, images, gradient norms, and steps.
+    Each tensor holds: loss x images, correct predictions, images, gradient norms, steps.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -18,14 +18,14 @@ class Meters:
         self.line = torch.zeros_like(self.epoch)
 
     def end_line(self) -> dict[str, float]:
-        """The means since the last line, NaN of non-finite steps alone; the next line begins."""
+        """Return the means since the last line (NaN without a finite step) and start a new line."""
         means = self.means(self.line)
         self.epoch += self.line
         self.line.zero_()
         return means
 
     def of_epoch(self) -> dict[str, float]:
-        """The means of all ranks since the epoch began."""
+        """Return the means of all ranks since the start of the epoch."""
         return self.means(all_reduce_sum(self.epoch.clone()))
 
     @staticmethod
@@ -40,7 +40,7 @@ class Meters:
         }
 
     def load(self, saved: torch.Tensor, rank: int, world_size: int) -> None:
-        """Restores the sums of all ranks, (world size then, 2, 5).
+        """Restore the sums of all ranks, (world size then, 2, 5).
 
         With the same world size each rank gets its own sums back; otherwise rank 0 gets the total.
         """

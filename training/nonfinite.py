@@ -1,7 +1,7 @@
-"""Non-finite steps: their gradient has NaN or inf on some rank, so all ranks skip them.
+"""Non-finite steps: all ranks skip them, since the gradient has NaN or inf on some rank.
 
-They are counted on the device. At each log line their number is logged, and too many in a row end
-the run with a report (bad_step.json) of the last one: its gradient norms and its images.
+They are counted on the device and logged at each log line. Too many in a row end the run with a
+report of the last one (bad_step.json): its gradient norms and its images.
 """
 
 import logging
@@ -26,30 +26,24 @@ class NonFiniteError(UserError):
 
 
 class NonFiniteSteps:
-    """Counts non-finite steps: in a row now, most in a row, in all; and the last one's number."""
+    """Non-finite steps: the current number in a row, the largest, the total; and the last step."""
 
     def __init__(self, device: torch.device, most_in_a_row: int) -> None:
         self.counts = torch.zeros(4, dtype=torch.int64, device=device)
         self.most_in_a_row = most_in_a_row
-        """How many in a row end the run."""
-        self.norms = torch.zeros(0, device=device)
-        """The norms of the last one's gradient, one per parameter."""
+        self.norms = torch.zeros(0, device=device)  # the last one's gradient norm per parameter
         self.parameters: list[nn.Parameter] = []
         self.logged = 0
 
     @property
     def in_a_row(self) -> int:
-        """How many there are in a row now; waits for the device."""
+        """The current number in a row; waits for the device."""
         return int(self.counts[0])
 
     def record(
-        self,
-        finite: torch.Tensor,
-        parameters: list[nn.Parameter],
-        norms: torch.Tensor,
-        step: int,
+        self, finite: torch.Tensor, parameters: list[nn.Parameter], norms: torch.Tensor, step: int
     ) -> None:
-        """Takes a step into account: whether it was finite, and the norms of its gradient."""
+        """Count a step if it isn't `finite`, and keep its gradient norms."""
         bad = (~finite).long()
         in_a_row = (self.counts[0] + 1) * bad
         last = torch.where(finite, self.counts[3], step)
@@ -61,12 +55,11 @@ class NonFiniteSteps:
         self.norms = torch.where(finite, self.norms, norms)
 
     def check(self, model: nn.Module, schedule: Schedule) -> None:
-        """Logs new ones; raises NonFiniteError where there were too many in a row."""
+        """Log new ones; raise NonFiniteError if there were too many in a row."""
         _, most, total, last = self.counts.tolist()
         if total > self.logged:
             self.logged = total
-            logger.warning("%d non-finite steps were skipped so far, the last: step %d",
-                           total, last)  # fmt: skip
+            logger.warning("%d non-finite steps skipped so far, the last: step %d", total, last)
         if most < self.most_in_a_row:
             return
         names = {id(parameter): name for name, parameter in model.named_parameters()}
@@ -80,8 +73,8 @@ class NonFiniteSteps:
         )
 
     def load(self, saved: Any) -> None:
-        """Restores the counts of a checkpoint; of other files' none."""
+        """Restore the counts of a checkpoint, if it has them."""
         if torch.is_tensor(saved) and saved.shape == self.counts.shape:
             self.counts.copy_(saved)
-            self.counts[1] = 0  # with other flags the run may go on after all
+            self.counts[1] = 0  # a resumed run may have other flags, so it counts from here
             self.logged = int(saved[2])

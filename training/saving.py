@@ -1,4 +1,4 @@
-"""What a run saves: checkpoints after and inside epochs, log.txt, and a report where it fails."""
+"""When a run saves: checkpoints after and inside epochs, log.txt, and a report on failure."""
 
 import logging
 from collections.abc import Iterator
@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from checkpoints.run_folder import RunFolder
-from config import Config
+from config.flags import Config
 from input_pipeline.loaders import TrainLoader
 from runtime.distributed import DistributedContext, barrier
 from runtime.errors import UserError
@@ -18,15 +18,7 @@ logger = logging.getLogger(__name__)
 
 
 class Saver:
-    """Writes the state of a run into its folder.
-
-    Args:
-        state: What is saved.
-        folder: Where it is saved.
-        config: When it is saved; each checkpoint holds the flags.
-        classes: The names of the classes, which each checkpoint holds, too.
-        context: This process among the ranks.
-    """
+    """Saves the state of a run, with its flags and class names, into the run's folder."""
 
     def __init__(
         self,
@@ -42,20 +34,23 @@ class Saver:
         self.saved_step = state.progress.step
 
     def begin(self, resume_from: str) -> None:
-        """Notes the flags, moves aside what came after `resume_from`, and saves the start."""
+        """Save the flags, move aside what came after `resume_from`, and save a new run's start."""
         self.folder.begin(self.config)
         self.folder.set_aside(resume_from, self.state.progress.epoch)
         if self.state.progress.step == 0:
             self.folder.save(self._checkpoint(), "start")
 
     def listening(self) -> AbstractContextManager[None]:
-        """Signals are recorded in the body, and obeyed by `save_or_stop`."""
+        """Record signals in the body, for `save_or_stop`."""
         return self.watch.listening()
 
     def save_or_stop(self) -> None:
-        """Inside an epoch: saves if --save_ckpt_steps, --save_ckpt_minutes or a signal ask for it.
+        """Save, if --save_ckpt_steps, --save_ckpt_minutes or a signal ask for it.
 
-        On all ranks alike. Raises Stopped after a signal.
+        All ranks have to call it.
+
+        Raises:
+            Stopped: a signal was received on some rank.
         """
         progress, every = self.state.progress, self.config.checkpoint.save_ckpt_steps
         save, number = self.watch.ask()
@@ -71,7 +66,7 @@ class Saver:
             raise Stopped(number, has_saved)
 
     def end_epoch(self, record: dict[str, Any], best: list[str]) -> None:
-        """After an epoch: its record in log.txt, the checkpoints `best`, and the numbered one."""
+        """Write an epoch's record to log.txt, the checkpoints `best`, and the numbered one."""
         epoch = self.state.progress.epoch
         self.folder.log(record)
         checkpoint = self._checkpoint()
@@ -81,12 +76,12 @@ class Saver:
         self.folder.save_epoch(checkpoint, epoch, is_last)
 
     def _checkpoint(self) -> dict[str, Any]:
-        """What a checkpoint holds now; every rank has to call it."""
+        """Return the content of a checkpoint; all ranks have to call it."""
         return self.state.state_dict(self.context) | self.extras
 
     @contextmanager
     def reporting(self, loader: TrainLoader, total_batch: int) -> Iterator[None]:
-        """Too many non-finite steps in the body leave bad_step.json, with the last one's images."""
+        """After too many non-finite steps in the body, write bad_step.json."""
         try:
             yield
         except NonFiniteError as error:
@@ -94,4 +89,4 @@ class Saver:
             since = progress.step - error.report["step"]
             images = loader.names_of_step(total_batch, progress.position, since)
             path = self.folder.report(error.report | {"images": images})
-            raise UserError(f"{error}; more of it is in {path}" if path else str(error)) from None
+            raise UserError(f"{error}; see {path}" if path else str(error)) from None

@@ -1,4 +1,4 @@
-"""TrainState: all that changes during training, and so all that a checkpoint holds."""
+"""TrainState: everything that changes during training, and so is saved in checkpoints."""
 
 import logging
 import math
@@ -31,13 +31,13 @@ class Progress:
     epoch: int = -1
     """The last finished epoch, counted from 0."""
     step: int = 0
-    """Optimizer steps taken; also the number of updates of the EMA."""
+    """Optimizer steps taken; also EMA updates."""
     position: int = 0
-    """Images of the next epoch that have been used, by all ranks together."""
+    """Images of the current epoch used so far, on all ranks together."""
     max_accuracy: float = 0.0
-    """Best top-1 of the model, in per cent."""
+    """Best top-1 accuracy of the model, in per cent."""
     max_ema_accuracy: float = 0.0
-    """Best top-1 of its EMA, in per cent."""
+    """Best top-1 accuracy of the EMA, in per cent."""
 
 
 @dataclass
@@ -45,11 +45,11 @@ class TrainState:
     """Model, EMA, optimizer, loss scale, progress and running sums."""
 
     model: nn.Module
-    """Wrapped by DistributedDataParallel where there is a process group."""
+    """Wrapped by DistributedDataParallel if there is a process group."""
     ema: ModelEmaV3 | None
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler | None
-    """Scales the loss in float16."""
+    """Loss scale, for float16."""
     progress: Progress
     meters: Meters
     nonfinite: NonFiniteSteps
@@ -61,24 +61,26 @@ class TrainState:
         return self.model.module if wrapped else self.model  # type: ignore[return-value]
 
     def end_epoch(self) -> None:
-        """The next epoch begins."""
+        """Start the next epoch."""
         self.progress.epoch += 1
         self.progress.position = 0
         self.meters.epoch.zero_()
 
     def state_dict(self, context: DistributedContext) -> dict[str, Any]:
-        """Tensors and plain values, under the names of the published checkpoints.
+        """Return tensors and plain values, named as in the published checkpoints.
 
-        Every rank has to call it: their meters are gathered. Raises UserError where weights are not
-        finite any more, from which nothing could resume.
+        All ranks have to call it, since their meters are gathered.
+
+        Raises:
+            UserError: a weight is not finite, so no run could resume from it.
         """
         weights = dict(self.bare_model.named_parameters())
         sizes = torch.stack(torch._foreach_norm(list(weights.values()), math.inf))
         if not sizes.isfinite().all():
             name = next(n for n, s in zip(weights, sizes, strict=True) if not s.isfinite())
             raise UserError(
-                f"{name} is not finite after step {self.progress.step}: see --opt_eps and --lr; "
-                "checkpoints saved before are intact"
+                f"{name} is not finite after step {self.progress.step}: change --lr or --opt_eps; "
+                "earlier checkpoints are intact"
             )
         meters = torch.stack((self.meters.epoch, self.meters.line)).cpu()
         return {
@@ -86,7 +88,7 @@ class TrainState:
             "model_ema": self.ema.module.state_dict() if self.ema else None,
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict() if self.scaler else None,
-            "meters": all_gather(meters, context),
+            "meters": torch.stack(all_gather(meters, context)),
             "bad_steps": self.nonfinite.counts.cpu(),
             "versions": versions(),
             **asdict(self.progress),
@@ -95,9 +97,12 @@ class TrainState:
     def load_state_dict(
         self, saved: dict[str, Any], path: str | Path, context: DistributedContext
     ) -> None:
-        """Restores `state_dict()`, read from `path`; raises UserError where it does not fit.
+        """Restore `state_dict()`, read from `path`.
 
-        A checkpoint of the release knows no step: `progress.step` is then left at 0.
+        The release's checkpoints have no step: `progress.step` is 0 then.
+
+        Raises:
+            UserError: it doesn't fit.
         """
         progress = _saved_progress(saved, Path(path), self.progress.epoch + 1)
         weights = weights_in(saved, path)
@@ -105,7 +110,7 @@ class TrainState:
         if self.ema:
             ema_weights = ema_weights_in(saved, path)
             if ema_weights is None:
-                logger.warning("%s holds no EMA: it starts from the weights", path)
+                logger.warning("%s has no EMA: it starts from the weights", path)
                 ema_weights = weights
             load_exactly(self.ema.module, ema_weights, f"{path} (model_ema)")
         try:
@@ -129,10 +134,10 @@ class TrainState:
 
 
 def _saved_progress(saved: dict[str, Any], path: Path, start_epoch: int) -> Progress:
-    """How far the run of a checkpoint had come.
+    """Return how far the run of a checkpoint had come.
 
-    The release writes a word for the epoch in files that are not numbered, and no best accuracy:
-    that is read from the log.txt beside them.
+    In the release's files without a number, the epoch is a word. They have no best accuracy, which
+    is read from the log.txt beside them.
     """
     epoch = saved.get("epoch")
     if epoch == "start":
@@ -142,10 +147,9 @@ def _saved_progress(saved: dict[str, Any], path: Path, start_epoch: int) -> Prog
     if not isinstance(epoch, int) or not isinstance(saved.get("optimizer"), dict):
         missing = f"its epoch is {epoch!r}, not a number (see --start_epoch)"
         if isinstance(epoch, int):
-            missing = "it has no state of the optimizer"
+            missing = "it has no optimizer state"
         raise UserError(
-            f"checkpoint {path} cannot be resumed: {missing}; --finetune starts over from its "
-            "weights"
+            f"checkpoint {path} cannot be resumed: {missing}; --finetune starts from its weights"
         )
     names = ("step", "position", "max_accuracy", "max_ema_accuracy")
     numbers = {name: saved.get(name, 0) for name in names}

@@ -1,6 +1,8 @@
-"""The network computed faster; nothing outside this folder knows of it but `models.accelerate`.
+"""Faster classes for the layers of a HorNet, used through `models.accelerate` only.
 
-accelerate.py decides which layer gets which class, layers.py holds these classes, lean.py computes
-cheap results again in the backward pass; pointwise.py and depthwise.py are the operators for CPUs,
-triton_kernels.py those for GPUs, imported by accelerate(triton=True) only.
+accelerate.py   which layer gets which class
+layers.py       these classes
+lean.py         --memory lean: cheap results are recomputed in the backward pass
+pointwise.py, depthwise.py, dispatch.py   operators for CPUs, and when they apply
+triton_kernels.py   kernels for GPUs, imported by accelerate(triton=True) only
 """

@@ -1,6 +1,6 @@
 """accelerate(model): the same parameters, names and function, computed faster.
 
-It swaps the class of each layer whose exact type it knows, as torch's fully_shard does.
+It changes the class of each layer whose exact type it knows, as torch's fully_shard does.
 """
 
 from typing import TypeVar
@@ -17,16 +17,15 @@ MEMORY = ("normal", "lean")
 
 
 def accelerate(model: Model, memory: str = "normal", triton: bool = False) -> Model:
-    """Compute the HorNet blocks and gnConvs inside `model` faster, in place.
+    """Compute the HorNet blocks and gnConvs inside `model` faster, in place; `plain` undoes it.
 
-    Parameters, their names and the function stay, and `plain` undoes it. A layer of another type
-    than the definition gives it, or one with forward hooks, stays as it is: register hooks before.
-    For inference fold first: accelerate(timm.utils.reparameterize_model(model)).
+    Layers of other types, and layers with forward hooks, stay as they are: register hooks before.
+    For inference, fold first: accelerate(timm.utils.reparameterize_model(model)).
 
     Args:
-        model: Any network; layers of other kinds are left alone.
-        memory: 'normal', or 'lean': norms, GELU and gates are computed again in the backward pass,
-            which takes about half the memory. A compiled model chooses by itself.
+        model: Any model.
+        memory: 'normal', or 'lean' for about half the memory: norms, GELU and gates are recomputed
+            in the backward pass. It has no effect on compiled models.
         triton: Use this project's GPU kernels where Triton, the device and the shape allow it.
 
     Returns:
@@ -45,14 +44,14 @@ def accelerate(model: Model, memory: str = "normal", triton: bool = False) -> Mo
         elif isinstance(module, Block):
             _accelerate_block(module, layers.LeanBlock if memory == "lean" else layers.FastBlock)
     if triton:
-        from .triton_kernels import use_kernels  # only now, for it imports Triton
+        from .triton_kernels import use_kernels  # imports Triton
 
         use_kernels(model)
     return model
 
 
 def plain(model: Model) -> Model:
-    """Undo `accelerate`, in place: for TorchScript, torch.fx, exports, hooks. Returns the model."""
+    """Undo `accelerate`, in place, for TorchScript, torch.fx, exports or hooks."""
     for module in model.modules():
         if isinstance(module, Fast):
             module.__class__ = module.plain  # type: ignore[assignment]
@@ -79,7 +78,7 @@ def _accelerate_block(block: Block, fast: type[layers.FastBlock]) -> None:
     _swap(block.norm1, layers.Norm)
     _swap(block.norm2, layers.Norm)
     _swap(block.pwconv2, layers.PointwiseLinear)
-    # a subclass may do something between the two
+    # a subclass may use the output of pwconv1
     fuses = type(block) is Block and getattr(block.act, "approximate", "") == "none"
     if fuses and _is_known(block.act, nn.GELU) and _swap(block.pwconv1, layers.GeluLinear):
         _swap(block.act, layers.Done)
@@ -89,7 +88,7 @@ def _accelerate_block(block: Block, fast: type[layers.FastBlock]) -> None:
 
 
 def _swap(layer: nn.Module, fast: type[Fast], fits: bool = True) -> bool:
-    """Gives a layer another class if it is exactly of the plain one; returns whether it did."""
+    """Change the class of a layer if it is exactly the plain one; return whether it was."""
     if not (fits and _is_known(layer, fast.plain)):
         return False
     layer.__class__ = fast  # type: ignore[assignment]
@@ -110,7 +109,7 @@ def _is_pointwise(layer: nn.Module) -> bool:
 
 
 def _is_depthwise(layer: nn.Module) -> bool:
-    """Whether this is a depthwise convolution that keeps height and width, zero-padded."""
+    """Return whether this is a depthwise convolution that keeps height and width."""
     return (
         isinstance(layer, nn.Conv2d)
         and layer.groups == layer.in_channels == layer.out_channels

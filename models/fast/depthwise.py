@@ -1,12 +1,12 @@
-"""The depthwise convolution, with faster gradients on CPUs.
+"""Depthwise convolution with faster gradients, on CPUs.
 
-oneDNN has no depthwise kernel for the weight's gradient beyond 3x3: it takes that of an ordinary
-convolution, with each group padded to 16 channels. But the gradient is itself a depthwise
-convolution, of each image by its own gradient map, and so is the gradient of x, by the flipped
-weight; for these there are fast kernels (benchmarks/ has the rates).
+oneDNN has no depthwise kernel for the gradient of weights larger than 3x3: it pads each group to 16
+channels. But this gradient is itself a depthwise convolution, of each image by its output gradient,
+and so is the gradient of x, by the flipped weight. For these, oneDNN has fast kernels (benchmarks/
+has the rates).
 
-Shapes: x (B, C, H, W), best channels last; weight (C, 1, K, L), K and L odd; bias (C); the result
-has the shape of x.
+Shapes: x (B, C, H, W), best channels last; weight (C, 1, K, L), K and L odd; bias (C); result like
+x.
 """
 
 from typing import Any
@@ -19,7 +19,7 @@ from .dispatch import autocast_dtype, eager_on_cpu, wants_gradient
 
 
 def depthwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """The depthwise convolution of x by weight, plus bias, that keeps height and width."""
+    """Return the depthwise convolution of x that keeps height and width."""
     if _serves(x, weight):
         return _on_cpu(x, weight, bias)
     return _convolution(x, weight, bias)
@@ -31,7 +31,7 @@ def _convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def _serves(x: Tensor, weight: Tensor) -> bool:
-    """Whether the fast gradients are for these; elsewhere they have not been measured."""
+    """Return whether to use the fast gradients; other CPUs and dtypes were not measured."""
     return (
         eager_on_cpu(x, weight)
         and x.numel() > 0
@@ -42,7 +42,7 @@ def _serves(x: Tensor, weight: Tensor) -> bool:
 
 
 def _common_type(x: Tensor, weight: Tensor) -> torch.dtype | None:
-    """What a convolution of x by weight computes in; None where PyTorch has to say."""
+    """Return the dtype of a convolution of x by weight; None if PyTorch has to decide."""
     if torch.float64 in (x.dtype, weight.dtype):
         return None
     return autocast_dtype(x) or (x.dtype if x.dtype == weight.dtype else None)
@@ -50,7 +50,7 @@ def _common_type(x: Tensor, weight: Tensor) -> torch.dtype | None:
 
 def _on_cpu(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     dtype = _common_type(x, weight)
-    # of a large kernel on a small map, the outer parts meet padding alone
+    # the outer parts of a kernel larger than the map only see padding
     rows, columns = (
         max(0, k // 2 + 1 - n) for k, n in zip(weight.shape[2:], x.shape[2:], strict=True)
     )

@@ -1,4 +1,4 @@
-"""What decides between an operator's implementations: where it runs, in which type, for whom."""
+"""When the operators for CPUs apply."""
 
 from typing import Any
 
@@ -7,13 +7,13 @@ from torch import Tensor, nn
 
 
 def eager_on_cpu(x: Tensor, weight: Tensor) -> bool:
-    """Whether these are plain tensors of a CPU with oneDNN, computed here and now.
+    """Return whether these are plain CPU tensors, with oneDNN and in eager mode.
 
-    False for whatever records or transforms: a compiler, a tracer, torch.func, forward mode.
+    False under compilers, tracers, torch.func and forward-mode differentiation.
     """
     return (
         not torch.compiler.is_compiling()
-        and type(x) is Tensor  # no proxy, and none of the subclasses with rules of their own
+        and type(x) is Tensor  # no proxy or subclass
         and not torch._C._are_functorch_transforms_active()
         and torch.autograd.forward_ad._current_level < 0
         and type(weight) in (Tensor, nn.Parameter)
@@ -25,12 +25,12 @@ def eager_on_cpu(x: Tensor, weight: Tensor) -> bool:
 
 
 def wants_gradient(*inputs: Any) -> bool:
-    """Whether autograd records what is done with these tensors; None among them does not count."""
+    """Return whether autograd records operations on these tensors (or None)."""
     return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
 
 
 def autocast_dtype(x: Tensor) -> torch.dtype | None:
-    """What autocast makes of the operands of a product with x; None where it is off."""
+    """Return the dtype that autocast gives the operands of matrix products; None if it is off."""
     device = x.device.type
     if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
         return None

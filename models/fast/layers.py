@@ -1,8 +1,7 @@
-"""The layers of a HorNet, faster: subclasses of the plain ones with the same parameters.
+"""Faster layers of a HorNet: subclasses of the plain ones with the same parameters and function.
 
-Each computes the function of its `plain` class; accelerate.py swaps one for the other. What some
-of them do beside: they multiply their output by a factor by way of their weights, which are the
-smaller tensors, and mark results as cheap to compute again (lean.py).
+Some can multiply their output by a factor, through their weights, which are the smaller tensors.
+`cheap` marks results to recompute in the backward pass (lean.py).
 
 Shapes: (B, C, H, W) in and out, best channels last in memory.
 """
@@ -25,24 +24,40 @@ from .pointwise import pointwise
 
 
 class Fast:
-    """Base of all classes that `accelerate` gives layers."""
+    """Base class of all faster layers."""
 
     plain: type[nn.Module]
     """The class whose function it computes."""
 
 
-class PointwiseConv(Fast, nn.Conv2d):
-    """A 1x1 convolution of stride 1, computed by `pointwise`."""
-
-    plain = nn.Conv2d
+class _Pointwise(Fast):
+    weight: Any
+    bias: Any
 
     def forward(self, x: Tensor, factor: Tensor | None = None) -> Tensor:
         """`factor` (N) multiplies the output."""
-        return _pointwise(x, self.weight, self.bias, factor)
+        weight, bias = self.weight, self.bias
+        if factor is not None:
+            column = factor.reshape(-1, *[1] * (weight.ndim - 1))
+            weight = operand(cheap(torch.mul, weight, column))
+            bias = None if bias is None else bias * factor
+        return pointwise(operand(x), weight, bias)
+
+
+class PointwiseConv(_Pointwise, nn.Conv2d):
+    """A 1x1 convolution of stride 1."""
+
+    plain = nn.Conv2d
+
+
+class PointwiseLinear(_Pointwise, ChannelLinear):
+    """A ChannelLinear."""
+
+    plain = ChannelLinear
 
 
 class NarrowConv(Fast, nn.Conv2d):
-    """A 1x1 convolution inside the recursion, narrow enough to be computed twice."""
+    """A 1x1 convolution of the recursion, narrow enough to be computed twice."""
 
     plain = nn.Conv2d
 
@@ -50,18 +65,8 @@ class NarrowConv(Fast, nn.Conv2d):
         return cheap(pointwise, operand(x), self.weight, self.bias)
 
 
-class PointwiseLinear(Fast, ChannelLinear):
-    """A ChannelLinear, computed by `pointwise`."""
-
-    plain = ChannelLinear
-
-    def forward(self, x: Tensor, factor: Tensor | None = None) -> Tensor:
-        """`factor` (N) multiplies the output."""
-        return _pointwise(x, self.weight, self.bias, factor)
-
-
 class GeluLinear(Fast, ChannelLinear):
-    """A ChannelLinear with the GELU behind it, which becomes a `Done`."""
+    """A ChannelLinear followed by a GELU, which becomes `Done`."""
 
     plain = ChannelLinear
 
@@ -70,7 +75,7 @@ class GeluLinear(Fast, ChannelLinear):
 
 
 class Done(Fast, nn.GELU):
-    """A GELU that the layer before it has computed."""
+    """A GELU that the previous layer has computed."""
 
     plain = nn.GELU
 
@@ -85,8 +90,7 @@ class DepthwiseConv(Fast, nn.Conv2d):
 
     def forward(self, x: Tensor, factor: float = 1.0) -> Tensor:
         """`factor` multiplies the output."""
-        weight: Tensor = self.weight
-        bias: Tensor | None = self.bias
+        weight, bias = self.weight, self.bias
         if factor != 1.0:
             weight = weight * factor
             bias = None if bias is None else bias * factor
@@ -97,7 +101,7 @@ class DepthwiseConv(Fast, nn.Conv2d):
 
 
 class Norm(Fast, LayerNorm2d):
-    """timm's layer norm over the channels of a map."""
+    """timm's layer norm over the channels."""
 
     plain = LayerNorm2d
 
@@ -107,8 +111,7 @@ class Norm(Fast, LayerNorm2d):
 
 
 class FastFilter(Fast, GlobalLocalFilter):
-    """The halves are interleaved along the last axis in memory, where that moves least; a filter of
-    the map's size is not resized."""
+    """Interleaves the halves along the last axis in memory, and resizes the filter if necessary."""
 
     plain = GlobalLocalFilter
 
@@ -127,21 +130,21 @@ class FastFilter(Fast, GlobalLocalFilter):
 
 
 class FastGnConv(Fast, GnConv):
-    """s is multiplied into the weights of the mixer."""
+    """Multiplies s into the weights of the mixer."""
 
     plain = GnConv
 
     def forward(self, x: Tensor, gamma: Tensor | None = None) -> Tensor:
-        """`gamma` (C_out) multiplies the output, by way of the weights of proj_out."""
+        """`gamma` (C_out) multiplies the output, through the weights of proj_out."""
         return self.recursion(self.proj_in(x), gamma)
 
     def recursion(self, projected: Tensor, gamma: Tensor | None = None) -> Tensor:
-        """The output of proj_in -> that of `forward`."""
+        """Output of proj_in -> output."""
         p, q = torch.split(projected, [self.dims[0], sum(self.dims)], dim=1)
         return self.gates(p, _times(self.dwconv, q, self.scale), gamma)
 
     def gates(self, p: Tensor, q_all: Tensor, gamma: Tensor | None) -> Tensor:
-        """p_0 and all s q_k -> the output of `forward`."""
+        """p_0 and all s q_k -> output."""
         q = torch.split(q_all, self.dims, dim=1)
         p = cheap(torch.mul, p, q[0])
         for k, pw in enumerate(self.pws):
@@ -150,7 +153,7 @@ class FastGnConv(Fast, GnConv):
 
 
 class FastBlock(Fast, Block):
-    """The layer scale is multiplied into weights in training, where that saves activations."""
+    """In training, multiplies the layer scale into weights where that saves activations."""
 
     plain = Block
 
@@ -169,9 +172,9 @@ class FastBlock(Fast, Block):
         return self.gnconv(self.norm1(x))
 
     def scales_weights(self, x: Tensor) -> bool:
-        """Whether the layer scale is to be multiplied into weights.
+        """Return whether to multiply the layer scale into weights.
 
-        Not where the map has fewer pixels than the weight has rows: then it is the smaller one. Not
+        Not if there are fewer pixels than rows of the weight: then the activations are smaller. Not
         in float16, where an initial scale of 1e-6 times a weight is 0.
         """
         return (
@@ -184,21 +187,13 @@ class FastBlock(Fast, Block):
 
 
 class LeanBlock(FastBlock):
-    """Of a training step, norms, GELU and gates are computed again in the backward pass."""
+    """Recomputes norms, GELU and gates in the backward pass."""
 
     def forward(self, x: Tensor) -> Tensor:
         if not torch.is_grad_enabled() or torch.compiler.is_compiling():
             return super().forward(x)
         with lean_memory():
             return super().forward(x)
-
-
-def _pointwise(x: Tensor, weight: Tensor, bias: Tensor | None, factor: Tensor | None) -> Tensor:
-    if factor is not None:
-        column = factor.reshape(-1, *[1] * (weight.ndim - 1))
-        weight = operand(cheap(torch.mul, weight, column))
-        bias = None if bias is None else bias * factor
-    return pointwise(operand(x), weight, bias)
 
 
 def _layer_norm(
@@ -213,7 +208,7 @@ def _layer_norm(
 
 
 def _times(layer: Any, x: Tensor, factor: float) -> Tensor:
-    """layer(x) times a factor, by way of the layer's weights if it is one of those above."""
+    """Return factor * layer(x), through the layer's weights if possible."""
     if isinstance(layer, DepthwiseConv | Norm | FastFilter):
         return layer(x, factor)
     return layer(x) if factor == 1.0 else layer(x) * factor

@@ -1,9 +1,8 @@
-"""Less memory in training: cheap results are computed again in the backward pass, not kept.
+"""Less memory in training: cheap results are not saved but recomputed in the backward pass.
 
-Autograd saves the operands of each product. Some of them are results of cheap operations: norms,
-activations, gates. Inside `lean_memory` it saves how to compute them instead (a recipe), and the
-backward pass computes them when it needs them. Matrix products run once, except the narrow ones of
-the recursion. The gradient is the same to the last bit.
+Autograd saves the operands of products. Some are results of cheap operations: norms, activations,
+gates. Inside `lean_memory`, a recipe for computing them is saved instead. Matrix products run once,
+except the narrow ones of the recursion. Gradients are identical to the last bit.
 """
 
 import weakref
@@ -19,12 +18,12 @@ from .dispatch import autocast_dtype
 
 
 class _Recipe:
-    """How to compute a tensor again, and that tensor while it is wanted."""
+    """How to recompute a tensor, and the tensor itself while it is needed."""
 
     def __init__(self, function: Callable[..., Tensor], inputs: list[Any], result: Tensor) -> None:
         self.function, self.inputs, self.dtype = function, inputs, result.dtype
         self.versions = [_version(packed) for packed in inputs]
-        # views keep their base alive, not each other
+        # a view keeps its base alive, not other views
         self.original = weakref.ref(result if result._base is None else result._base)
         self.autocast_dtype = autocast_dtype(result)
         self.device = result.device.type
@@ -37,8 +36,8 @@ class _Recipe:
         if result is None:
             if self.versions != [_version(packed) for packed in self.inputs]:
                 raise RuntimeError(
-                    "a tensor that lean memory needs for the backward pass has been modified by an "
-                    "inplace operation"
+                    "a tensor needed for the backward pass of memory='lean' has been modified by "
+                    "an inplace operation"
                 )
             inputs = [_unpack(packed) for packed in self.inputs]
             autocast = (
@@ -57,7 +56,7 @@ def _version(packed: Any) -> int | None:
 
 
 class _Recipes:
-    """The recipes of a block, by the memory that their results have for now."""
+    """The recipes of a block, by the address of their results."""
 
     def __init__(self) -> None:
         self.known: dict[int, _Recipe] = {}
@@ -65,13 +64,13 @@ class _Recipes:
     def add(self, result: Tensor, function: Callable[..., Tensor], inputs: tuple[Any, ...]) -> None:
         storage = result.untyped_storage()
         if storage.nbytes() != result.numel() * result.element_size():
-            return  # a part of another tensor
+            return  # part of another tensor
         packed = [self.pack(x.detach()) if isinstance(x, Tensor) else x for x in inputs]
         self.known[storage.data_ptr()] = _Recipe(function, packed, result)
 
     def pack(self, tensor: Tensor) -> Any:
         recipe = self.known.get(tensor.untyped_storage().data_ptr())
-        # where the original is gone, its memory may have become another tensor's
+        # if the original is gone, another tensor may have its address
         if recipe is None or recipe.original() is None or recipe.dtype != tensor.dtype:
             return tensor
         recipe.wanted += 1
@@ -90,7 +89,7 @@ _active: ContextVar[_Recipes | None] = ContextVar("recipes", default=None)
 
 @contextmanager
 def lean_memory() -> Iterator[None]:
-    """Forward passes in here save how to compute the results of `cheap`."""
+    """Save recipes instead of the results of `cheap` in the body."""
     recipes = _Recipes()
     token = _active.set(recipes)
     try:
@@ -101,12 +100,12 @@ def lean_memory() -> Iterator[None]:
 
 
 def cheap(function: Callable[..., Tensor], *inputs: Any) -> Tensor:
-    """function(*inputs), whose result is not kept for the backward pass inside `lean_memory`.
+    """Return function(*inputs), which is recomputed in the backward pass inside `lean_memory`.
 
-    The function has no state: it draws no random numbers, and its weights are among the inputs.
+    The function has to be pure, with weights among its inputs and without random numbers.
     """
     result = function(*inputs)
-    if torch.compiler.is_compiling():  # a compiler chooses by itself
+    if torch.compiler.is_compiling():  # compilers decide themselves what to recompute
         return result
     recipes = _active.get()
     if recipes is not None:
@@ -115,10 +114,7 @@ def cheap(function: Callable[..., Tensor], *inputs: Any) -> Tensor:
 
 
 def operand(x: Tensor) -> Tensor:
-    """x as a matrix product takes it under autocast; the copy that it makes is cheap.
-
-    Else autocast would make it unseen, and it would be kept.
-    """
+    """Cast x as autocast would for a matrix product, so that the copy is recomputed, not saved."""
     if torch.compiler.is_compiling() or _active.get() is None:
         return x
     dtype = autocast_dtype(x)

@@ -1,12 +1,9 @@
-"""Pointwise layers: a matrix product over the channels of a map, with what can be fused into it.
+"""1x1 convolutions by oneDNN's matrix product, on CPUs in float32.
 
-`pointwise` is a 1x1 convolution, the form that exports and compilers want. On a CPU in float32 it
-goes to oneDNN's matrix product instead of the BLAS that PyTorch was built with, MKL, which is
-slower on CPUs of AMD (benchmarks/ has the rates of both). Both compute the same function, forward
-and backward; the second one writes channels last.
+PyTorch would use MKL, which is slower on AMD CPUs (benchmarks/ has the rates of both).
 
-Shapes: x (B, C, H, W), best channels last in memory; weight (N, C) or (N, C, 1, 1); bias and scale
-(N); result (B, N, H, W).
+Shapes: x (B, C, H, W), best channels last in memory; weight (N, C) or (N, C, 1, 1); bias (N);
+result (B, N, H, W).
 """
 
 from typing import Any
@@ -20,16 +17,16 @@ from .dispatch import autocast_dtype, eager_on_cpu, wants_gradient
 from .lean import cheap
 
 ONEDNN_MATMUL: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
-"""oneDNN's matrix product as an operator; None where torch was built without it."""
+"""oneDNN's matrix product; None if torch is built without it."""
 
 
 def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool = False) -> Tensor:
-    """The 1x1 convolution of x by weight, plus bias; then GELU if asked for."""
+    """Return the 1x1 convolution of x, then GELU if asked for."""
     if not onednn_serves(x, weight):
         y = F.conv2d(x, weight.flatten(1)[:, :, None, None], bias)
         return cheap(F.gelu, y) if gelu else y
     x_bhwc, matrix = x.permute(0, 2, 3, 1), weight.flatten(1)
-    rows = x_bhwc.flatten(0, 2)  # with more axes the result would be a view, not to be changed
+    rows = x_bhwc.flatten(0, 2)  # with more axes the result would be a view, not modifiable
     if wants_gradient(rows, matrix, bias):
         y = _OneDnnLinear.apply(rows, matrix, bias)
         y = cheap(F.gelu, y) if gelu else y
@@ -39,7 +36,7 @@ def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool = False
 
 
 def onednn_serves(x: Tensor, weight: Tensor) -> bool:
-    """Whether `pointwise` takes oneDNN's matrix product for these, here and now."""
+    """Return whether `pointwise` uses oneDNN's matrix product for these tensors."""
     return (
         eager_on_cpu(x, weight)
         and ONEDNN_MATMUL is not None
@@ -50,12 +47,12 @@ def onednn_serves(x: Tensor, weight: Tensor) -> bool:
 
 
 def _matmul(x: Tensor, weight: Tensor, bias: Tensor | None = None, after: str = "none") -> Tensor:
-    """x (rows, C) times weight (N, C) transposed, plus bias."""
+    """Return x (rows, C) times weight (N, C) transposed, plus bias."""
     return ONEDNN_MATMUL(x, weight, bias, after, [], "none")
 
 
 class _OneDnnLinear(torch.autograd.Function):
-    """`_matmul` with a gradient, which oneDNN's operator lacks."""
+    """`_matmul` with gradients."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -71,7 +68,7 @@ class _OneDnnLinear(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             of_x = _OneDnnLinear.apply(rows, weight.t(), None)
         if ctx.needs_input_grad[1]:
-            # oneDNN is faster where the result has fewer rows than columns
+            # oneDNN is faster if the result has fewer rows than columns
             if weight.shape[0] <= weight.shape[1]:
                 of_weight = _OneDnnLinear.apply(rows.t(), x.t(), None)
             else:
@@ -86,6 +83,6 @@ def _count(x_shape, weight_shape, *_, out_shape=None, **__) -> int:
     return 2 * torch.Size(rows).numel() * channels * weight_shape[0]
 
 
-# another copy of this package in the process, as torch.hub's, may have done it
+# another copy of this package in the process, such as torch.hub's, may have registered it
 if ONEDNN_MATMUL is not None and ONEDNN_MATMUL not in flop_registry:
     register_flop_formula(ONEDNN_MATMUL)(_count)

@@ -1,14 +1,12 @@
-"""GPU kernels in Triton, channels last: the depthwise convolution, the global filter, and for
-inference the norm with proj_in and the gated recursion with proj_out.
+"""GPU kernels in Triton: depthwise convolution and global filter; for inference also norm with
+proj_in, and the recursion with proj_out.
 
-Each computes the same function as PyTorch's operators that it stands for and is registered as a
-custom operator, so that torch.compile takes it; the first two have gradients. Where Triton, the
-device or the shape does not allow a kernel, PyTorch's operators run, and the reason is logged once.
+They are registered as custom operators, for torch.compile; the first two have gradients. Where
+Triton, the device or the shape doesn't allow a kernel, PyTorch's operators run instead, and the
+reason is logged once. TRITON_INTERPRET=1 runs the kernels on a CPU, slowly, for tests.
 
-With TRITON_INTERPRET=1 they run on a CPU too, slowly: that is how they are tested.
-
-Shapes: x (B, C, H, W), whose channels lie next to each other in memory (a channels-last map, or a
-slice of its channels); results are channels last.
+Shapes: x (B, C, H, W), channels last in memory, or a slice of such channels; results are channels
+last.
 """
 
 import logging
@@ -43,12 +41,11 @@ except ImportError:
 logger = logging.getLogger(__name__)
 
 MOST_PIXELS = 256
-"""Pixels of a map up to which the global filter is one kernel: it holds all of them at a time, and
-the shared memory of a GPU takes no more."""
+"""Largest feature map of the global filter's kernel, which holds all pixels in shared memory."""
 MOST_CHANNELS = {torch.float32: 128, torch.float16: 256, torch.bfloat16: 256}
-"""Width of a block up to which its recursion is one kernel: it holds the weights, likewise."""
+"""Largest width of the recursion's kernel, which holds the weights in shared memory."""
 CAPABILITY = (8, 0)
-"""From which on a GPU has that much shared memory: 99 KB a program."""
+"""Lowest compute capability with that much shared memory: 99 KB per program."""
 
 
 class TritonDepthwiseConv(DepthwiseConv):
@@ -62,7 +59,7 @@ class TritonFilter(FastFilter):
 
 
 class TritonGnConv(FastGnConv):
-    """For inference the gates and proj_out are one kernel."""
+    """In inference, gates and proj_out are one kernel."""
 
     def gates(self, p: Tensor, q_all: Tensor, gamma: Tensor | None) -> Tensor:
         if gamma is None and not torch.is_grad_enabled() and _are_known(*self.pws, self.proj_out):
@@ -73,7 +70,7 @@ class TritonGnConv(FastGnConv):
 
 
 class TritonBlock(FastBlock):
-    """For inference the first norm and proj_in are one kernel."""
+    """In inference, the first norm and proj_in are one kernel."""
 
     def mix(self, x: Tensor) -> Tensor:
         gnconv: Any = self.gnconv
@@ -96,13 +93,13 @@ _WITH_KERNELS: dict[type[nn.Module], type[nn.Module]] = {
 
 
 def use_kernels(model: nn.Module) -> None:
-    """Give the layers of an accelerated model the classes that call these kernels."""
+    """Give the layers of an accelerated model the classes above."""
     for module in model.modules():
         module.__class__ = _WITH_KERNELS.get(type(module), type(module))
 
 
 def _are_known(*layers: nn.Module) -> bool:
-    """Whether a kernel may stand for these: their classes are ours, and nobody looks into them."""
+    """Return whether a kernel may replace these layers: classes of ours, without hooks."""
     return all(
         isinstance(layer, PointwiseConv | NarrowConv | Norm | FastGnConv)
         and not (layer._forward_hooks or layer._forward_pre_hooks)
@@ -111,7 +108,7 @@ def _are_known(*layers: nn.Module) -> bool:
 
 
 def reason_against(x: Tensor) -> str:
-    """Why the kernels cannot take x; empty if they can."""
+    """Return why the kernels can't process x; '' if they can."""
     if triton is None:
         return "Triton is not installed"
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
@@ -139,9 +136,9 @@ def _log(what: str, reason: str) -> None:
 
 
 def depthwise_conv(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """The depthwise convolution of x by weight (C, 1, K, K), plus bias; K odd, same size.
+    """Return the depthwise convolution of x by weight (C, 1, K, K), K odd, of the same size.
 
-    It has first derivatives only, as the global filter.
+    Like the global filter, it has first derivatives only.
     """
     dtype = autocast_dtype(x)
     x = x if dtype is None else x.to(dtype)
@@ -154,7 +151,7 @@ def depthwise_conv(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def filter_by_kernel(x: Tensor, weight: Tensor) -> Tensor:
-    """As filter_by_fft, of x in any precision, computed in float32."""
+    """Like spectral_filter, computed in float32."""
     reason = reason_against(x)
     if not reason and x.shape[2] * x.shape[3] > MOST_PIXELS:
         reason = f"maps of more than {MOST_PIXELS} pixels"
@@ -167,7 +164,7 @@ def filter_by_kernel(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def norm_linear(x: Tensor, norm: nn.LayerNorm, layer: nn.Module) -> Tensor:
-    """layer(norm(x)) for a pointwise layer, without gradients."""
+    """Return layer(norm(x)) for a pointwise layer, without gradients."""
     reason = reason_against(x)
     if reason:
         _log_once("norm and proj_in", reason)
@@ -179,9 +176,9 @@ def norm_linear(x: Tensor, norm: nn.LayerNorm, layer: nn.Module) -> Tensor:
 def gated_projection(
     p: Tensor, q_all: Tensor, pws: Sequence[nn.Module], proj_out: nn.Module
 ) -> Tensor | None:
-    """The recursion from p_0 and all q_k on, and proj_out, without gradients.
+    """Return the recursion of p_0 and all q_k with proj_out, without gradients.
 
-    None where there is no kernel for it.
+    None if there is no kernel for it.
     """
     channels = proj_out.weight.shape[0]  # type: ignore[union-attr,index]
     reason = reason_against(p) or reason_against(q_all)
@@ -201,7 +198,7 @@ def gated_projection(
 
 
 def _in_precision_of(x: Tensor, *parameters: Tensor) -> list[Tensor]:
-    """Parameters in the type that a product with x has, autocast or not."""
+    """Return parameters in the dtype of a product with x, with or without autocast."""
     dtype = autocast_dtype(x) or x.dtype
     return [parameter.detach().to(dtype) for parameter in parameters]
 
@@ -388,7 +385,7 @@ if triton is not None:
 
 
 def _map_like(x: Tensor, dtype: torch.dtype, channels: int | None = None) -> Tensor:
-    """An empty map of the size of x, channels last; with as many channels if not said otherwise."""
+    """Return an empty channels-last map of the size of x, perhaps with other channels."""
     batch, as_many, height, width = x.shape
     y = x.new_empty(batch, height, width, channels or as_many, dtype=dtype)
     return y.permute(0, 3, 1, 2)

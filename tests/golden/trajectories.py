@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from config import Config
 from config.command_line import parse_args
+from config.flags import Config
 from engine import train_one_epoch
 from runtime.distributed import SINGLE_PROCESS
 from tests.golden.formula import fill_by_formula

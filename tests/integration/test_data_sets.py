@@ -62,7 +62,7 @@ def test_cifar(network, cifar, capsys):
 def test_cifar_that_cannot_be_downloaded(network, tmp_path, monkeypatch):
     monkeypatch.setattr(CIFAR100, "url", "http://127.0.0.1:9/cifar-100-python.tar.gz")
     flags = [*network, "--data_set", "CIFAR", "--data_path", tmp_path]
-    with pytest.raises(UserError, match="--data_set CIFAR cannot be put into --data_path"):
+    with pytest.raises(UserError, match="--data_set CIFAR cannot be stored in --data_path"):
         train(*flags)
 
 
@@ -158,7 +158,7 @@ def test_more_loader_processes_than_shards(network, digits, tmp_path):
     as_shards(tmp_path, digits, "train", 1)
     flags = ["--data_set", "wds/", "--data_path", tmp_path, "--train_split", "train-0.tar|72"]
     flags += ["--num_workers", "2", "--disable_eval", "true", "--nb_classes", "3"]
-    with pytest.raises(UserError, match="1 shards cannot be shared by 2 loader processes"):
+    with pytest.raises(UserError, match="1 shards are too few for 2 loader processes"):
         train(*network, *flags)
 
 
@@ -172,7 +172,7 @@ def test_label_beyond_nb_classes(network, digits, tmp_path):
 
 def test_place_of_data_sets_that_bring_their_images(network):
     for name in ("digits", "CIFAR", "torch/cifar10"):
-        with pytest.raises(UserError, match=f"{name} needs a place: give --data_path"):
+        with pytest.raises(UserError, match=f"{name} needs a folder: give --data_path"):
             train(*network, "--data_set", name)
 
 
@@ -207,7 +207,7 @@ def test_hugging_face(network, digits, tmp_path):
     [
         ("imnet", "--data_set imnet: choose one of IMNET, image_folder"),
         ("tfds/mnist", "--data_set tfds/mnist needs a package"),
-        ("torch/nothing", "--data_set torch/nothing cannot be put into --data_path"),
+        ("torch/nothing", "--data_set torch/nothing cannot be stored in --data_path"),
         ("tar", "No .tar files found"),
         ("wds/", "--train_split 'train-{000..099}.tar|50000'"),
     ],

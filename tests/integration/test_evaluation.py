@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 
 import models  # noqa: F401
-from config import DataConfig
+from config.flags import DataConfig
 from engine import evaluate
 from input_pipeline.image_sets import ImageSet
 from input_pipeline.loaders import eval_loader
@@ -48,9 +48,9 @@ def compare(folder):
                 unreadable = UnreadableImages(Path(folder) / "bad_images.txt", 0)
                 loader = eval_loader(Images(length), config, context, unreadable)
                 turns = loader.batch_size if context is together else None
-                found = []
-                metrics.append(evaluate(model, loader, context, turns, predictions=found))
-                rows.append(found[0])
+                results = evaluate(model, loader, context, turns)
+                metrics.append(results[0])
+                rows.append(results[1])
             assert metrics[0] == metrics[1], (length, batch_size, metrics)
             assert metrics[0]["images"] == length
             assert torch.equal(*rows)

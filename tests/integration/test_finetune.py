@@ -83,7 +83,7 @@ def test_mistakes_are_one_line(ten_digits, drawings, tmp_path):
     with pytest.raises(UserError, match="no training.*fill one batch|lower --batch_size"):
         run(*flags, "--finetune", ten_digits, "--batch_size", "64")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="has to hold one folder of images per class"):
+    with pytest.raises(UserError, match="needs one folder of images per class"):
         run(*flags, "--finetune", ten_digits, "--data_path", tmp_path / "empty")
 
 

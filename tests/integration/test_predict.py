@@ -188,7 +188,7 @@ def test_mistakes_are_one_line(digits, trained, tmp_path, capsys):
         ),
         ([image, "--checkpoint", trained, "--model", "hornet_tinny_gf"], "near names"),
         ([image, "--checkpoint", trained, "--model", "hornet_atto_gf"], "another model"),
-        ([tmp_path / "empty", "--checkpoint", trained], "holds no images"),
+        ([tmp_path / "empty", "--checkpoint", trained], "has no images"),
         ([image, "--checkpoint", trained, "--show-dir", image / "x"], "--show-dir"),
     ):
         status, _, errors = run(capsys, *argv)

@@ -60,5 +60,5 @@ def test_job_on_slurm_shrinks_too():
 
 
 def test_evaluation_is_not_shrunk():
-    with pytest.raises(UserError, match="--smoke true shrinks a training"):
+    with pytest.raises(UserError, match="--smoke true is for training"):
         parse_args(["--smoke", "true", "--eval", "true", "--resume", "x.pth"])

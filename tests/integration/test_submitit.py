@@ -79,11 +79,11 @@ def test_the_script_of_a_job(monkeypatch, capsys):
     [
         (["--ngpus", "-1"], "--ngpus -1: has to be at least 0"),
         (["--timeout", "0"], "--timeout 0.0: has to be above 0"),
-        (["--timeout", "0.03"], "--timeout 0.03 hours are over before --signal_delay_s 120"),
-        (["--cluster", "local", "--nodes", "2"], "--nodes 2: --cluster local is this machine"),
+        (["--timeout", "0.03"], "--timeout 0.03 hours are not longer than --signal_delay_s 120"),
+        (["--cluster", "local", "--nodes", "2"], "--nodes 2: --cluster local is a single machine"),
         (["--cluster", "pbs"], "--cluster pbs: expected"),
         (["--cluster", "local", "--job_dir", "/proc/none"], "/proc/none"),
-        ([], "there is no sbatch on this machine"),
+        ([], "this machine has no sbatch"),
     ],
 )
 def test_jobs_that_cannot_be(monkeypatch, flags, message):

@@ -12,8 +12,8 @@ from PIL import Image
 from torch import nn
 
 import main
-from config import ModelConfig
 from config.command_line import parse_args
+from config.flags import ModelConfig
 from inference import insight, pictures, report
 from inference.classifier import Classifier, Preprocessing, load_classifier
 from input_pipeline.images import find_images
@@ -112,14 +112,14 @@ def odd_files(tmp_path_factory):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["curves", "none", "--output", "a.png"], "none is no folder of a run"),
-        (["report", "."], "is no folder of a run: it has no log.txt"),
+        (["curves", "none", "--output", "a.png"], "none is not the folder of a run"),
+        (["report", "."], "is not the folder of a run: it has no log.txt"),
         (["filters", "--checkpoint", "none.pth", "--output", "a.png"], "none.pth does not exist"),
         (["filters", "--checkpoint", "gf.pth", "--output", "a.pdf"], "give FILE.png"),
         (["filters", "--checkpoint", "gf.pth", "--output", "no/a.png"], "no is no folder"),
         (["filters", "--checkpoint", "7x7.pth", "--output", "a.png"], "has no global filters"),
         (["filters", "--checkpoint", "resnet.pth", "--output", "a.png"], "is no HorNet"),
-        (["cam", "empty", *GF], "holds no images"),
+        (["cam", "empty", *GF], "has no images"),
         (["cam", "a.jpg", *GF], "a.jpg cannot be read"),
         (
             ["cam", "x.png", "--checkpoint", "gf.pth", "--output", "a.png", "--count", "0"],

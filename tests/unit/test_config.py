@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from config import SECTIONS, Config
 from config.command_line import parse_args
+from config.flags import SECTIONS, Config
 from runtime.errors import UserError
 
 PUBLISHED = json.loads((Path(__file__).parents[1] / "golden/flags.json").read_text())
@@ -93,7 +93,7 @@ def test_saved_config_is_a_recipe(tmp_path):
         (["--scale", "0.5"], "--scale [0.5]: expected two numbers"),
         (["--scale", "1", "0.5"], "--scale [1.0, 0.5]: give the smaller number first"),
         (["--cutmix_minmax", "0.9", "0.1"], "--cutmix_minmax"),
-        (["--opt_betas", "0.9"], "--opt_betas: give two"),
+        (["--opt_betas", "0.9"], "--opt_betas: give at least two"),
         (["--config", "missing.yaml"], "missing.yaml"),
         (["--batch_size", "0"], "--batch_size 0: has to be at least 1"),
         (["--seed", "-1"], "--seed -1"),
@@ -109,7 +109,7 @@ def test_saved_config_is_a_recipe(tmp_path):
         (["--use_amp", "1", "--amp_dtype", "float16", "--clip_mode", "micro"], "float16"),
         (["--model_ema", "perhaps"], "--model_ema perhaps: expected bool"),
         (["--model_ema_eval", "true"], "needs --model_ema true"),
-        (["--freeze", "stages.("], "--freeze stages.(: no regular expression"),
+        (["--freeze", "stages.("], "--freeze stages.(: not a regular expression"),
         (["--val_fraction", "1"], "--val_fraction 1.0: has to be from 0 to 0.9"),
         (["stray"], "stray"),
     ],

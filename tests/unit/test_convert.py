@@ -124,7 +124,7 @@ def test_a_run_starts_from_it(source, tmp_path, form):
         (["weights.pth", "folder", "--model", "hornet_atto_7x7"], "exists already"),
         (["weights.pth", "none/a.pth", "--model", "hornet_atto_7x7"], "is no folder"),
         (["weights.pth", "a.pth", "--model", "hornet_atto_7x7", "--ema"], "no EMA"),
-        (["folder", "a.pth"], "config.json is none of timm's"),
+        (["folder", "a.pth"], "config.json is not timm's format"),
         (["weights.pth", "weights.pth", "--model", "hornet_atto_7x7"], "exists already"),
         (["a.onnx", "a.pth"], "is exported: give the checkpoint"),
         (["resnet.pth", "new", "--model", "resnet18"], "folders are for HorNets, not resnet18"),
@@ -183,7 +183,7 @@ def changed(folder, **values):
         ({"input_size": [3, 0, 0]}, "input size 0"),
         ({"label_names": ["a"]}, "no list of 3 names"),
         ({"model_args": {"checkpoint_path": "evil.pth"}}, "model_kwargs have checkpoint_path"),
-        ({"pretrained_cfg": None}, "none of timm's"),
+        ({"pretrained_cfg": None}, "not timm's format"),
     ],
 )
 def test_folders_of_others(converted, tmp_path, values, message):

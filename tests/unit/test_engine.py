@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from config import LoggingConfig
 from config.command_line import parse_args
+from config.flags import LoggingConfig
 from engine import evaluate, train_one_epoch, train_step
 from runtime.distributed import DistributedContext
 from runtime.logging import Throughput
@@ -169,7 +169,7 @@ def test_a_step_without_a_finite_gradient_is_left_out(caplog, opt, flags):
     data = batches(3, 4)
     data[1][0][0, 0, 0, 0] = float("nan")
     metrics = train_one_epoch(state, setup, data)
-    assert "1 non-finite steps were skipped so far, the last: step 1" in caplog.text
+    assert "1 non-finite steps skipped so far, the last: step 1" in caplog.text
     # as if the batch had not been there, but for the rates, which follow the number of the step
     other, setup = small_training("--batch_size=4", f"--opt={opt}", *flags)
     other.model.load_state_dict(start)
@@ -220,7 +220,7 @@ def test_evaluation_counts_each_image_once():
     logits = torch.randn(10, 7, generator=generator)
     labels = torch.randint(0, 7, (10,), generator=generator)
     data = [(logits[i : i + 4, :, None, None], labels[i : i + 4]) for i in (0, 4, 8)]
-    metrics = evaluate(Scores(), data, CPU)
+    metrics, _ = evaluate(Scores(), data, CPU)
     ranks = (logits > logits.gather(1, labels[:, None])).sum(1)
     assert metrics["acc1"] == pytest.approx(100 * (ranks < 1).double().mean().item())
     assert metrics["acc5"] == pytest.approx(100 * (ranks < 5).double().mean().item())

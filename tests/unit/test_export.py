@@ -90,7 +90,7 @@ def test_a_file_that_gives_something_else_is_not_kept(tmp_path, capsys, monkeypa
         (["hornet_atto_7x7", "--batch-size", "0", "--output", "a.onnx"], "at least 1"),
         (["hornet_atto_7x7", "--output", "a.onnx", "--dtype", "int8"], "FOLDER go together"),
         (["hornet_atto_7x7", *INT8, "none", "--output", "a.onnx"], "none is no folder"),
-        (["hornet_atto_7x7", *INT8, ".", "--output", "a.onnx"], "folder . holds no images"),
+        (["hornet_atto_7x7", *INT8, ".", "--output", "a.onnx"], "folder . has no images"),
         (["hornet_atto_7x7", *INT8, ".", "--output", "a.pt2"], "int8 is for --format onnx"),
         (["--checkpoint", "a.onnx", "--output", "b.onnx"], "is exported: give the checkpoint"),
         (["hornet_atto_7x7", "--opset", "20", "--output", "a.pt2"], "--opset is ONNX's"),

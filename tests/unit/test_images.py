@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from config import AugmentConfig, DataConfig
+from config.flags import AugmentConfig, DataConfig
 from datasets import build_data
 from input_pipeline.images import Jpeg, crop_resized, load_image, load_lazily
 from input_pipeline.transforms import FastCrop, crops_fast, train_transform

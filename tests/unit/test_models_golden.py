@@ -92,7 +92,7 @@ def test_family():
         assert callable(getattr(models, name))
         cfg = timm.get_pretrained_cfg(name)
         assert cfg.url == ZOO.get(name, {}).get("checkpoint_url")
-        assert ("own" in (cfg.description or "")) == (name in own)
+        assert ("without released weights" in (cfg.description or "")) == (name in own)
         squash = (1.0, "squash") if name.endswith("img384") else (0.875, "center")
         assert (cfg.crop_pct, cfg.crop_mode) == squash
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import models  # noqa: F401
-from config import OptimConfig, ScheduleConfig
+from config.flags import OptimConfig, ScheduleConfig
 from optim_factory import Schedule, create_optimizer, parameter_groups, warmup_cosine
 from runtime.errors import UserError
 

@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import TensorDataset
 from torch.utils.data._utils import signal_handling
 
-from config import DataConfig
+from config.flags import DataConfig
 from input_pipeline.image_sets import ImageSet
 from input_pipeline.loaders import _loader
 from runtime.distributed import SINGLE_PROCESS

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 import models
 from checkpoints.fitting import load_start_weights
-from config import FinetuneConfig
+from config.flags import FinetuneConfig
 from models.pretrained import imagenet1k_in_22k
 from runtime.distributed import DistributedContext
 from runtime.errors import UserError
@@ -109,7 +109,7 @@ def test_filters_are_resized(tmp_path):
     ("change", "message"),
     [
         (lambda w: {k: v for k, v in w.items() if k != "norm.bias"}, "lacks norm.bias"),
-        (lambda w: w | {"extra": torch.ones(1)}, "has the unknown extra"),
+        (lambda w: w | {"extra": torch.ones(1)}, "has unknown extra"),
         (lambda w: w | {"norm.bias": torch.ones(3)}, r"another shape of norm.bias \(\[3\]"),
         (lambda w: {"model": 3}, "no weights"),
         (lambda w: {"model": {"a.b": torch.ones(1)}}, "is of another model"),
@@ -133,7 +133,7 @@ def test_detector_gives_its_backbone(tmp_path, caplog):
     with caplog.at_level("INFO"):
         start(model, finetune=str(tmp_path / "detector.pth"))
     assert_same(model, saved | fresh)
-    assert "the norm and the head of the backbone are initialised" in caplog.text
+    assert "norm and head are new" in caplog.text
 
 
 def test_whole_classifier_as_a_backbone_starts_nothing_anew(tmp_path, caplog):
@@ -183,7 +183,7 @@ def test_head_follows_the_names_of_the_classes(tmp_path, caplog):
     with caplog.at_level("INFO"):
         start(model, ["ant", "bee", "dog"], **options)
     torch.testing.assert_close(model.head.weight, fresh)
-    assert "a new head: the file's classes are others (ant, ...)" in caplog.text
+    assert "a new head: the file has other classes (ant, ...)" in caplog.text
 
 
 def test_prefix_that_no_name_has(tmp_path):
