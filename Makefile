@@ -1,8 +1,8 @@
-# Two commands on a fresh machine: `make demo` trains a network and shows the result, `make test`
-# passes the tests. Both make .venv first, with PYTHON (3.10 or later).
+# On a fresh machine, `make demo` trains a network and shows the result, and `make test` runs the
+# tests. Both create .venv first, with PYTHON (3.10 or later).
 PYTHON ?= python3
 BIN := .venv/bin
-# tests wait for processes that they start: a worker a core
+# one worker per core: tests often wait for processes that they start
 PARALLEL := --numprocesses auto --maxprocesses 4
 
 .PHONY: demo demo-detection demo-segmentation web test test-slow test-faults test-web dense test-dense lint format setup clean
@@ -13,8 +13,8 @@ demo: setup
 demo-detection demo-segmentation: demo-%: dense
 	$(BIN)/python -m tools.demo_dense $*
 
-# a page to try a classifier on: make web CHECKPOINT=runs/mine/checkpoint-best.pth, or that of the newest demo which
-# ended, as its report shows
+# a web page to try a classifier on: make web CHECKPOINT=runs/mine/checkpoint-best.pth; by default that of the newest
+# finished demo, which has a report
 CHECKPOINT ?= $(patsubst %report.html,%checkpoint-best.pth,$(shell ls -t runs/demo-*/report.html 2>/dev/null | head -1))
 web: .venv/.web $(if $(CHECKPOINT),,demo)
 	$(BIN)/python -m tools.web --checkpoint "$(CHECKPOINT)"
@@ -29,23 +29,23 @@ test: setup
 test-slow: setup
 	$(BIN)/python -m pytest -m slow
 
-# what detection and segmentation need beside the rest
+# adds the mm stack, for detection and segmentation
 dense: setup
 	tools/install_dense.sh
 
 test-dense: dense
 	$(BIN)/python -m pytest -m dense tests/dense
 
-# the pages in Chromium, where there is one
+# the web page in Chromium, if it is installed
 test-web: .venv/.web
 	$(BIN)/python -m pytest -m "slow or not slow" tests/integration/test_web.py
 
-# kills runs at random moments and compares what comes of them; then every other fault (about half an hour)
+# kills runs at random moments and compares their results; then other faults (about half an hour)
 test-faults: setup
 	$(BIN)/python -m tests.faults --kills 50
 	$(BIN)/python -m pytest -v -m "slow or not slow" $(addprefix tests/integration/test_,survive.py slurm.py evaluation.py hostile.py)
 
-# import-linter takes packages only, so that modules are linked as packages
+# import-linter reads packages only, so each top-level module is linked as a package
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -61,9 +61,9 @@ format: setup
 
 setup: .venv/.installed
 
-# the mark is written last, so that an installation that was cut off starts again
+# the mark is written last, so that an interrupted installation starts again
 .venv/.installed: pyproject.toml
-	@echo "installing into .venv (7 GB): some minutes without a word"
+	@echo "installing into .venv (7 GB): takes a few minutes and prints nothing"
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet --editable '.[train,data,fast,export,openvino,wandb,dev]'

@@ -1,4 +1,4 @@
-"""Exported files against eager PyTorch: how fast they are, and how far off."""
+"""Exported files compared with eager PyTorch: speed and largest error."""
 
 import tempfile
 from collections.abc import Callable, Iterator
@@ -11,7 +11,7 @@ from torch import nn
 
 from benchmarks.measure import Row, paired, speed
 from benchmarks.networks import Setting
-from benchmarks.pipeline import write_photos
+from benchmarks.pipeline import CPU, write_photos
 from inference import export
 from inference.classifier import Classifier, load_classifier, untrained_classifier
 from inference.exported import FORMATS, Exported
@@ -35,11 +35,14 @@ def exports(
     checkpoint: str | None,
     calibration: Path | None,
 ) -> Iterator[Row]:
-    """Exported files of the models, and of a checkpoint, whose peer is itself in PyTorch."""
+    """Measure the models, and a checkpoint, which is its own peer in PyTorch.
+
+    The int8 file of the checkpoint is calibrated with the images in `calibration`; without them,
+    and for the models, with random photographs.
+    """
     trained = load_classifier(checkpoint, takes_exported=False) if checkpoint else None
     for model, size, batch in product(peers, sizes, batches):
-        cpu = torch.device("cpu")
-        ours, theirs = Setting(model, peers[model], batch, size, torch.float32, cpu, 0).pair()
+        ours, theirs = Setting(model, peers[model], batch, size, torch.float32, CPU, 0).pair()
         classifier = untrained_classifier(ours.eval(), model, size)
         yield from _exported(model, classifier, theirs.eval(), batch, rounds)
     if trained:
@@ -56,10 +59,6 @@ def _exported(
     rounds: int,
     calibration: Path | None = None,
 ) -> Iterator[Row]:
-    """The classifier exported in every way, against the peer in PyTorch, on the CPU.
-
-    Its int8 file takes its ranges from the images in `calibration`, or from random photographs.
-    """
     size = classifier.preprocessing.input_size
     images = torch.randn(batch, 3, size, size)
     contenders = {"peer": peer, "PyTorch": classifier.model}
@@ -87,9 +86,9 @@ def _exported(
             contenders[what] = Exported(output, torch.get_num_threads())
         runs = {what: partial(model, images) for what, model in contenders.items()}
         with torch.no_grad():
-            timings = paired(runs, rounds, torch.device("cpu"), warm_up=2)
+            timings = paired(runs, rounds, CPU, warm_up=2)
     for what, note in notes.items():
-        ratio, figures = speed(timings[what], timings["peer"])
+        ratio, details = speed(timings[what], timings["peer"])
         ours, _ = speed(timings[what], timings["PyTorch"])
-        detail = f"{note}; {ours:.2f} times our own in PyTorch; {figures}"
-        yield Row(f"{name}, batch {batch} at {size}", what, ratio, detail)
+        details = f"{note}; {ours:.2f} times our own in PyTorch; {details}"
+        yield Row(f"{name}, batch {batch} at {size}", what, ratio, details)

@@ -1,7 +1,8 @@
-"""Times contenders side by side, interleaved, so that a busy machine slows all of them."""
+"""Interleaved timing, so that a busy machine slows all contenders; memory; the machine."""
 
 import gc
 import platform
+import re
 import statistics
 import subprocess
 import time
@@ -25,18 +26,18 @@ class Timing:
         return statistics.median(self.seconds)
 
     def ratios_to(self, peer: "Timing") -> list[float]:
-        """How many times as fast as `peer`, round by round, in ascending order."""
+        """Return how many times as fast as `peer` it is, per round, in ascending order."""
         return sorted(p / own for own, p in zip(self.seconds, peer.seconds, strict=True))
 
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the report: how many times as good as the peer."""
+    """A row of the report."""
 
     case: str
     what: str
     ratio: float | None
-    """None: not measured."""
+    """How many times as good as the peer; None if not measured."""
     detail: str = ""
 
     def __str__(self) -> str:
@@ -45,7 +46,7 @@ class Row:
 
 
 def speed(own: Timing, peer: Timing) -> tuple[float, str]:
-    """How many times as fast as the peer, and the figures behind it."""
+    """Return how many times as fast as the peer it is, and the details."""
     ratios = own.ratios_to(peer)
     lower, upper = ratios[len(ratios) // 4], ratios[-1 - len(ratios) // 4]
     return statistics.median(ratios), (
@@ -57,26 +58,26 @@ def speed(own: Timing, peer: Timing) -> tuple[float, str]:
 def paired(
     contenders: Mapping[str, Callable[[], Any]], rounds: int, device: torch.device, warm_up: int = 1
 ) -> dict[str, Timing]:
-    """Runs each contender once a round, in turn, after `warm_up` rounds that do not count."""
+    """Run each contender once per round, in turn, after `warm_up` rounds that do not count."""
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for number in range(warm_up + rounds):
         for name, run in contenders.items():
-            synchronize(device)
+            _synchronize(device)
             start = time.perf_counter()
             run()
-            synchronize(device)
+            _synchronize(device)
             if number >= warm_up:
                 seconds[name].append(time.perf_counter() - start)
     return {name: Timing(values) for name, values in seconds.items()}
 
 
-def synchronize(device: torch.device) -> None:
+def _synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def kept_bytes(forward: Callable[[], torch.Tensor], device: torch.device) -> int:
-    """Bytes that a forward pass leaves allocated for the backward pass."""
+    """Return the bytes that a forward pass keeps for the backward pass."""
     if device.type == "cuda":
         before = torch.cuda.memory_allocated(device)
         result = forward()
@@ -86,7 +87,7 @@ def kept_bytes(forward: Callable[[], torch.Tensor], device: torch.device) -> int
 
 
 def peak_bytes(run: Callable[[], Any], device: torch.device) -> int:
-    """The most bytes allocated at a time by `run`, beyond what was allocated before."""
+    """Return the peak of the memory allocated by `run`."""
     if device.type == "cuda":
         before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
@@ -97,8 +98,8 @@ def peak_bytes(run: Callable[[], Any], device: torch.device) -> int:
 
 
 def _allocations(run: Callable[[], Any]) -> tuple[list[int], Any]:
-    """The bytes of each allocation of the CPU's memory, negative where it is freed; the result."""
-    gc.collect()  # what is garbage would be freed in between
+    """Return the bytes of each allocation on the CPU, negative when freed, and the result."""
+    gc.collect()  # garbage would be freed in between
     activities = [torch.profiler.ProfilerActivity.CPU]
     with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
         result = run()
@@ -107,18 +108,16 @@ def _allocations(run: Callable[[], Any]) -> tuple[list[int], Any]:
 
 
 def machine(device: torch.device) -> dict[str, str]:
-    """What a report has to say of where it was made."""
+    """Return the hardware and versions, for the head of a report."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
     commit = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
-    cpu = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").is_file():
-        lines = [line.split(":") for line in Path("/proc/cpuinfo").read_text().splitlines()]
-        known = {line[0].strip(): line[-1].strip() for line in lines}
-        cpu = f"{known.get('model name', cpu)}, family {known.get('cpu family', '?')}"
-    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else "none"
+    cpu, known = platform.processor() or platform.machine(), Path("/proc/cpuinfo")
+    if known.is_file():
+        facts = dict(re.findall(r"^([\w ]+?)\s*: (.*)$", known.read_text(), re.MULTILINE))
+        cpu = f"{facts.get('model name', cpu)}, family {facts.get('cpu family', '?')}"
     return {
         "CPU": f"{cpu}, {torch.backends.cpu.get_cpu_capability()}",
-        "GPU": gpu,
+        "GPU": torch.cuda.get_device_name(device) if device.type == "cuda" else "none",
         "threads": str(torch.get_num_threads()),
         "torch": str(torch.__version__),
         "python": platform.python_version(),

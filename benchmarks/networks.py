@@ -1,4 +1,4 @@
-"""Inference and training of a network against the peer: each function returns rows of a report."""
+"""Inference and training of a model and its peer."""
 
 import copy
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from runtime.errors import UserError, reason_of
 
 @dataclass(frozen=True)
 class Setting:
-    """A model and its input, and how often it is timed."""
+    """A model, its peer, their input, and the number of timed runs."""
 
     model: str
     peer: Callable[..., nn.Module]
@@ -35,7 +35,7 @@ class Setting:
         return f"{self.model} batch {self.batch} at {self.size}, {kind}"
 
     def pair(self) -> tuple[nn.Module, nn.Module]:
-        """Our plain model and the peer's, of the same weights."""
+        """Return our plain model and the peer's, with the same weights."""
         torch.manual_seed(0)
         try:
             theirs = self.peer()
@@ -52,14 +52,17 @@ class Setting:
             raise UserError(
                 f"--peer: the weights of its {self.model} do not fit: {reason_of(error)}"
             ) from None
-        return self._laid_out(ours), theirs.to(self.device)
+        return self._channels_last(ours), theirs.to(self.device)
 
-    def convnext(self) -> dict[str, nn.Module]:
-        """timm's ConvNeXt of the same size, by its name; none if there is none."""
+    def convnext(self, compiles: bool) -> dict[str, nn.Module]:
+        """Return timm's ConvNeXt of the same size, if there is one, also compiled if asked for."""
         name = f"convnext_{self.model.split('_')[1]}"
-        return {name: self._laid_out(timm.create_model(name))} if timm.is_model(name) else {}
+        if not timm.is_model(name):
+            return {}
+        model = self._channels_last(timm.create_model(name))
+        return {name: model} | ({f"{name}, compiled": _compiled(model)} if compiles else {})
 
-    def _laid_out(self, model: nn.Module) -> nn.Module:
+    def _channels_last(self, model: nn.Module) -> nn.Module:
         return model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def images(self) -> torch.Tensor:
@@ -68,35 +71,35 @@ class Setting:
     def autocast(self) -> AbstractContextManager:
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
-    def row(self, what: str, mode: str, timings: dict[str, Timing]) -> Row:
-        """The row of a contender, by its timing and that of the peer."""
-        return Row(self.name, f"{mode}, {what}", *speed(timings[what], timings["peer"]))
+    def speed_rows(self, mode: str, timings: dict[str, Timing]) -> list[Row]:
+        """Return a row for each contender but the peer."""
+        peer = timings["peer"]
+        ours = {name: timing for name, timing in timings.items() if name != "peer"}
+        return [Row(self.name, f"{mode}, {n}", *speed(t, peer)) for n, t in ours.items()]
 
-    def memory_rows(self, megabytes: dict[str, float], whats: dict[str, str]) -> list[Row]:
-        """Rows of the memory that contenders take, as shares of the peer's."""
-        of_peer = megabytes["peer"]
-        return [
-            Row(self.name, what, megabytes[name] / of_peer,
-                f"{megabytes[name]:.0f} MB, peer {of_peer:.0f} MB")
-            for name, what in whats.items()
-        ]  # fmt: skip
+    def memory_row(self, what: str, own: float, peer: float) -> Row:
+        """Return a row with a share of the peer's memory, both in bytes."""
+        return Row(self.name, what, own / peer, f"{own / 1e6:.0f} MB, peer {peer / 1e6:.0f} MB")
 
 
 def inference(setting: Setting, compiles: bool) -> list[Row]:
-    """As built, folded by `reparameterize_model`, and compiled with frozen weights if asked for."""
+    """Measure the model as built, folded by `reparameterize_model`, and compiled if asked for.
+
+    Raises:
+        AssertionError: a contender's logits differ from the peer's.
+    """
     ours, theirs = (model.eval() for model in setting.pair())
     folded = models.accelerate(reparameterize_model(ours))
     contenders = {"peer": theirs, "as built": models.accelerate(ours), "folded": folded}
     if setting.device.type == "cuda":
         contenders["folded, triton"] = models.accelerate(copy.deepcopy(folded), triton=True)
-    convnext = {name: model.eval() for name, model in setting.convnext().items()}
     if compiles:
         # imported late: it takes seconds
         from torch._inductor import config as inductor
 
         inductor.freezing = True
         contenders["compiled"] = _compiled(folded)
-        convnext |= {f"{name}, compiled": _compiled(model) for name, model in convnext.items()}
+    convnext = {name: model.eval() for name, model in setting.convnext(compiles).items()}
     images = setting.images()
 
     def run(model: nn.Module) -> torch.Tensor:
@@ -109,14 +112,14 @@ def inference(setting: Setting, compiles: bool) -> list[Row]:
         if error > (1e-5 if setting.dtype == torch.float32 else 3e-2):
             raise AssertionError(f"{setting.name}, {name}: another result, error {error:.1e}")
     runs = {name: partial(run, model) for name, model in (contenders | convnext).items()}
-    timings = paired(runs, setting.rounds, setting.device)
-    return [setting.row(name, "inference", timings) for name in runs if name != "peer"]
+    return setting.speed_rows("inference", paired(runs, setting.rounds, setting.device))
 
 
 def training(setting: Setting, compiles: bool) -> list[Row]:
-    """Forward and backward pass, and the memory they take."""
+    """Measure forward and backward pass, and their memory."""
     ours, theirs = (model.train() for model in setting.pair())
-    images = setting.images()
+    images, on_gpu = setting.images(), setting.device.type == "cuda"
+    compiles = compiles and on_gpu  # on CPUs it gains nothing, and takes minutes
 
     def loss(model: nn.Module) -> torch.Tensor:
         with setting.autocast():
@@ -129,24 +132,22 @@ def training(setting: Setting, compiles: bool) -> list[Row]:
 
     lean = models.accelerate(copy.deepcopy(ours), memory="lean")
     contenders = {"peer": theirs, "training": models.accelerate(ours), "lean": lean}
-    if setting.device.type == "cuda":
+    if on_gpu:
         contenders["triton"] = models.accelerate(copy.deepcopy(ours), triton=True)
-    convnext = {name: model.train() for name, model in setting.convnext().items()}
-    if compiles and setting.device.type == "cuda":  # on CPUs it gains nothing, and takes minutes
+    if compiles:
         contenders["training, compiled"] = _compiled(ours)
-        convnext |= {f"{name}, compiled": _compiled(model) for name, model in convnext.items()}
+    convnext = {name: model.train() for name, model in setting.convnext(compiles).items()}
     runs = {name: partial(step, model) for name, model in (contenders | convnext).items()}
-    timings = paired(runs, setting.rounds, setting.device)
-    rows = [setting.row(name, "forward and backward", timings) for name in runs if name != "peer"]
+    rows = setting.speed_rows("forward and backward", paired(runs, setting.rounds, setting.device))
     kept = {
-        name: kept_bytes(partial(loss, contenders[name]), setting.device) / 1e6
+        name: kept_bytes(partial(loss, contenders[name]), setting.device)
         for name in ("peer", "training", "lean")
     }
-    peaks = {name: peak_bytes(run, setting.device) / 1e6 for name, run in runs.items()}
-    saved = {"training": "saved for backward", "lean": "saved for backward, lean"}
-    rows += setting.memory_rows(kept, saved)
-    rows += setting.memory_rows(peaks, {n: f"peak memory, {n}" for n in runs if n != "peer"})
-    return rows
+    peaks = {name: peak_bytes(run, setting.device) for name, run in runs.items()}
+    for name, what in (("training", "saved for backward"), ("lean", "saved for backward, lean")):
+        rows.append(setting.memory_row(what, kept[name], kept["peer"]))
+    peer = peaks.pop("peer")
+    return rows + [setting.memory_row(f"peak memory, {n}", own, peer) for n, own in peaks.items()]
 
 
 def _compiled(model: nn.Module) -> nn.Module:
@@ -156,7 +157,7 @@ def _compiled(model: nn.Module) -> nn.Module:
 
 
 def matrix_rates(device: torch.device, rounds: int) -> dict[str, Any]:
-    """GFLOP/s of the matrix product that a HorNet-T has most of, in each way it is computed."""
+    """Return GFLOP/s of the most frequent matrix product of HorNet-T, by each library."""
     rows, width, wide = 8 * 14 * 14, 256, 1024
     ways: dict[str, Callable[..., Any]] = {"F.linear": nn.functional.linear}
     if device.type == "cpu" and torch.backends.mkldnn.is_available():

@@ -1,10 +1,8 @@
-"""The parts of a training beside the network: EMA and optimizer, the loader, the start."""
+"""What a training does beside the network: EMA and optimizer, the loader, the start."""
 
-import io
 import subprocess
 import sys
 import tempfile
-import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -21,7 +19,7 @@ from torch.utils.data import Dataset
 from torchvision.datasets import ImageFolder
 
 from benchmarks.measure import Row, paired
-from config import AugmentConfig, DataConfig, OptimConfig
+from config.flags import AugmentConfig, DataConfig, OptimConfig
 from engine import clip_gradient
 from input_pipeline.image_sets import open_folder
 from input_pipeline.loaders import TrainImages
@@ -30,11 +28,12 @@ from input_pipeline.unreadable import UnreadableImages
 from optim_factory import create_optimizer
 from runtime.errors import UserError
 
+CPU = torch.device("cpu")
 ROOT = Path(__file__).parents[1]
 
 
 def loop(model_name: str, rounds: int, device: torch.device) -> Row:
-    """EMA, clipping and AdamW, against a Python loop and the defaults of PyTorch."""
+    """Measure EMA, clipping and AdamW; the peer is a Python loop with PyTorch's defaults."""
     model = timm.create_model(model_name).to(device)
     ema = ModelEmaV3(model, decay=0.9999)
     fast = create_optimizer(OptimConfig(), model, 1e-3)
@@ -56,14 +55,14 @@ def loop(model_name: str, rounds: int, device: torch.device) -> Row:
             kept.copy_(0.9999 * kept + (1 - 0.9999) * weight)
 
     timings = paired({"peer": theirs, "ours": ours}, rounds, device)
-    share = median(1 / ratio for ratio in timings["ours"].ratios_to(timings["peer"]))
+    share = median(timings["peer"].ratios_to(timings["ours"]))
     detail = f"{1e3 * timings['ours'].median:.0f} ms, peer {1e3 * timings['peer'].median:.0f} ms"
     what = "EMA, clipping and AdamW: share of the time"
     return Row(model_name, what, share, f"{detail}, n = {rounds}")
 
 
 def loader(rounds: int) -> list[Row]:
-    """Images per second and core, against timm's training transform of the same policy."""
+    """Measure images per second per core; the peer is timm's transform of the same policy."""
     rows, case = [], "500 x 375 JPEG to 224, RandAugment"
     with tempfile.TemporaryDirectory() as folder:
         write_photos(Path(folder) / "a", 32)
@@ -73,13 +72,13 @@ def loader(rounds: int) -> list[Row]:
             re_prob=config.reprob, re_mode=config.remode, re_count=config.recount,
             color_jitter=config.color_jitter,
         )  # fmt: skip
-        allow_zero_bits(transform)  # which the policy needs with today's Pillow
+        allow_zero_bits(transform)  # the policy needs it with Pillow >= 13
         contenders: dict[str, Dataset] = {"peer": ImageFolder(folder, transform)}
         for name, fast in (("same pixels", False), ("--fast_decode", True)):
             try:
                 view = train_transform(replace(config, fast_decode=fast), 224,
                                        *mean_std(DataConfig()))  # fmt: skip
-            except UserError as error:  # its packages are not installed
+            except UserError as error:  # packages are missing
                 rows.append(Row(case, f"loader, {name}", None, str(error)))
                 continue
             unreadable = UnreadableImages(Path(folder) / "bad_images.txt", 0)
@@ -90,33 +89,29 @@ def loader(rounds: int) -> list[Row]:
                 images[index]
 
         runs = {name: partial(load, images) for name, images in contenders.items()}
-        timings = paired(runs, rounds, torch.device("cpu"))
-    for name in contenders.keys() - {"peer"}:
-        rates = [32 / timings[contender].median for contender in (name, "peer")]
-        detail = f"{rates[0]:.0f} images/s per core, peer {rates[1]:.0f}, n = {rounds}"
-        ratio = median(timings[name].ratios_to(timings["peer"]))
-        rows.append(Row(case, f"loader, {name}", ratio, detail))
+        timings = paired(runs, rounds, CPU)
+    peer = timings.pop("peer")
+    for name, own in timings.items():
+        detail = f"{32 / own.median:.0f} images/s per core, peer {32 / peer.median:.0f}"
+        ratio = median(own.ratios_to(peer))
+        rows.append(Row(case, f"loader, {name}", ratio, f"{detail}, n = {rounds}"))
     return rows
 
 
 def write_photos(folder: Path, count: int) -> None:
-    """JPEG files of 500 x 375 pixels: smooth colours with noise, about as large as photographs."""
+    """Write JPEG files of 500 x 375 pixels: smooth colours with noise, as large as photographs."""
     folder.mkdir()
     random = np.random.RandomState(0)
     for index in range(count):
         coarse = Image.fromarray(random.randint(0, 255, (24, 32, 3), dtype=np.uint8))
         smooth = np.asarray(coarse.resize((500, 375), Image.Resampling.BICUBIC)).astype(int)
         noisy = (smooth + random.randint(-12, 12, smooth.shape)).clip(0, 255).astype(np.uint8)
-        data = io.BytesIO()
-        Image.fromarray(noisy).save(data, "JPEG", quality=90)
-        (folder / f"{index}.jpg").write_bytes(data.getvalue())
+        Image.fromarray(noisy).save(folder / f"{index}.jpg", quality=90)
 
 
 def start(rounds: int) -> Row:
-    """Seconds until `main.py --help` has answered."""
-    seconds = []
-    for _ in range(rounds + 1):
-        since = time.perf_counter()
-        subprocess.run([sys.executable, "main.py", "--help"], cwd=ROOT, stdout=-3, check=True)
-        seconds.append(time.perf_counter() - since)
-    return Row("main.py --help", "seconds", median(seconds[1:]), f"n = {rounds}")
+    """Measure the seconds that `main.py --help` takes."""
+    command = [sys.executable, "main.py", "--help"]
+    run = partial(subprocess.run, command, cwd=ROOT, stdout=subprocess.DEVNULL, check=True)
+    timing = paired({"start": run}, rounds, CPU)["start"]
+    return Row("main.py --help", "seconds", timing.median, f"n = {rounds}")

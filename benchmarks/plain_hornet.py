@@ -1,22 +1,21 @@
-"""A plain HorNet, as the paper defines it and the original release lays it out.
+"""HorNet with eager PyTorch's own layers: the default peer of the benchmarks, an oracle of tests.
 
-What this project's speed is measured against (see plain_peer.py), and an oracle of its tests:
-channels first throughout, a norm written by hand, complex numbers, nothing folded or fused.
+Channels first throughout, a norm written by hand, complex numbers, nothing folded or fused.
 State-dict keys are those of the released checkpoints.
 
 Shapes: (B, C, H, W) unless a name says otherwise.
 """
+
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from timm.layers import DropPath
 from torch import Tensor, nn
 
-DEPTHS = (2, 3, 18, 2)
-
 
 class Norm(nn.Module):
-    """Layer norm over the channels, which are the last axis or the second one."""
+    """Layer norm over the channels, the second axis by default."""
 
     def __init__(self, channels: int, channels_last: bool = False) -> None:
         super().__init__()
@@ -34,7 +33,7 @@ class Norm(nn.Module):
 
 
 class GlobalLocalFilter(nn.Module):
-    """A 3x3 convolution on half of the channels, a filter in the frequency domain on the other."""
+    """A 3x3 convolution on one half of the channels, a filter of frequencies on the other."""
 
     def __init__(self, channels: int, h: int, w: int) -> None:
         super().__init__()
@@ -118,7 +117,7 @@ class PlainHorNet(nn.Module):
         filters=(None,) * 4,
         num_classes: int = 1000,
         drop_path_rate: float = 0.0,
-        depths: tuple[int, ...] = DEPTHS,
+        depths: tuple[int, ...] = (2, 3, 18, 2),
     ) -> None:
         super().__init__()
         dims = [base_dim * 2**i for i in range(4)]
@@ -146,3 +145,16 @@ class PlainHorNet(nn.Module):
         for downsample, stage in zip(self.downsample_layers, self.stages, strict=True):
             x = stage(downsample(x))
         return self.head(self.norm(x.mean((-2, -1))))
+
+
+_FILTERS = {
+    "7x7": (None,) * 4,
+    "gf": (None, None, (14, 8), (7, 4)),
+    "gf_img384": (None, None, (24, 13), (12, 7)),
+}
+MODELS = {
+    f"hornet_{size}_{kind}": partial(PlainHorNet, base_dim, filters)
+    for size, base_dim in {"tiny": 64, "small": 96, "base": 128, "large": 192}.items()
+    for kind, filters in _FILTERS.items()
+    if kind != "gf_img384" or size in ("base", "large")
+}

@@ -5,6 +5,7 @@ model.safetensors), written by this project, the release, timm, mmdet or mmseg.
 """
 
 import argparse
+import errno
 import json
 import math
 import pickle
@@ -117,7 +118,7 @@ def ema_weights_in(checkpoint: dict[str, Any], path: str | Path) -> dict[str, Te
     if not weights:
         return None
     if not isinstance(weights, dict) or not _are_weights(weights):
-        raise UserError(f"checkpoint {path}: its {name} holds no weights")
+        raise UserError(f"checkpoint {path}: its {name} has no weights")
     return weights
 
 
@@ -202,7 +203,7 @@ def _check_size(path: Path, model: nn.Module | None) -> None:
 
 def _damage(path: Path, error: Exception) -> str:
     """Explain why a file can't be read."""
-    if isinstance(error, OSError):
+    if isinstance(error, OSError) and error.errno != errno.EINVAL:  # that: torch, half a zip file
         return str(error)
     with path.open("rb") as file:
         start = file.read(2)

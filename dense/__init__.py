@@ -1,5 +1,5 @@
-"""HorNet for detection and segmentation: the parts that mmdet's and mmseg's configs name.
+"""Shared by detection and segmentation: what configs of mmdet and mmseg name, training and testing.
 
-A config imports what it needs by `custom_imports`: dense.backbone, dense.layer_decay, dense.fpn
+Configs list what they need in `custom_imports`: dense.backbone, dense.layer_decay, dense.fpn
 (mmdet), dense.upernet (mmseg). `make dense` installs the mm stack.
 """

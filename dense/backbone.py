@@ -1,7 +1,7 @@
-"""HorNet as a backbone of mmdet and mmseg: four maps at strides 4, 8, 16 and 32.
+"""HorNet as a backbone of mmdet and mmseg: feature maps at strides 4, 8, 16 and 32.
 
-Parameters are named as in the released detectors and segmentors: those of the classifier without
-its norm and head, and a norm for each map that is given out.
+Parameter names are those of the released detectors and segmentors: the classifier's without its
+norm and head, and a norm per output (norm0 to norm3).
 """
 
 import re
@@ -13,7 +13,7 @@ from mmengine.logging import print_log
 from mmengine.model import BaseModule
 from mmengine.registry import MODELS
 from timm.layers import LayerNorm2d
-from torch import Tensor, nn
+from torch import Tensor
 
 import models
 from checkpoints.fitting import load_exactly
@@ -25,26 +25,26 @@ from runtime.errors import UserError
 
 @MODELS.register_module()
 class HorNet(BaseModule):
-    """The feature pyramid of a HorNet.
+    """The stages of a HorNet, with a norm per output.
 
-    Input: images (B, 3, H, W). Output: for each of out_indices a contiguous map (B, C * 2**i,
-    H / 2**(i + 2), W / 2**(i + 2)), rounded down and normed over its channels.
+    Images (B, 3, H, W) -> contiguous maps (B, C * 2**i, H / 2**(i + 2), W / 2**(i + 2)) for each i
+    in out_indices, sizes rounded down, normalized over the channels.
 
     Args:
-        arch: Variant, such as 'tiny_7x7' or 'large_gf' (models/variants.py, without 'hornet_').
-        out_indices: Stages whose maps are given out.
-        drop_path_rate: Stochastic depth of the last block; it grows linearly from 0.
-        layer_scale_init_value: Initial layer scale; it is 1.0 in the released configs.
-        global_filters: Per stage (h, w) of its global filters, or None; those of the variant if
-            not given. They are resized to the maps at hand.
+        arch: Variant without 'hornet_', such as 'tiny_7x7' or 'large_gf' (models/variants.py).
+        out_indices: Stages with an output.
+        drop_path_rate: Stochastic depth of the last block; grows linearly from 0.
+        layer_scale_init_value: Initial layer scale; 1.0 as in the released configs.
+        global_filters: Per stage (h, w) of its global filters, or None; the variant's by default.
+            Filters are resized to each map.
         with_cp: Recompute each block in the backward pass instead of storing its activations.
-        frozen_stages: Last stage that is kept as it starts; -1 for none.
-        pretrained: Start weights of a classifier: a path, an address, or a published name. Given by
-            init_cfg=dict(type='Pretrained', checkpoint=...) too.
+        frozen_stages: Index of the last frozen stage; -1 freezes nothing.
+        pretrained: Start weights: a path, URL or published name. As usual in mmdet,
+            init_cfg=dict(type='Pretrained', checkpoint=...) works, too.
         kwargs: Further arguments of the model, such as base_dim and depths.
 
     Raises:
-        UserError: the variant does not exist, or (init_weights) the start weights do not fit.
+        UserError: there is no such variant, or (init_weights) the start weights don't fit.
     """
 
     def __init__(
@@ -94,44 +94,37 @@ class HorNet(BaseModule):
         for index in self.out_indices:
             channels = network.feature_info[index]["num_chs"]
             self.add_module(f"norm{index}", LayerNorm2d(channels, eps=NORM_EPS))
-        self.train()  # freezes, before anyone counts on gradients
+        self.train()  # freezes stages before DDP or an optimizer collects the parameters
 
-    # layer decay takes its groups from the classifier
-    group_matcher = models.HorNet.group_matcher
+    group_matcher = models.HorNet.group_matcher  # for layer decay
 
     def init_weights(self) -> None:
-        """Loads the start weights, if there are any; the rest is initialised already."""
+        """Load the start weights, if any; the constructor has initialized everything."""
         if not self.pretrained:
             return
         path = fetched(self.pretrained)
         found = weights_in(read_checkpoint(path), path)
-        # a classifier's last norm and head have no place here, nor a detector's neck and heads
+        # left out: neck and heads of a detector, last norm and head of a classifier
         backbone = {k: v for k, v in found.items() if k.startswith("backbone.")} or found
-        weights = {
-            name: value
-            for name, value in models.checkpoint_filter_fn(backbone, self).items()
-            if not re.match(r"(norm|head)\.", name)
-        }
+        weights = models.checkpoint_filter_fn(backbone, self)
+        weights = {k: v for k, v in weights.items() if not re.match(r"(norm|head)\.", k)}
         norms = frozenset(name for name in self.state_dict() if re.match(r"norm\d\.", name))
         load_exactly(self, weights, path, may_lack=norms)
         print_log(f"start weights of the backbone from {path}", "current")
 
     def train(self, mode: bool = True) -> "HorNet":
-        """As nn.Module.train; frozen stages stay in evaluation mode."""
+        """Set the training mode; frozen stages stay in evaluation mode."""
         super().train(mode)
         for index in range(self.frozen_stages + 1):
-            for part in (self.downsample_layers[index], self.stages[index]):
-                part.eval().requires_grad_(False)
+            self.downsample_layers[index].eval().requires_grad_(False)
+            self.stages[index].eval().requires_grad_(False)
         return self
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         maps = []
-        for index, (downsample, stage) in enumerate(
-            zip(self.downsample_layers, self.stages, strict=True)
-        ):
-            x = stage(downsample(x))
+        for index, stage in enumerate(self.stages):
+            x = stage(self.downsample_layers[index](x))
             if index in self.out_indices:
-                norm: nn.Module = getattr(self, f"norm{index}")
-                # mmcv's RoIAlign misreads maps that are channels last in memory
-                maps.append(norm(x).contiguous())
+                x_normed = self.get_submodule(f"norm{index}")(x)
+                maps.append(x_normed.contiguous())  # mmcv's RoIAlign misreads channels_last
         return tuple(maps)

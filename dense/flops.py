@@ -1,14 +1,15 @@
-"""Parameters and multiply-adds of detectors and segmentors, as the published tables count them.
+"""Parameters and multiply-adds of detectors and segmentors, counted as in the published tables.
 
-1000 proposals go through each box head and 100 through each mask head; an auxiliary head, which
-only training needs, is left out.
+1000 proposals pass through each box head and 100 through each mask head; auxiliary heads, used only
+in training, are left out.
 """
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from runtime.errors import UserError
 from utils import count_parameters, gmacs_of
@@ -16,20 +17,11 @@ from utils import count_parameters, gmacs_of
 PROPOSALS, MASKS = 1000, 100
 
 
-def default_size(config: Any) -> tuple[int, int]:
-    """(height, width) of the published figures: 800 x 1280, or one crop by four."""
-    if config.default_scope == "mmdet":
-        return 800, 1280
-    side = config.model.data_preprocessor.size[0]
-    return side, 4 * side
-
-
 def table(config: Any, size: tuple[int, int] | None = None) -> str:
-    """A line a part: what it is given, its parameters, its giga multiply-adds; the sum below.
+    """Return a line per part: its input, parameters and giga multiply-adds; then the sum.
 
-    Args:
-        config: Of mmdet or mmseg, with a HorNet or another backbone.
-        size: (height, width) of the image.
+    `size` is (height, width) of the image; by default that of the published tables, 800 x 1280 for
+    detectors, and the crop's side by four times that for segmentors.
 
     Raises:
         UserError: the model is neither a segmentor nor of the R-CNN family.
@@ -37,53 +29,51 @@ def table(config: Any, size: tuple[int, int] | None = None) -> str:
     from mmengine.registry import MODELS, init_default_scope
 
     init_default_scope(config.default_scope)
-    size = size or default_size(config)
+    if size is None and config.default_scope == "mmseg":
+        side = config.model.data_preprocessor.size[0]
+        size = (side, 4 * side)
+    size = size or (800, 1280)
     with torch.device("meta"):
         model: Any = MODELS.build(config.model)
     columns = "{:24} {:>24} {:>13} {:>9}\n"
-    text = columns.format("part", "given", "parameters", "GMACs")
-    parameters, total = 0, 0.0
-    for name, module, given in _parts(model, size):
+    text = columns.format("part", "input", "parameters", "GMACs")
+    rest, total = count_parameters(model), 0.0
+    for name, module, given in _parts(model, torch.empty(1, 3, *size, device="meta")):
         count = count_parameters(module)
         gmacs = sum(gmacs_of(module, given)[""])
-        first = given if torch.is_tensor(given) else given[0]
-        shape = " x ".join(map(str, first.shape)) + ("" if torch.is_tensor(given) else ", ...")
+        first, more = (given, "") if torch.is_tensor(given) else (given[0], ", ...")
+        shape = " x ".join(map(str, first.shape)) + more
         text += columns.format(name, shape, f"{count:,}", f"{gmacs:.1f}")
-        parameters, total = parameters + count, total + gmacs
-    rest = count_parameters(model) - parameters
+        rest, total = rest - count, total + gmacs
     if rest:
         text += columns.format("only for training", "", f"{rest:,}", "")
     size_text = f"{size[1]} x {size[0]} pixels"
-    return text + columns.format("all", size_text, f"{rest + parameters:,}", f"{total:.1f}")
+    return text + columns.format("all", size_text, f"{count_parameters(model):,}", f"{total:.1f}")
 
 
-def _parts(model: Any, size: tuple[int, int]) -> Iterator[tuple[str, nn.Module, Any]]:
-    """The parts that run for one image, each with what it is given."""
-    image = torch.empty(1, 3, *size, device="meta")
+def _parts(model: Any, maps: Any) -> Iterator[tuple[str, nn.Module, Any]]:
+    """Yield the parts that run for one image, each with its name and its input."""
     from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 
-    yield "backbone", model.backbone, image
-    maps: tuple[Tensor, ...] = model.backbone(image)
-    if hasattr(model, "neck"):
-        yield "neck", model.neck, maps
-        maps = model.neck(maps)
-    if hasattr(model, "rpn_head") and hasattr(model, "roi_head"):
-        yield "rpn_head", model.rpn_head, maps
-        for name, count in (("bbox_head", PROPOSALS), ("mask_head", MASKS)):
-            heads = getattr(model.roi_head, name, None)
-            if heads is None:
-                continue
-            extractor = getattr(model.roi_head, name.replace("head", "roi_extractor"))
-            several = isinstance(heads, nn.ModuleList)
-            for index, head in enumerate(heads if several else [heads]):
-                layer = extractor[index] if several else extractor
-                side = layer.roi_layers[0].output_size[0]
-                regions = torch.empty(count, layer.out_channels, side, side, device="meta")
-                yield f"roi_head.{name}" + (f".{index}" if several else ""), head, regions
-    elif isinstance(getattr(model, "decode_head", None), BaseDecodeHead):
+    for name in ("backbone", "neck"):
+        if hasattr(model, name):
+            part = getattr(model, name)
+            yield name, part, maps
+            maps = part(maps)
+    if isinstance(getattr(model, "decode_head", None), BaseDecodeHead):
         yield "decode_head", model.decode_head, maps
-    else:
+        return
+    if not (hasattr(model, "rpn_head") and hasattr(model, "roi_head")):
         raise UserError(
             f"a {type(model).__name__} cannot be counted: give a segmentor, or a detector with "
             "proposals and heads for them"
         )
+    yield "rpn_head", model.rpn_head, maps
+    for name, head in model.roi_head.named_modules():
+        found = re.fullmatch(r"(bbox|mask)_head(\.\d+)?", name)  # a number in a cascade
+        if found and not isinstance(head, nn.ModuleList):
+            extractor = model.roi_head.get_submodule(name.replace("_head", "_roi_extractor"))
+            count = PROPOSALS if found[1] == "bbox" else MASKS
+            side = extractor.roi_layers[0].output_size[0]
+            regions = torch.empty(count, extractor.out_channels, side, side, device="meta")
+            yield f"roi_head.{name}", head, regions

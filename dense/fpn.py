@@ -1,4 +1,4 @@
-"""HorFPN for mmdet: a feature pyramid whose output convolutions are gnConvs (HorNet, 3.3)."""
+"""HorFPN for mmdet: a feature pyramid whose output convolutions are gnConvs (section 3.3)."""
 
 from typing import Any
 
@@ -11,16 +11,13 @@ from models import GnConv
 
 @MODELS.register_module(name=["GNFPN", "HorFPN"])
 class HorFPN(FPN):
-    """mmdet's FPN with a gnConv, without norm or activation, in place of each 3x3 convolution.
+    """mmdet's FPN with gnConvs, without norm or activation, in place of the 3x3 convolutions.
 
-    Args:
-        order: Order of the gnConvs.
-        kernel_size: Kernel of their depthwise convolutions.
-        global_filter: (h, w) of their global filters instead; resized to the maps at hand.
-        kwargs: As mmdet's FPN; further levels are max-pooled, as the released ones were.
+    `order`, `kernel_size` and `global_filter` are GnConv's arguments; all others are FPN's. Extra
+    levels are max-pooled, as in the release.
 
     Raises:
-        ValueError: further levels are asked for as convolutions.
+        ValueError: `add_extra_convs` is given.
     """
 
     def __init__(
@@ -33,17 +30,12 @@ class HorFPN(FPN):
     ) -> None:
         super().__init__(*args, **kwargs)
         if self.add_extra_convs:
-            raise ValueError("HorFPN pools its further levels: leave add_extra_convs out")
+            raise ValueError("HorFPN pools its extra levels: leave add_extra_convs out")
         self.fpn_convs = nn.ModuleList(
-            GnConv(
-                self.out_channels,
-                order=order,
-                kernel_size=kernel_size,
-                global_filter=global_filter,
-            )
+            GnConv(self.out_channels, None, order, kernel_size, global_filter=global_filter)
             for _ in self.lateral_convs
         )
 
     def forward(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """Maps of the backbone -> maps of out_channels each, contiguous as RoIAlign wants them."""
+        """Return the levels, contiguous for mmcv's RoIAlign."""
         return tuple(level.contiguous() for level in super().forward(inputs))

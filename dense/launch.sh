@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Trains or tests on the GPUs of this machine, for the dist_*.sh of both trees; several machines start it each
-# with NNODES, NODE_RANK, MASTER_ADDR and PORT:
+# Trains or tests on the GPUs of this machine; called by the dist_*.sh of both trees. For several machines, start it on
+# each with NNODES, NODE_RANK, MASTER_ADDR and PORT set.
 #   launch.sh TASK train CONFIG GPUS [flags]
 #   launch.sh TASK test CONFIG CHECKPOINT GPUS [flags]
 set -euo pipefail

@@ -1,4 +1,4 @@
-"""Layer decay for mmengine: a learning rate for each group of the backbone's layers."""
+"""Layer decay for mmengine: a learning rate per group of the backbone's layers."""
 
 import re
 from typing import Any
@@ -12,14 +12,14 @@ from runtime.errors import UserError
 
 
 def layer_ids(model: nn.Module, num_layers: int, decay_type: str) -> dict[str, int]:
-    """The id of every parameter of a detector or segmentor.
+    """Return the layer id of each parameter of a detector or segmentor, by name.
 
-    layer_wise: those of the classifier's groups (models.HorNet.group_matcher). stage_wise: 0 for
-    the downsampling layers, i + 1 for stage i. The rest, the backbone's norms of its maps included,
-    has num_layers + 1.
+    layer_wise: those of the classifier (models.HorNet.group_matcher). stage_wise: 0 for the
+    downsampling layers, i + 1 for stage i. Everything else, including the norms of the backbone's
+    outputs, has num_layers + 1.
 
     Raises:
-        UserError: decay_type is neither of the two, or there is no backbone.
+        UserError: decay_type is unknown, or the backbone is not a HorNet.
     """
     if decay_type not in ("layer_wise", "stage_wise"):
         raise UserError(f"decay_type {decay_type!r}: give layer_wise or stage_wise")
@@ -29,36 +29,34 @@ def layer_ids(model: nn.Module, num_layers: int, decay_type: str) -> dict[str, i
     grouped = group_parameters(backbone, backbone.group_matcher(), reverse=True)
     ids = {}
     for name, _ in model.named_parameters():
-        own = name.removeprefix("backbone.")
-        inside = re.match(r"(downsample_layers|stages)\.(\d+)\.", own) if own != name else None
+        inside = re.match(r"backbone\.((downsample_layers|stages)\.(\d+)\..*)", name)
         if not inside:
             ids[name] = num_layers + 1
         elif decay_type == "layer_wise":
-            ids[name] = grouped[own]
+            ids[name] = grouped[inside[1]]
         else:
-            ids[name] = 0 if inside[1] == "downsample_layers" else int(inside[2]) + 1
+            ids[name] = 0 if inside[2] == "downsample_layers" else int(inside[3]) + 1
     return ids
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
 class LearningRateDecayOptimizerConstructorHorNet(DefaultOptimWrapperConstructor):
-    """Groups of parameters whose rate is decay_rate ** (num_layers + 1 - id) of the base rate.
+    """Learning rates of decay_rate ** (num_layers + 1 - layer id) times the base rate.
 
-    paramwise_cfg: num_layers, decay_rate, and decay_type ('layer_wise', the default, or
-    'stage_wise'). 1-D parameters and biases have no weight decay.
+    paramwise_cfg has num_layers, decay_rate, and decay_type: 'layer_wise' (default) or
+    'stage_wise'. 1-D parameters and biases have no weight decay.
     """
 
     def add_params(self, params: list[dict[str, Any]], module: nn.Module, **_: Any) -> None:
-        """Adds the groups of `module` to `params`, in order of first appearance."""
+        """Append the parameter groups of `module` to `params`, in order of first appearance."""
         num_layers = self.paramwise_cfg["num_layers"]
-        decay_rate = self.paramwise_cfg["decay_rate"]
         ids = layer_ids(module, num_layers, self.paramwise_cfg.get("decay_type", "layer_wise"))
         groups: dict[tuple[int, bool], dict[str, Any]] = {}
         for name, parameter in module.named_parameters():
             if not parameter.requires_grad:
                 continue
             decays = parameter.ndim > 1 and not name.endswith(".bias")
-            scale = decay_rate ** (num_layers + 1 - ids[name])
+            scale = self.paramwise_cfg["decay_rate"] ** (num_layers + 1 - ids[name])
             group = groups.setdefault(
                 (ids[name], decays),
                 {

@@ -1,7 +1,7 @@
-"""Checkpoints for mmengine: read without running their code, and refused where they do not fit.
+"""Checkpoints for mmengine: read without running code in them, refused if they don't fit.
 
-mmengine's own readers fall back to unpickling whatever is there, find no file name in addresses
-such as the release's, and load what happens to fit without an error.
+mmengine's own readers fall back to unpickling anything, find no file name in URLs such as the
+release's, and silently load only what fits.
 """
 
 import os
@@ -13,56 +13,53 @@ import torch
 from mmengine.dist import get_rank, get_world_size
 from mmengine.hooks import Hook
 from mmengine.runner import CheckpointLoader, Runner
-from torch import Tensor, nn
+from torch import nn
 
-from checkpoints.fitting import check_fit as check_names_and_shapes
+from checkpoints import fitting
 from checkpoints.reading import read_checkpoint, weights_in
 from checkpoints.sources import local_file
 from runtime.distributed import DistributedContext
 from runtime.errors import UserError
 
+# NumPy scalars, such as best scores, in checkpoints of the release's mmcv
+_scalar = np.float64(0).__reduce__()[0]
+_SCALARS: list[Any] = [
+    np.dtype,
+    *{type(np.dtype(kind)) for kind in ("f8", "f4", "i8", "i4", "?")},
+    (_scalar, "numpy.core.multiarray.scalar"),  # up to NumPy 1
+    (_scalar, "numpy._core.multiarray.scalar"),
+]
+
 
 def fetched(source: str) -> Path:
-    """The file of a path, an address, or a published name; one process of a machine downloads."""
+    """Return a path, URL or published name as a file; one process per machine downloads it."""
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     device = torch.device("cpu")
     return local_file(source, DistributedContext(get_rank(), local_rank, get_world_size(), device))
 
 
 def read(filename: str, map_location: Any = None, **_: Any) -> dict[str, Any]:
-    """A checkpoint of ours or of the release, on the CPU; raises UserError where there is none.
+    """Read a checkpoint of this project or the release on the CPU; UserError if that fails.
 
-    Its config, which mmengine would run on a resume, is left out.
+    Its config is left out: mmengine would run it when resuming.
     """
-    with torch.serialization.safe_globals(_NUMBERS):
+    with torch.serialization.safe_globals(_SCALARS):
         state = read_checkpoint(fetched(filename))
     if isinstance(state.get("meta"), dict):
         state["meta"].pop("config", None)
     return state
 
 
-# best scores and the like, in checkpoints of the release's mmcv
-_NUMBERS: list[Any] = [
-    np.dtype,
-    *{type(np.dtype(kind)) for kind in ("f8", "f4", "i8", "i4", "?")},
-    # numpy.core until numpy 2
-    *(
-        (np.float64(0).__reduce__()[0], f"numpy.{core}.multiarray.scalar")
-        for core in ("core", "_core")
-    ),
-]
-
-
 def use_safe_readers() -> None:
-    """From here on mmengine reads by `read` whatever a checkpoint is named by."""
+    """Make mmengine read all checkpoints by `read`, whatever their address."""
     schemes = list(CheckpointLoader._schemes)
     CheckpointLoader.register_scheme(prefixes=schemes, loader=read, force=True)
 
 
 class PlainCheckpoints(Hook):
-    """Saves tensors and plain values only, so that they can be read safely.
+    """Saves only tensors and plain values, which can be read safely.
 
-    What is left out, the history of the losses, only smooths the log's next lines.
+    The history of the losses is left out; it only smooths the first log lines after resuming.
     """
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
@@ -71,23 +68,17 @@ class PlainCheckpoints(Hook):
             name: value.item() if isinstance(value, np.generic) else value
             for name, value in state["runtime_info"].items()
         }
-        keys = {name: kept for name, kept in state["resumed_keys"].items() if name in values}
         checkpoint["message_hub"] = {
             "log_scalars": {},
             "runtime_info": values,
-            "resumed_keys": keys,
+            "resumed_keys": {k: v for k, v in state["resumed_keys"].items() if k in values},
         }
 
 
 class CheckFit(Hook):
-    """Refuses a checkpoint that does not fit the model, which mmengine would load in part.
+    """Refuses a checkpoint that does not fit the model; mmengine would load what fits.
 
-    To test and to resume, everything has to fit; to start from, the backbone.
-
-    Args:
-        path: The checkpoint, for messages.
-        is_test: Whether the model is tested with it.
-        is_resume: Whether a training goes on from it.
+    Everything has to fit for testing and resuming, the backbone for starting from weights.
     """
 
     def __init__(self, path: str, is_test: bool, is_resume: bool) -> None:
@@ -99,25 +90,22 @@ class CheckFit(Hook):
         check_fit(runner.model, checkpoint, self.path, whole=self.is_test or self.is_resume)
         if self.is_resume and "message_hub" not in checkpoint:
             raise UserError(
-                f"checkpoint {self.path} has no state of a training that mmengine could resume: "
+                f"checkpoint {self.path} has no training state that mmengine could resume: "
                 "start from its weights by --load-from"
             )
 
 
 def check_fit(model: nn.Module, state: dict[str, Any], path: str, whole: bool) -> None:
-    """Raises UserError where the weights in `state` do not fit `model`, or its backbone."""
+    """Raise UserError if the weights in `state` don't fit the `whole` model, or its backbone."""
     while isinstance(inner := getattr(model, "module", None), nn.Module):
-        model = inner  # of DistributedDataParallel, or of testing at several sizes
-    weights: dict[str, Tensor] = {
-        name.removeprefix("module."): value for name, value in weights_in(state, path).items()
-    }
-    expected = model.state_dict()
-    if not whole:
-        if not any(name.startswith("backbone.") for name in weights):
-            raise UserError(
-                f"checkpoint {path} is no detector's or segmentor's: start from a classifier's "
-                "weights by --cfg-options model.pretrained=PATH"
-            )
-        weights = {k: v for k, v in weights.items() if k.startswith("backbone.")}
-        expected = {k: v for k, v in expected.items() if k.startswith("backbone.")}
-    check_names_and_shapes(expected, weights, path)
+        model = inner  # wrappers for DDP and for test-time augmentation
+    prefix = "" if whole else "backbone."
+    weights = {k.removeprefix("module."): v for k, v in weights_in(state, path).items()}
+    weights = {k: v for k, v in weights.items() if k.startswith(prefix)}
+    if not weights:
+        raise UserError(
+            f"checkpoint {path} is not of a detector or segmentor: start from a classifier's "
+            "weights by --cfg-options model.pretrained=PATH"
+        )
+    expected = {k: v for k, v in model.state_dict().items() if k.startswith(prefix)}
+    fitting.check_fit(expected, weights, path)

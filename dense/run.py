@@ -1,7 +1,7 @@
-"""Training and testing of detectors and segmentors: mmengine's Runner behind the known flags.
+"""Training and testing of detectors and segmentors by mmengine's Runner.
 
-`python -m object_detection.train CONFIG ...` and its three siblings call `main`. Flags are those of
-the tools of mmdet 3 and mmseg 1, with the older names of the released commands.
+`python -m object_detection.train CONFIG ...` and its three siblings call `main`. The flags are
+those of the tools of mmdet 3 and mmseg 1; the names in the released commands work, too.
 """
 
 import argparse
@@ -13,18 +13,13 @@ from typing import Any
 
 from dense.configs import dicts, read_config
 from runtime.distributed import close_distributed, init_distributed
-from runtime.errors import UserError
-
-NUMBERED = r"(epoch|iter)_\d+\.pth"
+from runtime.errors import UserError, one_line
 
 
 def main(task: str, action: str, argv: list[str] | None = None) -> int:
-    """Trains or tests; returns the status of the process.
+    """Train or test, as `action` says; return the exit status.
 
-    Args:
-        task: 'object_detection' or 'semantic_segmentation'.
-        action: 'train' or 'test'.
-        argv: The command line; `sys.argv[1:]` if not given.
+    `task` is 'object_detection' or 'semantic_segmentation'; `argv` is sys.argv[1:] by default.
     """
     program = f"{task}.{action}"
     try:
@@ -36,9 +31,7 @@ def main(task: str, action: str, argv: list[str] | None = None) -> int:
         config = load_config(arguments, task)
         (_train if action == "train" else _test)(config, arguments)
     except (UserError, OSError) as error:
-        # from a loader's process it comes with that process's traceback before it
-        message = str(error).rpartition(f"{type(error).__name__}: ")[2]
-        sys.stderr.write(f"{program}: error: {' '.join(message.split())}\n")
+        sys.stderr.write(f"{program}: error: {one_line(error)}\n")
         return 1
     except KeyboardInterrupt:
         sys.stderr.write(f"{program}: interrupted; --resume continues after the last checkpoint\n")
@@ -48,7 +41,7 @@ def main(task: str, action: str, argv: list[str] | None = None) -> int:
 
 
 def need_stack() -> None:
-    """Raises UserError where the mm stack is not installed."""
+    """Raise UserError if the mm stack is not installed."""
     try:
         import mmdet  # noqa: F401
         import mmseg  # noqa: F401
@@ -60,43 +53,32 @@ def parser(program: str, action: str) -> argparse.ArgumentParser:
     from mmengine.config import DictAction
 
     this = argparse.ArgumentParser(f"python -m {program}")
-    this.add_argument("config", help="a file under configs/")
+    add = this.add_argument
+    add("config", help="a file in configs/")
     if action == "test":
-        this.add_argument("checkpoint", help="weights of a whole model: a path or address")
-    this.add_argument("--work-dir", help="folder of logs and checkpoints (work_dirs/CONFIG)")
-    this.add_argument(
-        "--cfg-options", "--options", nargs="+", action=DictAction, help="settings, as a.b=value"
-    )
-    this.add_argument("--launcher", choices=["none", "pytorch", "slurm"], default="none")
-    this.add_argument("--local_rank", "--local-rank", type=int, default=0, help="set by launchers")
+        add("checkpoint", help="weights of the whole model: a path or URL")
+    add("--work-dir", help="folder for logs and checkpoints (work_dirs/CONFIG)")
+    add("--cfg-options", "--options", nargs="+", action=DictAction, help="settings: a.b=value ...")
+    add("--launcher", choices=["none", "pytorch", "slurm"], default="none")
+    add("--local_rank", "--local-rank", type=int, default=0, help="set by launchers")
     if action == "train":
-        this.add_argument("--amp", action="store_true", help="mixed precision (on a GPU)")
-        this.add_argument("--auto-scale-lr", action="store_true", help="the rate follows the batch")
-        this.add_argument(
-            "--resume", nargs="?", const="auto", help="a checkpoint, or the newest of work-dir"
-        )
-        this.add_argument("--resume-from", dest="resume", help="older name of --resume")
-        this.add_argument("--load-from", help="weights of a whole model to start from")
-        this.add_argument("--no-validate", action="store_true", help="train without evaluation")
-        this.add_argument(
-            "--smoke", action="store_true", help="two steps of a small network on drawn data"
-        )
+        add("--amp", action="store_true", help="mixed precision, on a GPU")
+        add("--auto-scale-lr", action="store_true", help="scale the rate to the batch size")
+        add("--resume", nargs="?", const="auto", help="a checkpoint, or the newest in the work-dir")
+        add("--resume-from", dest="resume", help="older name of --resume")
+        add("--load-from", help="start weights of a whole model")
+        add("--no-validate", action="store_true", help="train without validation")
+        add("--smoke", action="store_true", help="two steps of a small network on drawn data")
     else:
-        this.add_argument(
-            "--out", help="for the predictions: detectors a file (.pkl), segmentors a folder"
-        )
-        this.add_argument("--show-dir", help="folder for pictures of the predictions")
-        this.add_argument("--tta", "--aug-test", action="store_true", help="at several views")
-        this.add_argument("--eval", nargs="+", help="understood; the config's metrics are computed")
+        add("--out", help="for predictions: a .pkl file (detection) or a folder (segmentation)")
+        add("--show-dir", help="folder for pictures of the predictions")
+        add("--tta", "--aug-test", action="store_true", help="test-time augmentation")
+        add("--eval", nargs="+", help="accepted, but the metrics are those of the config")
     return this
 
 
 def load_config(arguments: argparse.Namespace, task: str) -> Any:
-    """The config with the command line's settings; `model.pretrained` goes to the backbone.
-
-    Raises:
-        UserError: the file does not exist or cannot be read.
-    """
+    """Return the config with the command line's settings; model.pretrained is the backbone's."""
     config = read_config(arguments.config, task)
     options = dict(arguments.cfg_options or {})
     if "model.pretrained" in options:
@@ -126,20 +108,7 @@ def _train(config: Any, arguments: argparse.Namespace) -> None:
         config.auto_scale_lr.enable = True
     if arguments.no_validate:
         config.val_cfg = config.val_dataloader = config.val_evaluator = None
-    source = arguments.load_from or config.get("load_from")
-    resume = arguments.resume or ("auto" if config.get("resume") and not source else None)
-    if resume == "auto":
-        found = newest_checkpoint(Path(config.work_dir))
-        if found is None:
-            sys.stderr.write(
-                f"--resume: {config.work_dir} has no checkpoint, the run starts anew\n"
-            )
-    else:
-        found = resume
-    config.resume = found is not None
-    config.load_from = found or source
-    if config.resume:
-        config.model.backbone.pretrained = None  # it may be out of reach by now
+    _choose_checkpoint(config, arguments)
     runner = _runner(config, arguments)
     _check_data(runner, "train")
     iterations = runner.train_loop.max_iters
@@ -155,15 +124,31 @@ def _train(config: Any, arguments: argparse.Namespace) -> None:
     runner.train()
 
 
+def _choose_checkpoint(config: Any, arguments: argparse.Namespace) -> None:
+    """Set the config's load_from and resume."""
+    source = arguments.load_from or config.get("load_from")
+    found = arguments.resume or ("auto" if config.get("resume") and not source else None)
+    if found == "auto":
+        found = newest_checkpoint(Path(config.work_dir))
+        if found is None:
+            sys.stderr.write(
+                f"--resume: no checkpoint in {config.work_dir}, starting from scratch\n"
+            )
+    config.resume = found is not None
+    config.load_from = found or source
+    if config.resume:
+        config.model.backbone.pretrained = None  # unneeded, and perhaps gone by now
+
+
 def newest_checkpoint(folder: Path) -> str | None:
-    """The last whole checkpoint of a work folder, wherever that lies by now."""
-    note = folder / "last_checkpoint"  # written when the checkpoint was
+    """Return the last complete checkpoint in a work-dir, even if the folder was moved."""
+    note = folder / "last_checkpoint"  # written after each checkpoint
     if note.is_file():
         found = folder / Path(note.read_text().strip()).name
         if found.is_file():
             return str(found)
-    numbered = [path for path in folder.glob("*_*.pth") if re.fullmatch(NUMBERED, path.name)]
-    return str(max(numbered, key=lambda path: path.stat().st_mtime, default="")) or None
+    files = [p for p in folder.glob("*.pth") if re.fullmatch(r"(epoch|iter)_\d+", p.stem)]
+    return str(max(files, key=lambda path: path.stat().st_mtime)) if files else None
 
 
 def _test(config: Any, arguments: argparse.Namespace) -> None:
@@ -171,30 +156,31 @@ def _test(config: Any, arguments: argparse.Namespace) -> None:
 
     from dense.tta import use_several_views
 
+    is_detector = config.default_scope == "mmdet"
     config.load_from = arguments.checkpoint
     if arguments.show_dir:
         hook = config.default_hooks.visualization
         hook.draw = True
         folder = str(Path(arguments.show_dir).resolve())
-        if config.default_scope == "mmdet":
+        if is_detector:
             hook.test_out_dir = folder
         else:
             config.visualizer.vis_backends = [{"type": "LocalVisBackend", "img_save_dir": folder}]
     if arguments.tta:
         use_several_views(config)
-    if arguments.out and config.default_scope == "mmseg":
+    if arguments.out and not is_detector:
         config.test_evaluator.output_dir = arguments.out
     elif arguments.out and not arguments.out.endswith((".pkl", ".pickle")):
         raise UserError(f"--out {arguments.out}: give a name that ends in .pkl")
     runner = _runner(config, arguments)
     _check_data(runner, "test")
-    if arguments.out and config.default_scope == "mmdet":
+    if arguments.out and is_detector:
         runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=arguments.out))
     runner.test()
 
 
 def _runner(config: Any, arguments: argparse.Namespace) -> Any:
-    """mmengine's Runner; on CPUs too where a launcher started several processes."""
+    """Build mmengine's Runner, with support for several processes on CPUs."""
     import torch
     from mmengine.runner import Runner
 
@@ -206,7 +192,7 @@ def _runner(config: Any, arguments: argparse.Namespace) -> Any:
         if not torch.cuda.is_available():
             if arguments.launcher != "pytorch":
                 raise UserError(f"--launcher {arguments.launcher} needs GPUs")
-            # mmengine joins processes by NCCL, and hands DDP the number of a GPU
+            # mmengine would use NCCL, and give DDP the index of a GPU
             init_distributed(device="cpu")
             wrapper = {"type": "MMDistributedDataParallel", "device_ids": None}
             config.model_wrapper_cfg = wrapper | {"broadcast_buffers": False}
@@ -224,7 +210,7 @@ def _runner(config: Any, arguments: argparse.Namespace) -> Any:
 
 
 def _check_data(runner: Any, part: str) -> None:
-    """Builds the data set of a loop, and checks it; raises UserError where that fails."""
+    """Build the loop for `part` and check its data set; UserError if that fails."""
     from dense.checks import check
 
     given = runner.cfg[f"{part}_dataloader"].dataset
@@ -234,13 +220,10 @@ def _check_data(runner: Any, part: str) -> None:
         loop = getattr(runner, f"{part}_loop")
     except (UserError, FileNotFoundError):
         raise
-    except Exception as error:  # what comes of broken files is for mmdet and mmseg to choose
-        where = ", ".join(
-            f"{name} {given[name]}"
-            for name in ("data_root", "ann_file", "data_prefix", "img_suffix")
-            if given.get(name)
-        )
-        # an empty data set is an array without parts to them
+    except Exception as error:  # mmdet and mmseg raise many types for broken files
+        names = ("data_root", "ann_file", "data_prefix", "img_suffix")
+        where = ", ".join(f"{name} {given[name]}" for name in names if given.get(name))
+        # they concatenate the items of an empty data set
         why = "no image" if "need at least one array" in str(error) else repr(error)
         raise UserError(f"the {part} data ({where}) cannot be used: {why}") from error
     check(loop.dataloader.dataset)

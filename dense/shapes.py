@@ -1,4 +1,4 @@
-"""Drawn data for detectors and segmentors: discs, squares and triangles on a noisy ground."""
+"""Drawn data for detectors and segmentors: discs, squares and triangles on noise."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -8,49 +8,43 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-SHAPES = ("disc", "square", "triangle")
-Shape = tuple[int, list[tuple[float, float]]]
+_ANGLES = np.linspace(0, 2 * np.pi, 24, endpoint=False)
+OUTLINES = {
+    "disc": 0.5 + np.stack((np.cos(_ANGLES), np.sin(_ANGLES)), 1) / 2,
+    "square": np.array([(0, 0), (1, 0), (1, 1), (0, 1)]),
+    "triangle": np.array([(0, 1), (0.5, 0), (1, 1)]),
+}
+"""Corners (x, y) in the unit square."""
+SHAPES = tuple(OUTLINES)
+Shape = tuple[int, np.ndarray]
+"""Class, and corners (x, y) in pixels."""
 
 
 def draw(random: np.random.RandomState, size: int) -> tuple[Image.Image, list[Shape]]:
-    """An RGB image of (size, size) pixels, and of each shape its class and its corners (x, y).
+    """Draw an RGB image of size x size pixels; return it and its shapes.
 
-    The image has four fields with at most one shape each, so that none covers another.
+    The image has four fields with at most one shape each, so that shapes don't overlap.
     """
     image = Image.fromarray(random.randint(0, 60, (size, size, 3)).astype("uint8"))
     field = size // 2
     shapes = []
     for index in random.permutation(4)[: random.randint(1, 5)]:
         side = random.randint(field // 3, field - 4)
-        left, top = random.randint(1, field - side - 1, 2) + field * np.array(divmod(index, 2))
+        corner = random.randint(1, field - side - 1, 2) + field * np.array(divmod(index, 2))
         label = random.randint(len(SHAPES))
-        corners = [(left + side * x, top + side * y) for x, y in _outline(label)]
-        ImageDraw.Draw(image).polygon(corners, fill=tuple(random.randint(140, 256, 3).tolist()))
+        corners = corner + side * OUTLINES[SHAPES[label]]
+        color = tuple(random.randint(140, 256, 3).tolist())
+        ImageDraw.Draw(image).polygon(corners.ravel().tolist(), fill=color)
         shapes.append((label, corners))
     return image, shapes
-
-
-def _outline(label: int) -> list[tuple[float, float]]:
-    """The corners of a shape in the unit square."""
-    if label == 0:
-        angles = np.linspace(0, 2 * np.pi, 24, endpoint=False)
-        return [(0.5 + np.cos(a) / 2, 0.5 + np.sin(a) / 2) for a in angles]
-    if label == 1:
-        return [(0, 0), (1, 0), (1, 1), (0, 1)]
-    return [(0, 1), (0.5, 0), (1, 1)]
 
 
 def write_coco(
     folder: Path, images: int, seed: int = 0, size: int = 96, classes: Sequence[str] = SHAPES
 ) -> Path:
-    """folder/annotations.json in COCO's format, and its images folder/images/*.jpg.
+    """Draw so many images, and write images/*.jpg and annotations.json in COCO format.
 
-    Args:
-        folder: Made anew.
-        images: How many.
-        seed: Of the drawing.
-        size: Pixels of a side.
-        classes: Names of the categories; the first three are drawn.
+    The first three of `classes`, the categories, are the names of the shapes.
     """
     entries: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
@@ -58,17 +52,17 @@ def write_coco(
         name = f"{index:04d}.jpg"
         entries.append({"id": index, "file_name": name, "width": size, "height": size})
         for label, corners in shapes:
-            x, y = np.array(corners).T
-            width, height = x.max() - x.min(), y.max() - y.min()
+            x, y = corners.T
+            box = [*corners.min(0).tolist(), *np.ptp(corners, 0).tolist()]
             annotations.append(
                 {
                     "id": len(annotations) + 1,
                     "image_id": index,
                     "category_id": label + 1,
-                    "bbox": [float(x.min()), float(y.min()), float(width), float(height)],
+                    "bbox": box,
                     "area": float(abs(x @ np.roll(y, 1) - y @ np.roll(x, 1)) / 2),
                     "iscrowd": 0,
-                    "segmentation": [np.array(corners).ravel().round(1).tolist()],
+                    "segmentation": [corners.ravel().round(1).tolist()],
                 }
             )
     categories = [{"id": i + 1, "name": name} for i, name in enumerate(classes)]
@@ -78,15 +72,12 @@ def write_coco(
 
 
 def write_masks(folder: Path, images: int, seed: int = 0, size: int = 96) -> Path:
-    """folder/images/*.jpg and folder/masks/*.png, whose values are 0 (ground) and class + 1.
-
-    Args: as write_coco.
-    """
+    """Draw so many images, and write images/*.jpg and masks/*.png: 0 is the ground, then shapes."""
     (folder / "masks").mkdir(parents=True)
     for index, (image, shapes) in enumerate(_write_images(folder, images, seed, size)):
         mask = Image.new("L", image.size)
         for label, corners in shapes:
-            ImageDraw.Draw(mask).polygon(corners, fill=label + 1)
+            ImageDraw.Draw(mask).polygon(corners.ravel().tolist(), fill=label + 1)
         mask.save(folder / "masks" / f"{index:04d}.png")
     return folder
 

@@ -1,4 +1,4 @@
-"""--smoke: a config shrunk to seconds on drawn data; every part of it, but small."""
+"""--smoke: shrink a config so that it runs in seconds on drawn data, with all its parts."""
 
 import os
 import shutil
@@ -8,9 +8,12 @@ from typing import Any
 from dense.configs import dicts
 from dense.shapes import write_coco, write_masks
 
-WIDTHS = [16, 32, 64, 128]  # of the shrunk backbone's maps
-SHARE, LEAST = 8, 64  # sizes of images and crops are divided, but not below
-MOST = {  # limits of what is found, sampled and asked for
+WIDTHS = [16, 32, 64, 128]
+"""Channels of the shrunk backbone's outputs."""
+SHARE, LEAST = 8, 64
+"""Sizes of images and crops are divided by the first, but no smaller than the second."""
+SIZES = ("scale", "scales", "crop_size", "size", "max_size", "stride")
+MOST = {
     "max_per_img": 20,
     "max_per_image": 10,
     "nms_pre": 100,
@@ -19,13 +22,13 @@ MOST = {  # limits of what is found, sampled and asked for
     "num_dn_queries": 4,
     "num_points": 128,
 }
-SIZES = ("scale", "scales", "crop_size", "size", "max_size", "stride")
+"""Upper bounds for the numbers of detections, samples and queries."""
 
 
 def shrink(config: Any) -> None:
-    """Changes `config` in place: a few steps of a small network on drawn data in work_dir."""
+    """Change `config` in place: a few steps of a small network on data drawn in work_dir."""
     config.work_dir += "-smoke"
-    # a folder for each process, which know nothing of each other yet
+    # a folder per process: the process group does not exist yet
     folder = Path(config.work_dir) / f"drawn-{os.environ.get('RANK', 0)}"
     shutil.rmtree(folder, ignore_errors=True)
     _shrink_model(config.model)
@@ -41,7 +44,7 @@ def shrink(config: Any) -> None:
     else:
         config.train_cfg.update(max_epochs=1)
     for scheduler in config.param_scheduler:
-        if not scheduler.get("by_epoch", True):  # the warm-up one step, the rest the other
+        if not scheduler.get("by_epoch", True):  # warm-up in the first step, the rest in the second
             is_first = scheduler.begin == 0 and len(config.param_scheduler) > 1
             scheduler.update(begin=0 if is_first else 1, end=1 if is_first else 2)
     config.default_hooks.logger.interval = 1
@@ -57,19 +60,22 @@ def _shrink_model(model: Any) -> None:
         model.auxiliary_head.in_channels = used[model.auxiliary_head.in_index]
     for part in ("data_preprocessor", "test_cfg"):
         _divide_sizes(model.get(part, {}))
-    _limit(model)
+    for settings in dicts(model):
+        for key in settings.keys() & MOST.keys():
+            if isinstance(settings[key], int):
+                settings[key] = min(settings[key], MOST[key])
+        if "score_thr" in settings:
+            settings["score_thr"] = 0.0  # an untrained network has detections, too
 
 
 def _redraw(dataset: Any, folder: Path, batch_size: int) -> None:
-    """Two batches of drawn data, in the form and under the classes of `dataset`."""
-    from mmdet.registry import DATASETS as MMDET
-    from mmseg.registry import DATASETS as MMSEG
+    """Replace a data set by two batches of drawn images with its format and classes."""
+    from mmdet.registry import DATASETS
 
     _divide_sizes(dataset.pipeline)
-    kind = (MMDET if dataset.type == "CocoDataset" else MMSEG).get(dataset.type)
-    classes = (dataset.get("metainfo") or kind.METAINFO)["classes"]
     images = 2 * batch_size
     if dataset.type == "CocoDataset":
+        classes = (dataset.get("metainfo") or DATASETS.get(dataset.type).METAINFO)["classes"]
         write_coco(folder, images, classes=classes)
         dataset.update(ann_file="annotations.json", data_prefix={"img": "images/"})
         dataset.pop("filter_cfg", None)
@@ -90,12 +96,3 @@ def _divided(size: Any) -> Any:
     if isinstance(size, list | tuple):
         return type(size)(map(_divided, size))
     return max(LEAST, size // SHARE)
-
-
-def _limit(model: Any) -> None:
-    for settings in dicts(model):
-        for key in settings.keys() & MOST.keys():
-            if isinstance(settings[key], int):
-                settings[key] = min(settings[key], MOST[key])
-        if "score_thr" in settings:
-            settings["score_thr"] = 0.0  # a network without training finds something too

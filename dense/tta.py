@@ -1,14 +1,15 @@
-"""--tta: testing at several views of each image, whose predictions are merged."""
+"""--tta: test-time augmentation, merging the predictions for several views of each image."""
 
 from typing import Any
 
 from runtime.errors import UserError
 
-SIZES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)  # of the size in the test pipeline, as published
+SIZES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
+"""Multiples of the size in the test pipeline, as published."""
 
 
 def use_several_views(config: Any) -> None:
-    """Changes `config` in place: segmentors see six sizes, detectors one, each mirrored too.
+    """Change `config` in place: six sizes for segmentors, one for detectors, each mirrored, too.
 
     Raises:
         UserError: the detector has masks, which mmdet cannot merge.
@@ -22,21 +23,21 @@ def use_several_views(config: Any) -> None:
     others = [step for step in middle if step.type != "Resize"]
     flips = [{"type": "RandomFlip", "prob": p, "direction": "horizontal"} for p in (0.0, 1.0)]
     if is_detector:
-        views = [resizes, flips]
-        last = {**last, "meta_keys": (*last.get("meta_keys", ()), "flip", "flip_direction")}
+        if "meta_keys" in last:
+            last = {**last, "meta_keys": (*last["meta_keys"], "flip", "flip_direction")}
         merged = {"nms": {"type": "nms", "iou_threshold": 0.5}, "max_per_img": 100}
         wrapper = {"type": "DetTTAModel", "tta_cfg": merged}
     else:
-        views = [[_resized(resizes, size) for size in SIZES], flips]
+        resizes = [_resized(resizes, size) for size in SIZES]
         wrapper = {"type": "SegTTAModel"}
-    # each view takes one of every list; the truth is loaded after resizing, as without the flag
-    choices = [*filter(None, views), *([step] for step in others), [last]]
-    dataset.pipeline = [first, {"type": "TestTimeAug", "transforms": choices}]
+    # a view takes one step of each list; annotations are loaded after resizing, as without --tta
+    choices = filter(None, [resizes, flips, *([step] for step in others), [last]])
+    dataset.pipeline = [first, {"type": "TestTimeAug", "transforms": list(choices)}]
     config.model = {**wrapper, "module": config.model}
 
 
 def _resized(resizes: list[Any], size: float) -> dict[str, Any]:
-    """The pipeline's Resize by a factor; of a pipeline without one the image's own size."""
+    """Return the pipeline's Resize, or that of the image if it has none, times a factor."""
     if not resizes:
         return {"type": "Resize", "scale_factor": size, "keep_ratio": True}
     return {**resizes[0], "scale": tuple(int(side * size) for side in resizes[0].scale)}

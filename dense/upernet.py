@@ -11,7 +11,7 @@ from models import GnConv
 
 
 class GnConvModule(GnConv):
-    """GnConv, norm and activation."""
+    """GnConv, norm, activation; further arguments are GnConv's."""
 
     def __init__(
         self, in_channels: int, out_channels: int, norm_cfg: Any, act_cfg: Any, **kwargs: Any
@@ -26,13 +26,9 @@ class GnConvModule(GnConv):
 
 @MODELS.register_module()
 class GNUPerHead(UPerHead):
-    """mmseg's UPerHead with a gnConv in place of its final 3x3 convolution.
+    """mmseg's UPerHead with a gnConv in place of the final 3x3 convolution.
 
-    Args:
-        order: Order of the gnConv.
-        kernel_size: Kernel of its depthwise convolution.
-        global_filter: (h, w) of its global filter instead; resized to the map at hand.
-        kwargs: As mmseg's UPerHead.
+    The first three arguments are GnConv's; all others are UPerHead's.
     """
 
     def __init__(
@@ -46,8 +42,8 @@ class GNUPerHead(UPerHead):
         self.fpn_bottleneck = GnConvModule(
             len(self.in_channels) * self.channels,
             self.channels,
-            norm_cfg=self.norm_cfg,
-            act_cfg=self.act_cfg,
+            self.norm_cfg,
+            self.act_cfg,
             order=order,
             kernel_size=kernel_size,
             global_filter=global_filter,

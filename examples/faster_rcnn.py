@@ -1,4 +1,4 @@
-"""HorNet's feature pyramid in torchvision's Faster R-CNN.
+"""torchvision's Faster R-CNN with a HorNet as its backbone.
 
 python -m examples.faster_rcnn
 """
@@ -36,10 +36,11 @@ class Backbone(nn.Module):
 def detector(
     model: str, num_classes: int, pretrained: bool = False, min_size: int = 800
 ) -> FasterRCNN:
-    """A Faster R-CNN with a HorNet; num_classes counts the background, min_size is the short side
-    that images are scaled to."""
-    sizes = tuple((side,) for side in (32, 64, 128, 256, 512))
-    anchors = AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * len(sizes))
+    """Return a Faster R-CNN with a HorNet.
+
+    num_classes includes the background; images are resized to a short side of min_size.
+    """
+    anchors = AnchorGenerator(((32,), (64,), (128,), (256,), (512,)), ((0.5, 1.0, 2.0),) * 5)
     backbone = Backbone(model, pretrained)
     return FasterRCNN(backbone, num_classes, rpn_anchor_generator=anchors, min_size=min_size)
 
@@ -49,8 +50,8 @@ def main() -> dict[str, Tensor]:
     model = detector("hornet_atto_gf", num_classes=3, min_size=128).train()
     target = {"boxes": torch.tensor([[10.0, 20.0, 90.0, 100.0]]), "labels": torch.tensor([1])}
     losses = model([torch.rand(3, 128, 160)], [target])
-    told = ", ".join(f"{name} {value.item():.2f}" for name, value in losses.items())
-    sys.stdout.write(f"losses: {told}\n")
+    shown = ", ".join(f"{name} {value.item():.2f}" for name, value in losses.items())
+    sys.stdout.write(f"losses: {shown}\n")
     return losses
 
 

@@ -1,4 +1,4 @@
-"""gnConv in the place of the 3x3 convolutions of stride 1 in torchvision's ResNet-50.
+"""torchvision's ResNet-50 with gnConvs in place of the 3x3 convolutions of stride 1.
 
 python -m examples.resnet
 """
@@ -14,10 +14,10 @@ from models import GnConv
 
 
 def with_gnconv(model: nn.Module, order: int = 3) -> nn.Module:
-    """Replaces every dense 3x3 convolution of stride 1 in the bottlenecks of a ResNet, in place.
+    """Replace every dense 3x3 convolution of stride 1 in a ResNet's bottlenecks, in place.
 
-    Weights elsewhere stay; those of the gnConvs are random, so the model is to be trained. Raises
-    ValueError where there is none to replace, as in ResNet-18 or a ResNeXt.
+    The gnConvs are randomly initialized and need training; all other weights are kept. Raises
+    ValueError if there are no such convolutions, as in ResNet-18 and ResNeXt.
     """
     blocks = [block for block in model.modules() if isinstance(block, Bottleneck)
               and block.conv2.stride == block.conv2.dilation == (1, 1)

@@ -1,4 +1,4 @@
-"""gnConv in a U-Net, between maps of different widths, trained to segment discs on noise.
+"""A U-Net of gnConvs with different input and output widths, trained to segment discs on noise.
 
 python -m examples.unet
 """
@@ -13,7 +13,7 @@ from models import GnConv
 
 
 class Stage(nn.Sequential):
-    """Norm, gnConv, GELU: (B, C_in, H, W) -> (B, C_out, H, W); C_out a multiple of 4 at order 3."""
+    """Norm, gnConv, GELU: (B, C_in, H, W) -> (B, C_out, H, W); C_out is a multiple of 4."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__(
@@ -22,7 +22,7 @@ class Stage(nn.Sequential):
 
 
 class UNet(nn.Module):
-    """Images (B, 3, H, W) -> logits (B, num_classes, H, W); H and W multiples of 4."""
+    """Images (B, 3, H, W) -> logits (B, num_classes, H, W); H and W are multiples of 4."""
 
     def __init__(self, num_classes: int, width: int = 16) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class UNet(nn.Module):
 
 
 def discs(count: int, size: int = 32) -> tuple[Tensor, Tensor]:
-    """Noisy images (N, 3, S, S) with a light disc each, and its mask (N, S, S)."""
+    """Return noisy images (N, 3, S, S) with a bright disc each, and the masks (N, S, S)."""
     centre = size * (0.3 + 0.4 * torch.rand(count, 2, 1, 1))
     radius = size * (0.1 + 0.15 * torch.rand(count, 1, 1))
     rows, columns = torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")
@@ -53,7 +53,7 @@ def discs(count: int, size: int = 32) -> tuple[Tensor, Tensor]:
 
 
 def main(steps: int = 60) -> float:
-    """Trains, and returns the IoU of the discs on other images."""
+    """Train; return the IoU of the discs in new images."""
     torch.manual_seed(0)
     model = UNet(num_classes=2)
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)

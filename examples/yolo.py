@@ -1,9 +1,9 @@
-"""gnConv in a YOLO: HorBlock and C3HB, in a model definition of Ultralytics' form.
+"""gnConv in a YOLO: HorBlock and C3HB, in a model definition in Ultralytics' format.
 
 python -m examples.yolo
 
-With Ultralytics itself (not needed here; tried with 8.4.190): copy its yolov8.yaml, write C3HB
-instead of C2f, call `register()`, then YOLO("my_model.yaml").
+With Ultralytics itself (not needed here; tested with 8.4.190): copy its yolov8.yaml, replace C2f by
+C3HB, call `register()`, then YOLO("my_model.yaml").
 """
 
 import sys
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from models import Block
 
-# from (-1: the layer before), repeats, module, arguments: output channels first
+# input layer (-1: the previous one), repeats, module, arguments: first the output channels
 DEFINITION = """
 backbone:
   - [-1, 1, Conv, [16, 3, 2]]
@@ -42,9 +42,10 @@ class Conv(nn.Sequential):
 
 
 class HorBlock(nn.Module):
-    """A HorNet block (gnConv, then MLP, each with its norm and shortcut) as the YOLO community
-    names it: (B, c1, H, W) -> (B, c1, H, W); c2, if given, is c1; it is a multiple of
-    2^(order - 1)."""
+    """A HorNet block under its name in YOLOs: (B, c1, H, W) -> (B, c1, H, W).
+
+    c1 is a multiple of 2^(order - 1); c2, if given, equals c1.
+    """
 
     def __init__(
         self, c1: int, c2: int | None = None, order: int = 3, drop_path: float = 0.0
@@ -59,12 +60,15 @@ class HorBlock(nn.Module):
 
 
 class C3HB(nn.Module):
-    """YOLOv5's C3 with HorBlocks: (B, c1, H, W) -> (B, c2, H, W); e * c2 a multiple of 4."""
+    """YOLOv5's C3 with HorBlocks: (B, c1, H, W) -> (B, c2, H, W); e * c2 is a multiple of 4.
+
+    `shortcut` and `g` are arguments of C3 without effect here.
+    """
 
     def __init__(
         self, c1: int, c2: int, n: int = 1, shortcut: bool = True, g: int = 1, e: float = 0.5
     ) -> None:
-        super().__init__()  # shortcut and g are C3's, and mean nothing here
+        super().__init__()
         hidden = int(c2 * e)
         self.cv1 = Conv(c1, hidden)
         self.cv2 = Conv(c1, hidden)
@@ -76,16 +80,16 @@ class C3HB(nn.Module):
 
 
 class Concat(nn.Module):
-    def forward(self, maps: list[Tensor]) -> Tensor:
+    def forward(self, *maps: Tensor) -> Tensor:
         return torch.cat(maps, 1)
 
 
-LAYERS_OF_WIDTHS: dict[str, Any] = {"Conv": Conv, "HorBlock": HorBlock, "C3HB": C3HB}
-"""Those that are told the channels of their input and output."""
+SIZED: dict[str, Any] = {"Conv": Conv, "HorBlock": HorBlock, "C3HB": C3HB}
+"""Modules whose first arguments are their input and output channels."""
 
 
 class Model(nn.Module):
-    """The layers of a definition; images (B, 3, H, W) -> the last layer's map."""
+    """The layers of a definition: images (B, 3, H, W) -> output of the last layer."""
 
     def __init__(self, definition: dict[str, Any]) -> None:
         super().__init__()
@@ -94,12 +98,13 @@ class Model(nn.Module):
         widths = [3]  # of the images, then of each layer's output
         for source, repeats, name, arguments in definition["backbone"] + definition["head"]:
             if repeats > 1 and name != "C3HB":
-                raise ValueError(f"{name} cannot be repeated {repeats} times: write it as often")
+                raise ValueError(f"{name} cannot be repeated {repeats} times: list it repeatedly")
             sources = [i if i == -1 else i + 1 for i in (source if name == "Concat" else [source])]
             width = sum(widths[i] for i in sources)
-            if name in LAYERS_OF_WIDTHS:
-                more = [repeats] if name == "C3HB" else []
-                layer = LAYERS_OF_WIDTHS[name](width, arguments[0], *more, *arguments[1:])
+            if name == "C3HB":
+                arguments = [arguments[0], repeats, *arguments[1:]]
+            if name in SIZED:
+                layer = SIZED[name](width, *arguments)
                 width = arguments[0]
             elif name == "Concat":
                 layer = Concat()
@@ -112,16 +117,15 @@ class Model(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         maps = [images]
         for layer, sources in zip(self.layers, self.sources, strict=True):
-            inputs = [maps[i] for i in sources]
-            maps.append(layer(inputs if isinstance(layer, Concat) else inputs[0]))
+            maps.append(layer(*(maps[i] for i in sources)))
         return maps[-1]
 
 
 def register() -> None:
-    """Makes C3HB known to Ultralytics' models, with its scaling of widths and repeats.
+    """Make C3HB available in Ultralytics' model definitions, with scaled widths and repeats.
 
-    These are kept for a fixed set of modules, so C3HB takes the place of one of them, C3TR, for
-    as long as the process lives.
+    Ultralytics scales only a fixed set of modules, so C3HB replaces one of them, C3TR, in this
+    process.
     """
     from ultralytics.nn import tasks
 

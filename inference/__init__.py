@@ -1,8 +1,9 @@
-"""A trained classifier out of any file: what it answers, what it has learnt, and its exports.
+"""A trained classifier from any file: its predictions, what it has learnt, and its exports.
 
-classifier.py a model with its classes and preprocessing, out of a checkpoint or an exported file
-exported.py   running exported files; export.py and quantize.py write them
-convert.py    the weights in another form
-insight.py    what a network has learnt, tensors in, tensors out; pictures.py draws it
-report.py     one HTML page about a run
+classifier.py    a model with its classes and preprocessing, from a checkpoint or exported file
+preprocessing.py how an image becomes the input of the model
+exported.py      runs exported files; export.py and quantize.py write them
+convert.py       converts weights to another format
+insight.py       what a network has learnt, tensors in, tensors out; pictures.py draws it
+report.py        one HTML page about a run
 """

@@ -1,4 +1,4 @@
-"""The weights of a classifier in another form, the same to the last bit."""
+"""Conversion of a classifier's weights to another format, without changing them."""
 
 import copy
 import io
@@ -27,7 +27,7 @@ from runtime.files import written_whole
 from utils import count_parameters, numbered_classes
 
 FORMS = (".pth", ".safetensors", "")
-"""Suffixes of the output; none for a folder in the form of timm and Hugging Face."""
+"""Suffixes of the output; none for a folder in the format of timm and Hugging Face."""
 
 CARD = """---
 tags:
@@ -60,21 +60,21 @@ logits = model(transform(Image.open("image.jpg").convert("RGB"))[None])
 
 
 def convert(source: str, output: Path, model: str = "", ema: bool = False) -> Classifier:
-    """Writes the classifier of `source` in the form of `output`, and reads it to compare.
+    """Write the classifier of `source` to `output`, then read it back and compare.
 
     Args:
-        source, model, ema: As of `load_classifier`.
+        source, model, ema: As for `load_classifier`.
         output: FILE.pth, FILE.safetensors, or a new folder.
 
     Raises:
-        UserError: the source can't be read, or the output not written; nothing is left of it.
+        UserError: the source can't be read, or the output can't be written; no output is left.
     """
     if output.suffix not in FORMS:
         raise UserError(f"{output}: give FILE.pth, FILE.safetensors, or a folder without a suffix")
     if output.exists():
         raise UserError(f"{output} exists already: give another name")
     if not output.absolute().parent.is_dir():
-        raise UserError(f"{output}: {output.parent} is no folder")
+        raise UserError(f"{output}: {output.parent} is not a folder")
     classifier = load_classifier(source, model, ema, takes_exported=False)
     weights = classifier.model.state_dict()
     _check_unchanged(weights, source, ema)
@@ -83,7 +83,7 @@ def convert(source: str, output: Path, model: str = "", ema: bool = False) -> Cl
     with written_whole(output) as written:
         rest = {"args": _flags(classifier), "classes": classifier.classes}
         if output.suffix == ".pth":
-            data = io.BytesIO()  # on a full disk torch's own writer would fail in two tracebacks
+            data = io.BytesIO()  # on a full disk torch's own writer prints two tracebacks
             torch.save({"model": weights, **rest}, data)
             written.write_bytes(data.getbuffer())
         elif output.suffix == ".safetensors":
@@ -93,24 +93,22 @@ def convert(source: str, output: Path, model: str = "", ema: bool = False) -> Cl
             _write_folder(classifier, written, source in timm.list_pretrained("hornet_*"))
         again = load_classifier(str(written))
         found = again.model.state_dict()
-        if (
-            not all(torch.equal(value, found[name]) for name, value in weights.items())
-            or again.config.model != classifier.config.model
-            or (again.classes, again.preprocessing)
-            != (classifier.classes, classifier.preprocessing)
-        ):
+        facts, expected = (
+            (c.config.model, c.classes, c.preprocessing) for c in (again, classifier)
+        )
+        if facts != expected or not all(torch.equal(w, found[k]) for k, w in weights.items()):
             raise UserError(f"{output} reads as something else than was written: it is not kept")
     return classifier
 
 
 def _check_unchanged(weights: dict[str, torch.Tensor], source: str, ema: bool) -> None:
-    """Refuses what loading has changed: filters of another size, digits of another type."""
+    """Refuse weights that loading has changed: resized filters, a lower precision."""
     path = local_file(source)
     checkpoint = read_checkpoint(path)
     saved = ema_weights_in(checkpoint, path) if ema else weights_in(checkpoint, path)
     assert saved is not None
     for name, value in saved.items():
-        # a known prefix, as of a wrapper, has been removed
+        # loading removes the prefixes of wrappers
         own = name if name in weights else next(k for k in weights if name.endswith(f".{k}"))
         ours = weights[own]
         if value.shape != ours.shape:
@@ -125,7 +123,7 @@ def _check_unchanged(weights: dict[str, torch.Tensor], source: str, ema: bool) -
 
 
 def _flags(classifier: Classifier) -> dict[str, Any]:
-    """The flags of the model and its preprocessing, as a checkpoint holds them."""
+    """Return the flags of the model and its preprocessing, as in a checkpoint."""
     config, preprocessing = classifier.config, classifier.preprocessing
     return {
         "model": config.model,
@@ -141,17 +139,17 @@ def _flags(classifier: Classifier) -> dict[str, Any]:
 
 
 def _write_folder(classifier: Classifier, folder: Path, is_published: bool) -> None:
-    """config.json and model.safetensors as timm writes them, and a model card to complete."""
+    """Write config.json and model.safetensors by timm, and a model card to complete."""
     config, classes, flags = classifier.config, classifier.classes, _flags(classifier)
     size, kwargs = flags["input_size"], dict(config.model_kwargs)
-    if not config.layer_scale_init_value:  # then the weights have none
+    if not config.layer_scale_init_value:  # the weights have no layer scale
         kwargs["layer_scale_init_value"] = 0.0
     model: Any = copy.copy(classifier.model)
     model.pretrained_cfg = model.pretrained_cfg | {name: flags[name] for name in PREPROCESSING}
     model.pretrained_cfg["input_size"] = (3, size, size)
     names = {} if classes == numbered_classes(len(classes)) else {"label_names": classes}
     timm.models.save_for_hf(model, str(folder), names, kwargs, safe_serialization=True)
-    # else nobody else may read it
+    # timm's file is readable by its owner only
     (folder / FOLDER_WEIGHTS).chmod((folder / FOLDER_CONFIG).stat().st_mode)
     card = CARD.format(
         name=folder.name,

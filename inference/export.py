@@ -15,35 +15,33 @@ from torch import Tensor, nn
 
 import models
 from inference.classifier import Classifier, untrained_classifier
-from inference.exported import KEY, Exported, Facts, format_of, needing_packages, quiet
+from inference.exported import KEY, Exported, Facts, format_of, quiet_library
 from inference.quantize import Quality, batches, quality, quantize, split
 from runtime.errors import UserError, reason_of
 from runtime.files import written_whole
 
 LARGEST_ERROR = {"float32": 1e-4, "float16": 5e-3, "bfloat16": 3e-2}
-"""Relative to the largest logit; a file beyond is not kept."""
+"""Relative to the largest logit; files with a larger error are not kept."""
 LARGEST_WEIGHT = 2**31
-"""Elements of a weight that is folded into one constant of an ONNX file."""
+"""Elements of a weight that may be folded into a constant of an ONNX file."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """How to export."""
-
     dtype: str = "float32"
     """Of the computation: a key of LARGEST_ERROR, or int8."""
     batch_size: int | None = 1
-    """Images at a time; None for any number."""
+    """Images per run; None for any number."""
     any_size: bool = False
-    """Whether images may have any height and width."""
+    """Allow images of any height and width."""
     folds: bool = True
-    """Whether norms and scales go into the layers beside them."""
+    """Fold norms and scales into neighbouring layers."""
     opset: int = 20
     """Version of ONNX's operators."""
 
 
 class _Computed(nn.Module):
-    """The model computed in another type, between float32 images and float32 logits."""
+    """Computes a model in another dtype; images and logits are float32."""
 
     def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
         super().__init__()
@@ -54,7 +52,7 @@ class _Computed(nn.Module):
 
 
 def export(classifier: Classifier, output: Path, options: Options) -> dict[str, float]:
-    """Writes the file; returns its largest error relative to the largest logit, by input shape.
+    """Write the file; return its largest error per input shape, relative to the largest logit.
 
     Raises:
         UserError: the format cannot take the model, or the error is too large; no file is left.
@@ -66,12 +64,12 @@ def export(classifier: Classifier, output: Path, options: Options) -> dict[str, 
 def export_int8(
     classifier: Classifier, output: Path, options: Options, calibration: Path
 ) -> Quality:
-    """Writes an ONNX file that computes in int8, with ranges from the images in a folder.
+    """Write an ONNX file that computes in int8, calibrated with some images of a folder.
 
-    Returns what it costs on those of the images that did not give the ranges.
+    Returns its quality on the other images.
 
     Raises:
-        UserError: as `export`, or there are too few images.
+        UserError: as in `export`, or there are too few images.
     """
     images, held_out = split(calibration)
     size = options.batch_size or 8
@@ -85,18 +83,18 @@ def export_int8(
 
 
 def _write(classifier: Classifier, path: Path, options: Options) -> dict[str, float]:
-    """As `export`; what int8 is made of is float32."""
-    seen, kind = classifier.preprocessing, format_of(path)
+    """Like `export`; for int8, write the float32 file that is quantised later."""
+    view, kind = classifier.preprocessing, format_of(path)
     dtype = "float32" if options.dtype == "int8" else options.dtype
-    side = seen.input_size
-    facts = Facts(classifier.config.model, classifier.labels, side, list(seen.mean),
-                  list(seen.std), seen.crop_pct, options.dtype, options.batch_size,
+    side = view.input_size
+    facts = Facts(classifier.config.model, classifier.labels, side, list(view.mean),
+                  list(view.std), view.crop_pct, options.dtype, options.batch_size,
                   options.any_size)  # fmt: skip
     ready = models.plain(copy.deepcopy(classifier.model))
     if options.folds:
         ready = reparameterize_model(ready, inplace=True)
     models.set_global_filter_impl(ready, "matmul")
-    # OpenVINO computes in the type that it is told to where it runs
+    # OpenVINO computes in the dtype that it is given when it runs
     computed = _Computed(ready, torch.float32 if kind == "openvino" else getattr(torch, dtype))
     sizes = [(options.batch_size or 2, side, side)]
     if options.batch_size is None:
@@ -108,14 +106,14 @@ def _write(classifier: Classifier, path: Path, options: Options) -> dict[str, fl
         _WRITERS[kind](computed.eval(), example, path, facts, options)
     try:
         errors = _errors(classifier.model, Exported(path), sizes)
-    except Exception as error:  # of the library that runs it
+    except Exception as error:  # each library has its own types
         raise UserError(
             f"--format {kind}, --dtype {dtype}: the file does not run here, so it is not kept: "
             f"{reason_of(error).replace(str(path), 'it')}"
         ) from None
     most = LARGEST_ERROR[dtype]
     for shape, largest in errors.items():
-        if not largest <= most:  # nor where it is no number
+        if not largest <= most:  # also NaN
             raise UserError(
                 f"the exported file differs from PyTorch by {largest:.1e} of the largest logit at "
                 f"{shape}, more than {most:.0e}: it is not kept"
@@ -125,9 +123,9 @@ def _write(classifier: Classifier, path: Path, options: Options) -> dict[str, fl
 
 @contextmanager
 def _exporting(kind: str, model: str) -> Iterator[None]:
-    """One line of what goes wrong in the body, and nothing of what exporters tell otherwise."""
+    """Hide what exporters print, and turn their errors into a UserError."""
     try:
-        with quiet(), needing_packages(f"--format {kind}"):
+        with quiet_library(f"--format {kind}"):
             yield
     except (UserError, OSError):
         raise
@@ -160,7 +158,7 @@ def _program(model: nn.Module, example: Tensor, options: Options) -> torch.expor
 def _write_onnx(
     model: nn.Module, example: Tensor, path: Path, facts: Facts, options: Options
 ) -> None:
-    import onnx  # noqa: F401 - what writes the file, named if it is missing
+    import onnx  # noqa: F401 - named in the error if it is missing
     from onnxscript.optimizer import optimize
 
     program = torch.onnx.export(
@@ -175,29 +173,22 @@ def _write_onnx(
     assert program is not None
     if program.model.opset_imports[""] != options.opset:
         raise UserError(f"--opset {options.opset}: torch.onnx cannot write it; 20 works")
-    # weights that are reshaped in the graph become plain ones, which is what quantisation takes
+    # quantisation takes plain weights only, not those that are reshaped in the graph
     optimize(program.model, input_size_limit=LARGEST_WEIGHT, output_size_limit=LARGEST_WEIGHT)
     program.model.metadata_props[KEY] = facts.dumps()
     program.save(path)
 
 
-def _write_torchscript(
-    model: nn.Module, example: Tensor, path: Path, facts: Facts, _: Options
-) -> None:
-    with torch.no_grad():
-        traced = torch.jit.trace(model, (example,), check_trace=False)
-    # in memory first: on a full disk its writer would end the process
-    data = io.BytesIO()
-    torch.jit.save(traced, data, _extra_files={KEY: facts.dumps()})
-    path.write_bytes(data.getbuffer())
-
-
-def _write_exported(
+def _write_torch(
     model: nn.Module, example: Tensor, path: Path, facts: Facts, options: Options
 ) -> None:
-    program = _program(model, example, options)
-    data = io.BytesIO()  # as above
-    torch.export.save(program, data, extra_files={KEY: facts.dumps()})
+    extra, data = {KEY: facts.dumps()}, io.BytesIO()  # on a full disk torch would end the process
+    if format_of(path) == "exported":
+        torch.export.save(_program(model, example, options), data, extra_files=extra)
+    else:
+        with torch.no_grad():
+            traced = torch.jit.trace(model, (example,), check_trace=False)
+        torch.jit.save(traced, data, _extra_files=extra)
     path.write_bytes(data.getbuffer())
 
 
@@ -206,7 +197,7 @@ def _write_openvino(
 ) -> None:
     import openvino
 
-    # by way of ONNX: OpenVINO's own reader of programs lacks arithmetic on sizes that vary
+    # via ONNX: OpenVINO's reader of torch.export programs lacks arithmetic on dynamic sizes
     onnx = path.with_suffix(".onnx")
     _write_onnx(model, example, onnx, facts, options)
     converted = openvino.convert_model(onnx)
@@ -217,14 +208,17 @@ def _write_openvino(
 
 _WRITERS: dict[str, Any] = {
     "onnx": _write_onnx,
-    "torchscript": _write_torchscript,
-    "exported": _write_exported,
+    "torchscript": _write_torch,
+    "exported": _write_torch,
     "openvino": _write_openvino,
 }
 
 
 def random_classifier(model: str, input_size: int | None = None) -> Classifier:
-    """A model with weights drawn by a fixed seed, whose every block shows in the logits."""
+    """Return a model with random weights of a fixed seed, in which every block affects the logits.
+
+    The layer scale is 0.5: with its small initial values no error in a block would show.
+    """
     cfg = timm.get_pretrained_cfg(model)
     size = input_size or (cfg.input_size[-1] if cfg else 224)
     torch.manual_seed(0)
@@ -232,5 +226,5 @@ def random_classifier(model: str, input_size: int | None = None) -> Classifier:
     with torch.no_grad():
         for name, parameter in network.named_parameters():
             if "gamma" in name:
-                parameter.fill_(0.5)  # as small as at first, they would hide every error
+                parameter.fill_(0.5)
     return untrained_classifier(network, model, size)

@@ -1,4 +1,4 @@
-"""Exported classifiers: one file with the network, its classes, and how images become its input.
+"""Exported classifiers: one file with the network, its classes and its preprocessing.
 
 Shapes: images (B, 3, S, S) float32 -> logits (B, classes) float32, in every format.
 """
@@ -16,16 +16,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from inference.preprocessing import Preprocessing
 from runtime.errors import MissingPackageError, UserError, reason_of
 
 FORMATS = {"onnx": ".onnx", "torchscript": ".torchscript", "exported": ".pt2", "openvino": ".xml"}
 KEY = "hornet"
-"""Under which a file has its facts, as JSON."""
+"""Metadata key of the facts, as JSON."""
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What an exported file says of itself."""
+    """The metadata of an exported file."""
 
     model: str
     classes: list[str]
@@ -35,71 +36,64 @@ class Facts:
     crop_pct: float | None
     dtype: str
     batch_size: int | None
-    """Images at a time; None for any number."""
+    """Images per run; None for any number."""
     any_size: bool = False
     """Whether images may have any height and width."""
 
     def dumps(self) -> str:
         return json.dumps(asdict(self))
 
-    def check(self) -> None:
-        """Raises TypeError or ValueError where a file that was tampered with has other types."""
+    def preprocessing(self) -> Preprocessing:
+        """Return the preprocessing; TypeError or ValueError if any of the facts is invalid."""
         if not all(isinstance(name, str) for name in (self.model, self.dtype, *self.classes)):
-            raise TypeError("its model, type or classes are no names")
-        if len(self.mean) != 3 or len(self.std) != 3 or not min(self.std) > 0 or max(self.mean) > 9:
-            raise ValueError("its mean and std are no three numbers")
-        for size in (self.input_size, 1 if self.batch_size is None else self.batch_size):
-            if type(size) is not int or size < 1:
-                raise ValueError(f"a size in it is {size!r}")
-        if self.crop_pct is not None and not 0.05 < self.crop_pct <= 1:
-            raise ValueError(f"its crop_pct is {self.crop_pct}")
+            raise TypeError("its model, type or classes are not names")
+        size = 1 if self.batch_size is None else self.batch_size
+        if type(size) is not int or size < 1:
+            raise ValueError(f"its batch size is {size!r}")
+        mean, std = tuple(map(float, self.mean)), tuple(map(float, self.std))
+        return Preprocessing(self.input_size, mean, std, self.crop_pct)
 
 
 class Exported(nn.Module):
     """An exported network, run by the library of its format on the CPU.
 
-    Files of torch.export and TorchScript are programs: take them from people you trust only.
+    Files of torch.export and TorchScript are programs: load only those from people you trust.
 
     Args:
         path: The file.
-        threads: Of the CPU; the library's own choice if 0.
+        threads: CPU threads; 0 for the library's default.
 
     Raises:
-        UserError: the file is missing, damaged, or none that tools.export has written, or the
-            library is not installed.
+        UserError: the file is missing, damaged, or not written by tools.export, or the library is
+            not installed.
     """
 
-    facts: Facts
     run: Callable[[Tensor], Tensor]
 
     def __init__(self, path: Path, threads: int = 0) -> None:
         super().__init__()
-        kind = format_of(path)
+        open_file = _OPENERS[format_of(path)]
         self.path = path
         if not path.is_file():
             raise UserError(f"{path} is not a file")
         try:
-            with quiet(), needing_packages(str(path)):
-                run, text = _OPENERS[kind](path, threads)
+            with quiet_library(str(path)):
+                run, text = open_file(path, threads)
             if not text:
                 raise ValueError("it does not say what it is")
             self.facts = Facts(**json.loads(text))
-            self.facts.check()
+            self.preprocessing = self.facts.preprocessing()
         except UserError:
             raise
         except Exception as error:  # each library has its own types
-            raise UserError(
-                f"{path} is no file that tools.export has written: {reason_of(error)}"
-            ) from None
-        # no submodule: a program refuses eval()
-        object.__setattr__(self, "run", run)
+            raise UserError(f"{path} is not a file of tools.export: {reason_of(error)}") from None
+        object.__setattr__(self, "run", run)  # no submodule: a program refuses eval()
 
     def forward(self, images: Tensor) -> Tensor:
-        """Any number of images, in as many runs as the file's batch size asks for."""
+        """Take any number of images; if the file has a fixed batch size, several runs."""
         size = self.facts.batch_size or len(images)
         parts = []
-        for start in range(0, len(images), size):
-            part = images[start : start + size].cpu()
+        for part in images.cpu().split(size):
             missing = part.new_zeros(size - len(part), *part.shape[1:])
             try:
                 logits = self.run(torch.cat((part, missing)))
@@ -115,32 +109,25 @@ class Exported(nn.Module):
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """Without what libraries tell of their own workings; their errors are raised all the same."""
+def quiet_library(user: str) -> Iterator[None]:
+    """Hide a library's log and warnings; if it is missing, say how to install it for its user."""
     level = logging.root.manager.disable
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        logging.disable(logging.CRITICAL)
-        try:
-            yield
-        finally:
-            logging.disable(level)
-
-
-@contextmanager
-def needing_packages(what: str) -> Iterator[None]:
-    """Says how to install what the body lacks."""
+    logging.disable(logging.CRITICAL)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     except ImportError as error:
         raise MissingPackageError(
-            f"{what} needs a package ({reason_of(error)}): pip install '.[export]', for OpenVINO "
+            f"{user} needs a package ({reason_of(error)}): pip install '.[export]', for OpenVINO "
             "'.[openvino]'"
         ) from None
+    finally:
+        logging.disable(level)
 
 
 def format_of(path: Path) -> str:
-    """The format of a file, by its suffix; raises UserError for another."""
+    """Return the format of a file, by its suffix; UserError for another suffix."""
     for kind, suffix in FORMATS.items():
         if path.suffix == suffix:
             return kind

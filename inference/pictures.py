@@ -1,68 +1,91 @@
-"""Pictures of what a HorNet has learnt, as figures of matplotlib."""
+"""Pictures of what a classifier has learnt, as figures of matplotlib."""
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, FigureBase
 from torch import Tensor, nn
 
 from inference import insight
 from inference.classifier import Classifier
+from input_pipeline.images import load_image
 from models import HorNet, plain
 from runtime.errors import UserError
 
 CAM_ALPHA = 0.45
-"""How much of a picture of where the network looks is colour."""
+"""Opacity of the heat map over an image."""
 
 
 @dataclass(frozen=True)
 class Examples:
-    """Images as a network takes them, beside what people see of them."""
-
     inputs: Tensor
     """(N, 3, S, S), normalised."""
     pixels: np.ndarray
-    """(N, S, S, 3), between 0 and 1."""
+    """(N, S, S, 3) in [0, 1], for people."""
     truth: Tensor | None
-    """(N,) labels, where the files lie in folders of the classes' names."""
+    """(N,) labels, if the files are in class folders."""
 
 
 def examples_of(classifier: Classifier, files: list[Path]) -> Examples:
-    inputs = classifier.inputs(files)
-    mean, std = (torch.tensor(values)[:, None, None] for values in
-                 (classifier.preprocessing.mean, classifier.preprocessing.std))  # fmt: skip
+    inputs, view = classifier.inputs(files), classifier.preprocessing
+    mean, std = (torch.tensor(values)[:, None, None] for values in (view.mean, view.std))
     pixels = (inputs * std + mean).clamp(0, 1).permute(0, 2, 3, 1).numpy()
     return Examples(inputs, pixels, classifier.truth(files))
 
 
+def hornet(classifier: Classifier) -> nn.Module:
+    """Return the plain network of a classifier; UserError if it is not a HorNet."""
+    if not isinstance(classifier.model, HorNet):
+        raise UserError(f"{classifier.config.model} is not a HorNet in PyTorch: it can't be drawn")
+    return plain(classifier.model)
+
+
+def _grid(rows: int, columns: int, width: float, height: float) -> tuple[Figure, np.ndarray]:
+    """Return a figure and its axes, (rows, columns), each of width x height inches."""
+    figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
+    return figure, _blank(figure, rows, columns)
+
+
+def _blank(figure: FigureBase, rows: int, columns: int) -> np.ndarray:
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for axes in grid.flat:
+        axes.set_axis_off()
+    return grid
+
+
+@torch.no_grad()
+def _probabilities(classifier: Classifier, files: list[Path]) -> Tensor:
+    parts = [files[start : start + 64] for start in range(0, len(files), 64)]
+    logits = torch.cat([classifier.model(classifier.inputs(part)) for part in parts])
+    return logits.softmax(1)
+
+
 def draw_field(classifier: Classifier, examples: Examples) -> Figure:
-    """The effective receptive field of the middle of the deepest stage."""
+    """Draw the effective receptive field of the centre of the deepest map."""
     field = insight.effective_receptive_field(hornet(classifier), examples.inputs)
-    figure = Figure(figsize=(4.4, 4), layout="constrained")
-    axes = figure.subplots()
+    figure, grid = _grid(1, 1, 4.4, 4)
     # the logarithm shows what is far away
-    picture = axes.imshow(field.clamp(min=1e-4).log10().numpy(), cmap="viridis", vmin=-4, vmax=0)
+    picture = grid[0, 0].imshow(field.clamp(min=1e-4).log10().numpy(), vmin=-4, vmax=0)
     figure.colorbar(picture, label="log10 of the gradient, of its largest")
     half, most = (insight.width_of_field(field, share) for share in (0.5, 0.9))
-    axes.set_title(
+    grid[0, 0].set_title(
         f"half of the gradient in a square of {half} pixels, 90 % in {most}, of {len(field)}",
         fontsize=8,
     )
-    axes.set_axis_off()
     return figure
 
 
 def draw_filters(classifier: Classifier, columns: int = 8) -> Figure:
-    """The first channels' global filters in the first layer of each stage that has them."""
+    """Draw global filters of the first channels, in the first layer of each stage with filters."""
     found = insight.global_filters(hornet(classifier))
     if not found:
         name = classifier.config.model
         raise UserError(f"{name} has no global filters: its depthwise convolutions are local")
     first = {name.rsplit(".", 3)[0]: name for name in reversed(found)}
-    figure = Figure(figsize=(1.1 * columns, 2.7 * len(first)), layout="constrained")
-    grid = figure.subplots(2 * len(first), columns, squeeze=False)
+    figure, grid = _grid(2 * len(first), columns, 1.1, 1.35)
     for row, name in enumerate(reversed(first.values())):
         for kind, maps in enumerate(found[name]):
             for axes, values in zip(grid[2 * row + kind], maps, strict=False):
@@ -72,44 +95,33 @@ def draw_filters(classifier: Classifier, columns: int = 8) -> Figure:
             what = ("frequency, zero in the middle", "space, no shift in the middle")[kind]
             shown = f"the first {min(columns, len(maps))} of {len(maps)} channels"
             grid[2 * row + kind, 0].set_title(f"{name}: {what}; {shown}", fontsize=8, loc="left")
-    for axes in grid.flat:
-        axes.set_axis_off()
     return figure
 
 
 def draw_gates(classifier: Classifier, examples: Examples) -> Figure:
-    """What each order of the last gnConv of each stage gates with, on the first image.
+    """Draw the gates of each order of the last gnConv of each stage, on the first image.
 
-    Stages whose map is a single pixel, as of small images, tell no places apart and are left out.
+    Stages with maps of a single pixel are left out.
     """
     found = insight.gate_maps(hornet(classifier), examples.inputs[:1])
     maps = {name: gates for name, gates in found.items() if gates[0].numel() > 1} or found
-    columns = 1 + max(map(len, maps.values()))
-    figure = Figure(figsize=(1.6 * columns, 1.8 * len(maps)), layout="constrained")
-    grid = figure.subplots(len(maps), columns, squeeze=False)
+    figure, grid = _grid(len(maps), 1 + max(map(len, maps.values())), 1.6, 1.8)
     for row, (name, orders) in zip(grid, maps.items(), strict=True):
         row[0].imshow(examples.pixels[0])
         row[0].set_title(name, fontsize=8)
         for k, (axes, gate) in enumerate(zip(row[1:], orders, strict=False)):
-            axes.imshow(gate[0].numpy(), cmap="viridis")
+            axes.imshow(gate[0].numpy())
             axes.set_title(rf"$f_{k}(q_{k})\,/\,\alpha$", fontsize=8)
-    for axes in grid.flat:
-        axes.set_axis_off()
     return figure
 
 
 def draw_cam(classifier: Classifier, examples: Examples, columns: int = 4) -> Figure:
-    """Grad-CAM of the predicted class on each image, and the true class where it is another."""
-    network = hornet(classifier)
+    """Draw Grad-CAM of the predicted class on each image; titles name the true class of errors."""
+    network, names = hornet(classifier), classifier.labels
     maps = torch.cat([insight.grad_cam(network, image) for image in examples.inputs.split(1)])
     with torch.no_grad():
         shares = network(examples.inputs).softmax(1)
-    rows = -(-len(maps) // columns)
-    figure = Figure(figsize=(2 * columns, 2.3 * rows), layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False)
-    for axes in grid.flat:
-        axes.set_axis_off()
-    names = classifier.labels
+    figure, grid = _grid(-(-len(maps) // columns), columns, 2, 2.3)
     for index, (axes, share) in enumerate(zip(grid.flat, shares, strict=False)):
         axes.imshow(examples.pixels[index])
         axes.imshow(maps[index].numpy(), cmap="jet", alpha=CAM_ALPHA, vmin=0, vmax=1)
@@ -123,65 +135,80 @@ def draw_cam(classifier: Classifier, examples: Examples, columns: int = 4) -> Fi
     return figure
 
 
+def draw_predictions(
+    classifier: Classifier, files: list[Path], columns: int = 10, rows: int = 5
+) -> Figure:
+    """Draw images in class folders with their predicted and true class, mistakes first, in red."""
+    truth, names = _truth(classifier, files).tolist(), classifier.labels
+    found = _probabilities(classifier, files).argmax(1).tolist()
+    wrong = [i for i, label in enumerate(truth) if found[i] != label]
+    right = [i for i, label in enumerate(truth) if found[i] == label]
+    # the files are sorted by class: an even spread shows every class
+    shown = (wrong + spread(right, columns * rows - len(wrong)))[: columns * rows]
+    figure, grid = _grid(rows, columns, 1.1, 1.35)
+    for axes, index in zip(grid.flat, shown, strict=False):
+        axes.imshow(load_image(str(files[index])))
+        title = f"{names[found[index]]} (true {names[truth[index]]})"
+        axes.set_title(title, color="red" if index in wrong else "black", fontsize=8)
+    figure.suptitle(f"{len(wrong)} mistakes in {len(files)} test images")
+    return figure
+
+
 def draw_confusion(classifier: Classifier, files: list[Path], most: int = 8) -> Figure:
-    """The confusion matrix of images in folders of the classes' names, and the worst confusions.
+    """Draw the confusion matrix of images in class folders, and the most confident mistakes.
 
     Raises:
         UserError: a folder is not named as a class.
     """
-    names, truth = classifier.labels, classifier.truth(files)
+    names, truth = classifier.labels, _truth(classifier, files)
+    shares, found = _probabilities(classifier, files).max(1)
+    figure = Figure(figsize=(7, 7.5), layout="constrained")
+    top, bottom = figure.subfigures(2, 1, height_ratios=(4, 1))  # type: ignore[misc]
+    _draw_matrix(top, names, truth, found)
+    wrong = (truth != found).nonzero().flatten()
+    worst = wrong[shares[wrong].argsort(descending=True, stable=True)][:most].tolist()
+    if worst:
+        bottom.suptitle("the most confident mistakes", fontsize=9)
+        pixels = examples_of(classifier, [files[index] for index in worst]).pixels
+        for axes, image, index in zip(_blank(bottom, 1, most)[0], pixels, worst, strict=False):
+            axes.imshow(image)
+            guess, right = (names[labels[index]][:14] for labels in (found, truth))
+            title = f"{guess} {shares[index]:.0%}\n(true {right})"
+            axes.set_title(title, fontsize=7, parse_math=False)
+    return figure
+
+
+def _truth(classifier: Classifier, files: list[Path]) -> Tensor:
+    truth, known = classifier.truth(files), classifier.folders
     if truth is None:
-        known = classifier.folders
-        alien = next(file for file in files if file.parent.name not in known)
+        unknown = next(file for file in files if file.parent.name not in known)
         some = ", ".join(known[:5]) + (", ..." if len(known) > 5 else "")
-        raise UserError(f"{alien}: its folder is none of the model's classes ({some})")
-    with torch.no_grad():
-        parts = [files[start : start + 64] for start in range(0, len(files), 64)]
-        logits = torch.cat([classifier.model(classifier.inputs(part)) for part in parts])
-    shares = logits.softmax(1)
-    found = shares.argmax(1)
-    present = torch.cat((truth, found)).unique()  # of thousands of classes those that occur
+        raise UserError(f"{unknown}: its folder is none of the model's classes ({some})")
+    return truth
+
+
+def _draw_matrix(figure: FigureBase, names: list[str], truth: Tensor, found: Tensor) -> None:
+    present = torch.cat((truth, found)).unique()  # there may be thousands of other classes
     places = torch.searchsorted(present, truth), torch.searchsorted(present, found)
     counts = torch.zeros(len(present), len(present), dtype=torch.long)
     counts.index_put_(places, torch.ones_like(truth), accumulate=True)
-    ticks = [names[label] for label in present.tolist()]
-    accuracy = float((truth == found).float().mean())
-    wrong = (truth != found).nonzero().flatten()
-    worst = sorted(wrong.tolist(), key=lambda index: -float(shares[index].max()))[:most]
-
-    figure = Figure(figsize=(7, 7.5), layout="constrained")
-    top, bottom = figure.subfigures(2, 1, height_ratios=(4, 1))  # type: ignore[misc]
-    axes = top.subplots()
     share = counts / counts.sum(1, keepdim=True).clamp(min=1)
+    axes = figure.subplots()
     axes.imshow(share.numpy(), cmap="Blues", vmin=0, vmax=1)
-    axes.set(
-        title=f"accuracy {accuracy:.2%} of {len(files)} images", xlabel="predicted", ylabel="true"
-    )
-    axes.set_xticks([])
-    axes.set_yticks([])
-    if len(ticks) <= 30:
+    accuracy = float((truth == found).float().mean())
+    axes.set(title=f"accuracy {accuracy:.2%} of {len(truth)} images", xlabel="predicted",
+             ylabel="true", xticks=[], yticks=[])  # fmt: skip
+    if len(present) <= 30:
+        ticks = [names[label] for label in present.tolist()]
         axes.set_xticks(range(len(ticks)), ticks, rotation=90, parse_math=False)
         axes.set_yticks(range(len(ticks)), ticks, parse_math=False)
         for row, column in counts.nonzero().tolist():
             colour = "white" if share[row, column] > 0.5 else "black"
             axes.text(column, row, str(int(counts[row, column])), ha="center", va="center",
                       color=colour, fontsize=7)  # fmt: skip
-    if worst:
-        bottom.suptitle("the surest mistakes", fontsize=9)
-        examples = examples_of(classifier, [files[index] for index in worst])
-        row = bottom.subplots(1, most, squeeze=False)[0]
-        for axes in row:
-            axes.set_axis_off()
-        for axes, pixels, index in zip(row, examples.pixels, worst, strict=False):
-            axes.imshow(pixels)
-            guess, right = (names[labels[index]][:14] for labels in (found, truth))
-            title = f"{guess} {shares[index].max():.0%}\n(true {right})"
-            axes.set_title(title, fontsize=7, parse_math=False)
-    return figure
 
 
-def hornet(classifier: Classifier) -> nn.Module:
-    """The network of a classifier, plain, to be looked into; UserError for other than a HorNet."""
-    if not isinstance(classifier.model, HorNet):
-        raise UserError(f"{classifier.config.model} is no HorNet in PyTorch, to be looked into")
-    return plain(classifier.model)
+def spread(values: list[Any], count: int) -> list[Any]:
+    """Return at most `count` values, spread evenly over the list."""
+    count = min(count, len(values))
+    return [values[i * len(values) // count] for i in range(count)]

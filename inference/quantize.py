@@ -1,4 +1,4 @@
-"""int8 for ONNX Runtime: ranges from a folder of images, and what it costs in accuracy."""
+"""int8 quantisation for ONNX Runtime, and its effect on the accuracy."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,34 +13,34 @@ from input_pipeline.images import find_images
 from runtime.errors import UserError
 
 CALIBRATION_IMAGES = 128
-"""As many give the ranges of the activations at most."""
+"""Most images that give the ranges of the activations."""
 
 
 @dataclass(frozen=True)
 class Quality:
-    """How two networks classify the same images."""
+    """Agreement of two networks on the same images."""
 
     images: int
     before: float | None
-    """Share of right answers; None where the folders do not name the classes."""
+    """Accuracy; None if the images are not in class folders."""
     after: float | None
     same: float
-    """Share of images that both give the same class."""
+    """Share of images with the same predicted class."""
     error: float
-    """Largest difference, relative to the largest logit."""
+    """Largest difference of logits, relative to the largest logit."""
 
     def __str__(self) -> str:
-        accuracy = "unknown: they do not lie in folders of the classes' names"
+        accuracy = "unknown: they are not in class folders"
         if self.before is not None:
             accuracy = f"{self.before:.2%} before, {self.after:.2%} after"
         return (
-            f"{self.images} images beside those of the ranges: accuracy {accuracy}; the same class "
+            f"{self.images} images not used for calibration: accuracy {accuracy}; the same class "
             f"for {self.same:.2%}; largest error {self.error:.1e} of the largest logit"
         )
 
 
 def split(folder: Path) -> tuple[list[Path], list[Path]]:
-    """The images that give the ranges, and those that show what is lost: no image does both.
+    """Split the images of a folder into those for calibration and those for `quality`.
 
     Raises:
         UserError: there are fewer than two images.
@@ -54,7 +54,7 @@ def split(folder: Path) -> tuple[list[Path], list[Path]]:
 
 
 def batches(files: list[Path], classifier: Classifier, size: int) -> Iterator[Tensor]:
-    """The images as the network takes them, `size` at a time, the last ones repeated to fill up."""
+    """Yield preprocessed images in batches of `size`; the last batch is filled up by repetition."""
     for start in range(0, len(files), size):
         part = files[start : start + size]
         part += (size - len(part)) * part[-1:]
@@ -62,10 +62,10 @@ def batches(files: list[Path], classifier: Classifier, size: int) -> Iterator[Te
 
 
 def quantize(source: Path, target: Path, images: Iterator[Tensor]) -> None:
-    """Writes an ONNX file whose convolutions and head compute in int8.
+    """Write an ONNX file whose convolutions and head compute in int8.
 
-    Weights have a scale an output channel; activations the range that `images` give. Norms, gates
-    and Fourier transforms stay float32.
+    Weights have a scale per output channel; `images` give the ranges of the activations. Norms,
+    gates and Fourier transforms stay in float32.
     """
     from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
 
@@ -89,7 +89,7 @@ def quantize(source: Path, target: Path, images: Iterator[Tensor]) -> None:
 def quality(
     before: nn.Module, after: nn.Module, files: list[Path], classifier: Classifier, size: int
 ) -> Quality:
-    """Compares two networks on images; the folder of an image names its class, if it is one."""
+    """Compare two networks on images; accuracies need images in class folders."""
     logits = [(before(batch), after(batch)) for batch in batches(files, classifier, size)]
     first, second = (torch.cat(parts)[: len(files)] for parts in zip(*logits, strict=True))
     error = float((second - first).abs().max() / first.abs().max())

@@ -1,7 +1,7 @@
 """MONKEYPATCH of timm 1.0.20 to 1.0.31: its reader of WebDataset shards.
 
-timm's error handler, `log_and_continue`, skips unreadable shards and images with a warning. There
-is no argument for another one, so it is replaced in timm's module.
+timm's error handler, `log_and_continue`, skips unreadable shards and images with a warning. It
+cannot be chosen by an argument, so it is replaced in timm's module.
 """
 
 import re

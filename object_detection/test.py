@@ -1,4 +1,4 @@
-"""Tests a detector: python -m object_detection.test CONFIG ..."""
+"""Test a detector: python -m object_detection.test CONFIG CHECKPOINT ..."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Trains a detector: python -m object_detection.train CONFIG ..."""
+"""Train a detector: python -m object_detection.train CONFIG ..."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Tests a segmentor: python -m semantic_segmentation.test CONFIG ..."""
+"""Test a segmentor: python -m semantic_segmentation.test CONFIG CHECKPOINT ..."""
 
 import sys
 

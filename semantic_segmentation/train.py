@@ -1,4 +1,4 @@
-"""Trains a segmentor: python -m semantic_segmentation.train CONFIG ..."""
+"""Train a segmentor: python -m semantic_segmentation.train CONFIG ..."""
 
 import sys
 

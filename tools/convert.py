@@ -1,12 +1,12 @@
-"""Weights in another form, the same to the last bit.
+"""Converts weights to another format, without changing them.
 
 python -m tools.convert runs/mine/checkpoint-best.pth mine.safetensors
 python -m tools.convert hornet_tiny_gf.in1k hornet_tiny_gf
 python -m tools.convert hornet_tiny_gf hornet_tiny_gf.pth
 
-The form is what the name of the output ends in: .pth for one that the release reads, too,
-.safetensors, or none for a folder in the form of timm and Hugging Face (config.json,
-model.safetensors, README.md), which timm.create_model('local-dir:FOLDER', pretrained=True) loads.
+The suffix of the output determines the format: .pth, which the release reads, too; .safetensors; or
+none for a folder in the format of timm and Hugging Face (config.json, model.safetensors,
+README.md), which timm.create_model('local-dir:FOLDER', pretrained=True) loads.
 """
 
 import argparse
@@ -20,20 +20,18 @@ from runtime.errors import run_program
 def parser() -> argparse.ArgumentParser:
     this = argparse.ArgumentParser(
         "python -m tools.convert",
-        description="Writes a classifier's weights in another form: .pth, .safetensors or a folder "
-        "of timm's.",
+        description="Converts a classifier's weights to .pth, .safetensors or a folder of timm's.",
     )
     add = this.add_argument
-    add("source", help="path, address, or name of published weights; or a folder of timm's")
+    add("source", help="path, URL, or name of published weights; or a folder of timm's")
     add("output", type=Path, help="FILE.pth, FILE.safetensors, or a new folder")
-    add("--model", default="", help="its model, where the source names none")
+    add("--model", default="", help="its model, if the source does not name it")
     add("--ema", action="store_true", help="take the EMA of the weights")
     return this
 
 
 def main(argv: list[str] | None = None) -> int:
-    arguments = parser().parse_args(argv)
-    return run_program("tools.convert", lambda: _main(arguments))
+    return run_program("tools.convert", lambda: _main(parser().parse_args(argv)))
 
 
 def _main(arguments: argparse.Namespace) -> int:

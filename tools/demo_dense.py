@@ -6,9 +6,7 @@ python -m tools.demo_dense segmentation
 
 import argparse
 import json
-import os
 import shutil
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -16,9 +14,8 @@ from pathlib import Path
 from PIL import Image, ImageOps
 
 from dense.shapes import write_coco, write_masks
-from tools.demo import say
+from tools.demo import ROOT, run, say
 
-ROOT = Path(__file__).resolve().parents[1]
 TASKS = {
     "detection": (
         "object_detection",
@@ -43,7 +40,7 @@ def main() -> int:
     config = f"{package}/configs/demo/{config}"
 
     data = ROOT / f"data/shapes-{arguments.task}"
-    shutil.rmtree(data, ignore_errors=True)  # a drawing that was cut off starts again
+    shutil.rmtree(data, ignore_errors=True)  # it may be incomplete
     write(data / "train", 400, seed=0, size=128)
     write(data / "val", 80, seed=1, size=128)
 
@@ -74,14 +71,8 @@ train on your own data: copy {package}/configs/finetune""")
     return 0
 
 
-def run(command: list[str]) -> int:
-    # so small a network gains little from a second thread, and waits for it on a busy machine
-    environment = {"OMP_NUM_THREADS": "1"} | os.environ
-    return subprocess.run([sys.executable, *command], cwd=ROOT, env=environment).returncode
-
-
 def gather(pictures: list[Path], folder: Path, columns: int = 3, rows: int = 4) -> Path:
-    """predictions.png: the first pictures, all of one size, beside each other."""
+    """Paste the first pictures, all of one size, into predictions.png; return its path."""
     images = [ImageOps.expand(Image.open(p), 4, "white") for p in pictures[: columns * rows]]
     width, height = images[0].size
     sheet = Image.new("RGB", (columns * width, rows * height))

@@ -1,4 +1,4 @@
-"""Exports a classifier to one file that other programs run, and checks that it gives the same.
+"""Exports a classifier to one file that other programs run, and compares it with PyTorch.
 
 python -m tools.export --checkpoint runs/mine/checkpoint-best.pth --format onnx --output mine.onnx
 python -m tools.export --checkpoint runs/mine/checkpoint-best.pth --output small.onnx \\
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import timm
 
-from inference.classifier import Classifier, load_classifier
+from inference.classifier import Classifier, classifier_of
 from inference.export import LARGEST_ERROR, Options, export, export_int8, random_classifier
 from inference.exported import FORMATS, format_of
 from runtime.errors import UserError, check_positive, near_names, run_program
@@ -22,25 +22,25 @@ from runtime.errors import UserError, check_positive, near_names, run_program
 def parser() -> argparse.ArgumentParser:
     this = argparse.ArgumentParser(
         "python -m tools.export",
-        description="Exports a classifier to one file, checked against PyTorch.",
+        description="Exports a classifier to one file, and compares it with PyTorch.",
     )
     add = this.add_argument
-    add("model", nargs="?", default="", help="its model, where the checkpoint names none")
-    add("--checkpoint", help="path, address, or name of published weights; random ones without")
+    add("model", nargs="?", default="", help="its model, if the checkpoint does not name it")
+    add("--checkpoint", help="path, URL, or name of published weights; by default random weights")
     add("--ema", action="store_true", help="take the EMA of the weights")
-    add("--format", choices=FORMATS, help="as the suffix of --output says, if not given")
+    add("--format", choices=FORMATS, help="by default that of the suffix of --output")
     add("--output", type=Path, required=True, metavar="FILE",
         help=f"with the suffix of its format: {', '.join(FORMATS.values())}")  # fmt: skip
-    add("--input-size", type=int, help="pixels; as in the checkpoint's run if not given")
-    add("--batch-size", type=int, help="images at a time (1)")
+    add("--input-size", type=int, help="pixels; by default as in the checkpoint's run")
+    add("--batch-size", type=int, help="images per run (1)")
     add("--dynamic", choices=("batch", "size"),
-        help="any number of images; size: any height and width too")  # fmt: skip
+        help="batch: any number of images; size: also any height and width")  # fmt: skip
     add("--dtype", choices=(*LARGEST_ERROR, "int8"), default="float32",
         help="of the computation (float32)")  # fmt: skip
     add("--calibration", type=Path, metavar="FOLDER",
-        help="images for --dtype int8: some give the ranges, the others show the accuracy, where "
-        "they lie in folders of the classes' names")  # fmt: skip
-    add("--no-fold", action="store_true", help="leave norms and scales as layers of their own")
+        help="images for --dtype int8: some calibrate it, the others show the accuracy, if they "
+        "are in class folders")  # fmt: skip
+    add("--no-fold", action="store_true", help="keep norms and scales as separate layers")
     add("--opset", type=int, help="version of ONNX's operators (20)")
     return this
 
@@ -50,35 +50,27 @@ def _classifier(arguments: argparse.Namespace) -> Classifier:
     if arguments.model and not timm.is_model(arguments.model):
         raise UserError(f"there is no model {arguments.model}{near_names(arguments.model, known)}")
     if arguments.checkpoint:
-        return load_classifier(
-            arguments.checkpoint,
-            arguments.model,
-            arguments.ema,
-            arguments.input_size,
-            takes_exported=False,
-        )
+        return classifier_of(arguments, takes_exported=False)
     if not arguments.model:
         raise UserError("give --checkpoint FILE, or a model to export with random weights")
     return random_classifier(arguments.model, arguments.input_size)
 
 
 def _check(arguments: argparse.Namespace) -> str:
-    """The format; raises UserError for arguments that contradict each other."""
-    kind = format_of(arguments.output)
+    """Return the format; UserError for flags that cannot work."""
+    kind, output = format_of(arguments.output), arguments.output
     if arguments.format not in (None, kind):
         suffix = FORMATS[arguments.format]
-        raise UserError(
-            f"--output {arguments.output}: --format {arguments.format} ends in {suffix}"
-        )
+        raise UserError(f"--output {output}: --format {arguments.format} ends in {suffix}")
     check_positive(arguments, "batch_size", "input_size", "opset")
-    if not arguments.output.parent.is_dir():
-        raise UserError(f"--output {arguments.output}: {arguments.output.parent} is no folder")
-    if arguments.output.is_dir():
-        raise UserError(f"--output {arguments.output} is a folder: give a file")
+    if not output.parent.is_dir():
+        raise UserError(f"--output {output}: {output.parent} is not a folder")
+    if output.is_dir():
+        raise UserError(f"--output {output} is a folder: give a file")
     if (kind, arguments.dtype) == ("onnx", "bfloat16"):
         raise UserError("--dtype bfloat16: ONNX Runtime has none on CPUs, where files are checked")
     if arguments.ema and not arguments.checkpoint:
-        raise UserError("--ema is the average in a checkpoint: give --checkpoint")
+        raise UserError("--ema needs a checkpoint: give --checkpoint")
     if arguments.dynamic and arguments.batch_size:
         raise UserError("--batch-size is fixed, --dynamic is any number: give one of them")
     if arguments.opset and kind not in ("onnx", "openvino"):
@@ -88,13 +80,12 @@ def _check(arguments: argparse.Namespace) -> str:
     if arguments.dtype == "int8" and kind != "onnx":
         raise UserError(f"--dtype int8 is for --format onnx, not {kind}")
     if arguments.calibration and not arguments.calibration.is_dir():
-        raise UserError(f"--calibration {arguments.calibration} is no folder")
+        raise UserError(f"--calibration {arguments.calibration} is not a folder")
     return kind
 
 
 def main(argv: list[str] | None = None) -> int:
-    arguments = parser().parse_args(argv)
-    return run_program("tools.export", lambda: _main(arguments))
+    return run_program("tools.export", lambda: _main(parser().parse_args(argv)))
 
 
 def _main(arguments: argparse.Namespace) -> int:

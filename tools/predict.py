@@ -1,4 +1,4 @@
-"""Classes of images by a trained classifier.
+"""Classifies images by a trained classifier.
 
 python -m tools.predict IMAGE... | FOLDER --checkpoint runs/mine/checkpoint-best.pth
 """
@@ -10,32 +10,32 @@ import sys
 from pathlib import Path
 
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import ImageDraw, ImageFont, ImageOps
 
-from inference.classifier import Classifier, add_flags, load_classifier
+from inference.classifier import Classifier, add_flags, classifier_of
 from input_pipeline.images import find_images, load_image
 from runtime.errors import UserError, check_positive, run_program
 
 CAPTION_WIDTH = 320  # pixels
 
-
 Predictions = dict[Path, list[tuple[str, float]]]
-"""Of each file its most probable classes, with their probabilities."""
+"""The most probable classes of each file, with their probabilities."""
 
 
 def parser() -> argparse.ArgumentParser:
     this = argparse.ArgumentParser(
-        "python -m tools.predict", description="Classes of images by a trained classifier."
+        "python -m tools.predict", description="Classifies images by a trained classifier."
     )
-    this.add_argument("images", nargs="+", metavar="IMAGE", help="image files, or folders of them")
+    add = this.add_argument
+    add("images", nargs="+", metavar="IMAGE", help="image files, or folders of them")
     add_flags(this)
-    this.add_argument("--topk", type=int, default=5, help="classes an image (5)")
-    this.add_argument("--batch-size", type=int, default=32, help="images at a time (32)")
-    this.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    add("--topk", type=int, default=5, help="classes per image (5)")
+    add("--batch-size", type=int, default=32, help="images at a time (32)")
+    add("--device", choices=["auto", "cpu", "cuda"], default="auto")
     output = this.add_mutually_exclusive_group()
     output.add_argument("--json", action="store_true", help="print JSON instead of a table")
     output.add_argument("--csv", action="store_true", help="print CSV instead of a table")
-    this.add_argument("--show-dir", type=Path, help="folder for the pictures with their classes")
+    add("--show-dir", type=Path, help="folder for the pictures with their classes")
     return this
 
 
@@ -43,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
 def predict(
     classifier: Classifier, files: list[Path], device: torch.device, topk: int, batch_size: int
 ) -> tuple[Predictions, dict[Path, str]]:
-    """The most probable classes of each file, and why the unreadable ones can't be read."""
+    """Return the most probable classes of each file, and what is wrong with unreadable files."""
     model = classifier.model.to(device)
     names = classifier.labels
     predictions: Predictions = {}
@@ -63,17 +63,14 @@ def predict(
         except (ValueError, RuntimeError, AssertionError) as error:
             size = images.shape[-1]
             raise UserError(f"--input-size {size}: the model fails: {error}") from None
-        top = probabilities.topk(min(topk, len(names)))
-        for file, values, labels in zip(batch, *map(torch.Tensor.tolist, top), strict=True):
-            predictions[file] = [
-                (names[label], value) for label, value in zip(labels, values, strict=True)
-            ]
+        values, labels = probabilities.topk(min(topk, len(names)))
+        for file, shares, found in zip(batch, values.tolist(), labels.tolist(), strict=True):
+            predictions[file] = [(names[i], p) for i, p in zip(found, shares, strict=True)]
     return predictions, unreadable
 
 
 def as_table(predictions: Predictions) -> str:
-    """A line an image: its file, then classes with their probabilities."""
-    width = max(len(str(file)) for file in predictions)
+    width = max((len(str(file)) for file in predictions), default=0)
     return "".join(
         f"{file!s:{width}}  " + "  ".join(f"{share:6.1%} {name}" for name, share in found) + "\n"
         for file, found in predictions.items()
@@ -101,49 +98,42 @@ def print_csv(predictions: Predictions) -> None:
 
 
 def save_captioned(predictions: Predictions, folder: Path) -> None:
-    """Each image with its classes below it, as folder/<number>-<name>.png."""
+    """Save each image with its classes below it as folder/<number>-<name>.png."""
     font = ImageFont.load_default(14)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for number, (file, found) in enumerate(predictions.items()):
             image = load_image(str(file))
-            scale = CAPTION_WIDTH / image.width
-            height = max(1, round(scale * image.height))
-            lines = [f"{share:6.1%}  {name}" for name, share in found]
-            picture = Image.new("RGB", (CAPTION_WIDTH, height + 18 * len(lines) + 8), "white")
-            picture.paste(image.resize((CAPTION_WIDTH, height)))
-            ImageDraw.Draw(picture).text((6, height + 4), "\n".join(lines), "black", font)
+            height = max(1, round(CAPTION_WIDTH / image.width * image.height))
+            image = image.resize((CAPTION_WIDTH, height))
+            picture = ImageOps.expand(image, (0, 0, 0, 18 * len(found) + 8), "white")
+            caption = "\n".join(f"{share:6.1%}  {name}" for name, share in found)
+            ImageDraw.Draw(picture).text((6, height + 4), caption, "black", font)
             picture.save(folder / f"{number:04d}-{file.stem}.png")
     except OSError as error:
         raise UserError(f"--show-dir {folder} cannot be written: {error}") from None
 
 
 def main(argv: list[str] | None = None) -> int:
-    arguments = parser().parse_args(argv)
-    return run_program("tools.predict", lambda: _main(arguments))
+    return run_program("tools.predict", lambda: _main(parser().parse_args(argv)))
 
 
 def _main(arguments: argparse.Namespace) -> int:
     check_positive(arguments, "topk", "batch_size", "input_size")
-    if arguments.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: this machine offers no GPU")
-    on_gpu = arguments.device != "cpu" and torch.cuda.is_available()
+    has_gpu = torch.cuda.is_available()
+    if arguments.device == "cuda" and not has_gpu:
+        raise UserError("--device cuda: this machine has no GPU")
+    device = torch.device("cuda" if has_gpu and arguments.device != "cpu" else "cpu")
     files = find_images(arguments.images)
-    classifier = load_classifier(
-        arguments.checkpoint, arguments.model, arguments.ema, arguments.input_size
-    )
+    classifier = classifier_of(arguments)
     predictions, unreadable = predict(
-        classifier,
-        files,
-        torch.device("cuda" if on_gpu else "cpu"),
-        arguments.topk,
-        arguments.batch_size,
+        classifier, files, device, arguments.topk, arguments.batch_size
     )
     if arguments.json:
         sys.stdout.write(as_json(predictions, unreadable))
     elif arguments.csv:
         print_csv(predictions)
-    elif predictions:
+    else:
         sys.stdout.write(as_table(predictions))
     for reason in unreadable.values():
         sys.stderr.write(f"skipped: {reason}\n")

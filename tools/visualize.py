@@ -1,4 +1,4 @@
-"""Pictures of what a HorNet has learnt, and one HTML page about a run.
+"""Draws what a HorNet has learnt, and writes an HTML page about a run.
 
 python -m tools.visualize curves runs/a runs/b --output curves.png
 python -m tools.visualize field my_images --checkpoint runs/a/checkpoint-best.pth --output field.png
@@ -15,97 +15,91 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from inference.classifier import add_flags, load_classifier
-from inference.pictures import (
-    draw_cam,
-    draw_confusion,
-    draw_field,
-    draw_filters,
-    draw_gates,
-    examples_of,
-)
-from inference.report import report, spread
+from inference import pictures
+from inference.classifier import add_flags, classifier_of
+from inference.report import report
 from input_pipeline.images import find_images
 from runtime.curves import draw_curves
 from runtime.errors import UserError, check_positive, run_program
 from runtime.files import written_whole
 
+PICTURES = {
+    "curves": "training curves of one or several runs",
+    "field": "effective receptive field of the deepest stage",
+    "filters": "learned global filters, in frequency and in space",
+    "gates": "the gates of each order of a gnConv, on one image",
+    "cam": "where the network looks: Grad-CAM",
+    "confusion": "confusion matrix of images in class folders, and the most confident mistakes",
+    "report": "one HTML page about a run",
+}
+WITH_COUNT = ("field", "cam", "report")
+DRAWN_OF_EXAMPLES = {
+    "field": pictures.draw_field,
+    "gates": pictures.draw_gates,
+    "cam": pictures.draw_cam,
+}
+
 
 def parser() -> argparse.ArgumentParser:
     this = argparse.ArgumentParser(
-        "python -m tools.visualize", description="Pictures of what a HorNet has learnt."
+        "python -m tools.visualize", description="Draws what a HorNet has learnt."
     )
     what = this.add_subparsers(dest="what", required=True, metavar="WHAT")
-    helps = {
-        "curves": "training curves of one or several runs",
-        "field": "effective receptive field of the deepest stage",
-        "filters": "learned global filters, in frequency and in space",
-        "gates": "what each order of a gnConv gates with, on one image",
-        "cam": "where the network looks: Grad-CAM",
-        "confusion": "confusion matrix of images in class folders, and the worst confusions",
-        "report": "one HTML page about a run",
-    }
-    for name, text in helps.items():
+    for name, text in PICTURES.items():
         sub = what.add_parser(name, help=text, description=text)
+        add = sub.add_argument
         if name == "curves":
-            sub.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folders of runs")
+            add("runs", nargs="+", type=Path, metavar="RUN", help="folders of runs")
         elif name == "report":
-            sub.add_argument("run", type=Path, metavar="RUN", help="folder of a run")
-            sub.add_argument("--checkpoint", help="another than the run's best, or newest")
-            sub.add_argument("--images", type=Path, metavar="FOLDER",
-                             help="class folders (the run's own to evaluate on)")  # fmt: skip
+            add("run", type=Path, metavar="RUN", help="folder of a run")
+            add("--checkpoint", help="by default the run's best, or newest")
+            add("--images", type=Path, metavar="FOLDER",
+                help="class folders; by default the run's evaluation images")  # fmt: skip
         else:
             if name != "filters":
-                sub.add_argument("images", nargs="+", metavar="IMAGE", help="files, or folders")
+                add("images", nargs="+", metavar="IMAGE", help="files, or folders")
             add_flags(sub)
-        if name not in ("curves", "filters", "confusion", "gates"):
-            sub.add_argument("--count", type=int, default=8, help="how many images (8)")
+        if name in WITH_COUNT:
+            add("--count", type=int, default=8, help="number of images (8)")
         default = "FILE.html (RUN/report.html)" if name == "report" else "FILE.png"
-        sub.add_argument("--output", type=Path, required=name != "report", help=default)
+        add("--output", type=Path, required=name != "report", help=default)
     return this
 
 
 def draw(arguments: argparse.Namespace) -> Figure:
-    """The picture that was asked for."""
-    if arguments.what == "curves":
+    what = arguments.what
+    if what == "curves":
         return draw_curves(arguments.runs)
-    classifier = load_classifier(
-        arguments.checkpoint,
-        arguments.model,
-        arguments.ema,
-        arguments.input_size,
-        takes_exported=arguments.what == "confusion",
-    )
-    if arguments.what == "filters":
-        return draw_filters(classifier)
+    classifier = classifier_of(arguments, takes_exported=what == "confusion")
+    if what == "filters":
+        return pictures.draw_filters(classifier)
     files = find_images(arguments.images)
-    if arguments.what == "confusion":
-        return draw_confusion(classifier, files)
-    count = 1 if arguments.what == "gates" else arguments.count
-    examples = examples_of(classifier, spread(files, count))
-    of = {"field": draw_field, "gates": draw_gates, "cam": draw_cam}
+    if what == "confusion":
+        return pictures.draw_confusion(classifier, files)
+    count = arguments.count if what in WITH_COUNT else 1
+    examples = pictures.examples_of(classifier, pictures.spread(files, count))
     try:
-        return of[arguments.what](classifier, examples)
-    except ValueError as error:  # of the network, about the size
+        return DRAWN_OF_EXAMPLES[what](classifier, examples)
+    except ValueError as error:  # the network refuses the size
         raise UserError(f"--input-size {classifier.preprocessing.input_size}: {error}") from None
 
 
 def main(argv: list[str] | None = None) -> int:
-    arguments = parser().parse_args(argv)
-    return run_program("tools.visualize", lambda: _main(arguments))
+    return run_program("tools.visualize", lambda: _main(parser().parse_args(argv)))
 
 
 def _main(arguments: argparse.Namespace) -> int:
     check_positive(arguments, *({"input_size", "count"} & vars(arguments).keys()))
-    if arguments.what == "report" and not arguments.run.is_dir():
-        raise UserError(f"{arguments.run} is no folder of a run")
+    is_report = arguments.what == "report"
+    if is_report and not arguments.run.is_dir():
+        raise UserError(f"{arguments.run} is not the folder of a run")
     output = arguments.output or arguments.run / "report.html"
-    suffix = ".html" if arguments.what == "report" else ".png"
+    suffix = ".html" if is_report else ".png"
     if output.suffix != suffix:
         raise UserError(f"--output {output}: give FILE{suffix}")
     if not output.absolute().parent.is_dir():
-        raise UserError(f"--output {output}: {output.parent} is no folder")
-    if arguments.what == "report":
+        raise UserError(f"--output {output}: {output.parent} is not a folder")
+    if is_report:
         text = report(arguments.run, arguments.checkpoint, arguments.images, arguments.count)
         with written_whole(output) as written:
             written.write_text(text)

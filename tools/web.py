@@ -1,4 +1,4 @@
-"""A web page to try a classifier on: its likeliest classes of an image, and where it looks.
+"""Serves a web page to try a classifier: its most probable classes, and where it looks.
 
 python -m tools.web --checkpoint runs/mine/checkpoint-best.pth
 """
@@ -19,46 +19,35 @@ from matplotlib import colormaps
 from PIL import Image
 
 from inference import insight
-from inference.classifier import Classifier, add_flags, load_classifier
-from inference.pictures import CAM_ALPHA, examples_of, hornet
-from inference.report import images_of, spread
+from inference.classifier import Classifier, add_flags, classifier_of
+from inference.pictures import CAM_ALPHA, examples_of, hornet, spread
+from inference.report import images_of
 from input_pipeline.images import find_images
-from runtime.errors import (
-    MissingPackageError,
-    UserError,
-    check_positive,
-    reason_of,
-    run_program,
-)
+from runtime.errors import MissingPackageError, UserError, check_positive, reason_of, run_program
 
-SHOWN_SIDE = 448
-"""Pixels of the picture of where the network looks."""
+SHOWN_SIDE = 448  # pixels of the picture of where the network looks
 LOOKS = "where it looks"
 LOOPBACK = ("127.0.0.1", "localhost")
 
 
 def parser() -> argparse.ArgumentParser:
     this = argparse.ArgumentParser(
-        "python -m tools.web", description="A web page to try a classifier on."
+        "python -m tools.web", description="Serves a web page to try a classifier."
     )
     add_flags(this)
-    this.add_argument("--examples", type=Path, metavar="FOLDER",
-                      help="images to choose from (the run's own to evaluate on)")  # fmt: skip
-    this.add_argument("--host", default="127.0.0.1",
-                      help="127.0.0.1: this machine only; 0.0.0.0: all that reach it")  # fmt: skip
-    this.add_argument("--port", type=int, help="the first free one from 7860 on if not given")
+    add = this.add_argument
+    add("--examples", type=Path, metavar="FOLDER",
+        help="images to choose from; by default the run's evaluation images")  # fmt: skip
+    add("--host", default="127.0.0.1",
+        help="127.0.0.1: this machine only; 0.0.0.0: everyone who can reach it")  # fmt: skip
+    add("--port", type=int, help="by default the first free one from 7860 on")
     return this
 
 
 def answer(
     classifier: Classifier, file: Path, label: int | None = None
 ) -> tuple[list[float], Image.Image]:
-    """The probability of each class, and where the network looks for one of them.
-
-    Args:
-        classifier: A HorNet.
-        file: An image.
-        label: The class that is looked for; the likeliest if not given.
+    """Return the probability of each class, and where a HorNet sees one, by default the likeliest.
 
     Raises:
         UserError: the file cannot be read.
@@ -76,11 +65,11 @@ def answer(
 
 
 def page(classifier: Classifier, source: str, examples: list[Path]) -> Any:
-    """The page, as an application of Gradio; `source` says which weights these are.
+    """Return the page as an application of Gradio, with `source` in its title.
 
     Raises:
         MissingPackageError: Gradio is not installed.
-        UserError: the network is no HorNet.
+        UserError: the network is not a HorNet.
     """
     try:
         import gradio
@@ -96,7 +85,7 @@ def page(classifier: Classifier, source: str, examples: list[Path]) -> Any:
         try:
             shares, image = answer(classifier, Path(file), label)
         except UserError as error:
-            reason = str(error).replace(file, Path(file).name)  # Gradio's folders say nothing
+            reason = str(error).replace(file, Path(file).name)  # without Gradio's folder
             raise gradio.Error(reason, print_exception=False) from None
         looked_for = names[int(np.argmax(shares)) if label is None else label]
         looks = gradio.Image(image, label=f"{LOOKS} for {looked_for}")
@@ -110,23 +99,22 @@ def page(classifier: Classifier, source: str, examples: list[Path]) -> Any:
     with gradio.Blocks(title=title, analytics_enabled=False, delete_cache=(3600, 3600)) as blocks:
         gradio.Markdown(
             f"## {title}\nIn the middle is what the network sees of an image, {size} x {size} "
-            "pixels: the redder, the more speaks for the class; blue is no evidence."
+            "pixels. Red is evidence for the class, blue is none."
         )
         with gradio.Row():
             image = gradio.Image(type="filepath", image_mode=None, height=SHOWN_SIDE,
                                  sources=["upload", "clipboard"], label="image")  # fmt: skip
-            # the file itself, so that it is read, or refused, as everywhere else
+            # pass on the file itself, so that it is read, or refused, as in other tools
             image.preprocess = lambda payload: payload and payload.path  # type: ignore
             looks = gradio.Image(interactive=False, format="png", height=SHOWN_SIDE,
                                  buttons=["download", "fullscreen"],
                                  label=LOOKS)  # fmt: skip
             classes = gradio.Label(
-                num_top_classes=5, label="classes: click on one to see where it is looked for"
+                num_top_classes=5, label="classes: click on one to see where it is"
             )
         if examples:
             gradio.Examples([[str(file)] for file in examples], image)
-        # what comes faster than answers is answered in turn: the last click stays, and no two
-        # look into the network at once
+        # queue clicks: the answer to the last one stays, and Grad-CAM is not thread-safe
         in_turn: Any = {"trigger_mode": "multiple", "concurrency_id": "network"}
         image.change(show, image, [classes, looks], **in_turn)
         classes.select(look_for, image, looks, **in_turn)
@@ -134,37 +122,32 @@ def page(classifier: Classifier, source: str, examples: list[Path]) -> Any:
 
 
 def _distinct(names: list[str]) -> list[str]:
-    """The names, with their number where several classes have the same one."""
+    """Add the number of the class to names that are not unique."""
     counts = Counter(names)
     numbered = [f"{name} ({label})" for label, name in enumerate(names)]
-    some = [
-        number if counts[name] > 1 else name for name, number in zip(names, numbered, strict=True)
-    ]
+    some = [numbered[i] if counts[name] > 1 else name for i, name in enumerate(names)]
     return some if len(set(some)) == len(names) else numbered
 
 
 def main(argv: list[str] | None = None) -> int:
-    arguments = parser().parse_args(argv)
-    return run_program("tools.web", lambda: _main(arguments))
+    return run_program("tools.web", lambda: _main(parser().parse_args(argv)))
 
 
 def _main(arguments: argparse.Namespace) -> int:
     check_positive(arguments, "input_size", "port")
-    try:  # before the model is loaded; Gradio would try each of its ports, in vain
+    try:  # before the model is loaded; Gradio would try all of its ports
         socket.create_server((arguments.host, arguments.port or 0)).close()
     except (OSError, OverflowError) as error:
         where = f"--host {arguments.host} --port {arguments.port or 'any'}"
         raise UserError(f"{where}: no page can be served there: {reason_of(error)}") from None
     if arguments.examples and not arguments.examples.is_dir():
-        raise UserError(f"--examples {arguments.examples} is no folder")
-    classifier = load_classifier(
-        arguments.checkpoint, arguments.model, arguments.ema, arguments.input_size, False
-    )
-    # the run's own images are for its owner, not for all who reach the page
-    is_private = arguments.host in LOOPBACK
-    examples = _examples(classifier, arguments.examples, is_private)
+        raise UserError(f"--examples {arguments.examples} is not a folder")
+    classifier = classifier_of(arguments, takes_exported=False)
+    # the run's own images are private
+    examples = _examples(classifier, arguments.examples, arguments.host in LOOPBACK)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that uploads are removed
-    _spare_proxies(arguments.host)
+    for name in ("no_proxy", "NO_PROXY"):  # Gradio asks for its own page
+        os.environ[name] = ",".join(filter(None, (os.environ.get(name), *LOOPBACK, arguments.host)))
     with TemporaryDirectory(prefix="hornet-web-") as uploads:
         os.environ["GRADIO_TEMP_DIR"] = uploads
         page(classifier, arguments.checkpoint, examples).launch(
@@ -173,25 +156,16 @@ def _main(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _spare_proxies(host: str) -> None:
-    """Lets Gradio see its own page where a proxy is set for the rest of the world."""
-    for name in ("no_proxy", "NO_PROXY"):
-        os.environ[name] = ",".join(filter(None, (os.environ.get(name), *LOOPBACK, host)))
-
-
 def _examples(
     classifier: Classifier, folder: Path | None, takes_own: bool, count: int = 10
 ) -> list[Path]:
-    """Images to choose from; none where none are named and the run's own are not there."""
-    if folder is None and not takes_own:
-        return []
+    """Return images of the folder; without one the run's evaluation images, if there are any."""
+    if folder:
+        return spread(find_images([str(folder)]), count)
     try:
-        files = find_images([str(folder)]) if folder else images_of(classifier.flags)
-        return spread(files, count)
+        return spread(images_of(classifier.flags), count) if takes_own else []
     except UserError:
-        if folder is None:
-            return []
-        raise
+        return []
 
 
 if __name__ == "__main__":

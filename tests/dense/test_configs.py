@@ -167,7 +167,7 @@ def test_heads_of_the_configs(path):
     relative = path.relative_to(ROOT)
     assert f"bash {relative.parts[0]}/dist_train.sh {relative} 8" in comment
     assert "Hardware: 8 GPUs, 2 images each" in comment
-    assert f"the ImageNet-{'22K' if 'large' in path.stem else '1K'} ones" in comment
+    assert f"Start weights: ImageNet-{'22K' if 'large' in path.stem else '1K'}," in comment
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """What the documents tell people to type: code runs, commands parse."""
 
+import importlib.metadata
 import json
 import os
 import re
@@ -185,8 +186,11 @@ def test_command_parses(name, command, clone, tmp_path):
     elif words[0] == "bash":  # CONFIG and GPUs: tests/dense/test_docs.py
         assert (ROOT / words[1]).is_file()
         assert words[1] == ".ci/run" or (ROOT / words[2]).is_file()
+    elif words[:2] == ["pip", "install"]:
+        extras = importlib.metadata.metadata("hornet-pytorch").get_all("Provides-Extra") or []
+        assert set(re.findall(r"\w+", words[2])) <= set(extras)
     else:
-        assert command == "source .venv/bin/activate"
+        assert command in ("python3 -m venv .venv", "source .venv/bin/activate")
 
 
 @pytest.mark.slow

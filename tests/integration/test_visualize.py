@@ -116,9 +116,9 @@ def odd_files(tmp_path_factory):
         (["report", "."], "is not the folder of a run: it has no log.txt"),
         (["filters", "--checkpoint", "none.pth", "--output", "a.png"], "none.pth does not exist"),
         (["filters", "--checkpoint", "gf.pth", "--output", "a.pdf"], "give FILE.png"),
-        (["filters", "--checkpoint", "gf.pth", "--output", "no/a.png"], "no is no folder"),
+        (["filters", "--checkpoint", "gf.pth", "--output", "no/a.png"], "no is not a folder"),
         (["filters", "--checkpoint", "7x7.pth", "--output", "a.png"], "has no global filters"),
-        (["filters", "--checkpoint", "resnet.pth", "--output", "a.png"], "is no HorNet"),
+        (["filters", "--checkpoint", "resnet.pth", "--output", "a.png"], "is not a HorNet"),
         (["cam", "empty", *GF], "has no images"),
         (["cam", "a.jpg", *GF], "a.jpg cannot be read"),
         (

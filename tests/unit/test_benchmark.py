@@ -56,7 +56,7 @@ def test_peers_that_are_none(tmp_path):
         (tmp_path / "peer.py").write_text(content)
         with pytest.raises(UserError, match=message):
             load_peer(tmp_path / "peer.py")
-    with pytest.raises(UserError, match="is no Python file"):
+    with pytest.raises(UserError, match="is not a Python file"):
         load_peer(tmp_path / "none.py")
 
 
@@ -145,7 +145,7 @@ sys.exit(main(["--gpu", "--device", "cpu", "--minutes", "1e-9", "--rounds", "1"]
         (["--input-size", "5"], "has to be 32 or more"),
         (["--threads", "100000"], "at most 1024"),
         (["--output", "/nowhere/report.md"], "--output /nowhere/report.md cannot be a file"),
-        (["--models", "resnet50"], "resnet50 is no HorNet"),
+        (["--models", "resnet50"], "resnet50 is not a HorNet"),
     ],
 )
 def test_mistakes_end_in_one_line(capsys, arguments, message):

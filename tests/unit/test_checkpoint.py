@@ -80,6 +80,10 @@ def test_other_files_are_refused(tmp_path):
     torch.save(nn.Linear(1, 1), tmp_path / "pickled.pth")
     with pytest.raises(UserError, match="cannot be read.*more than tensors"):
         read_checkpoint(tmp_path / "pickled.pth")
+    torch.save({"model": {"weight": torch.ones(10_000)}}, tmp_path / "half.pth")
+    os.truncate(tmp_path / "half.pth", 5_000)
+    with pytest.raises(UserError, match="cannot be read: it may be truncated"):
+        read_checkpoint(tmp_path / "half.pth")
     (tmp_path / "text.pth").write_text("no checkpoint")
     with pytest.raises(UserError, match="cannot be read"):
         read_checkpoint(tmp_path / "text.pth")

@@ -140,7 +140,7 @@ def ema_of(what):
         ("shape", r"file \(model_ema\) is of another model: it has another shape of head.weight"),
         ("lacks", r"file \(model_ema\) is of another model: it lacks"),
         ("nan", r"file \(model_ema\) can't be used: not finite: head.bias"),
-        ("no weights", "file: its model_ema holds no weights"),
+        ("no weights", "file: its model_ema has no weights"),
     ],
 )
 def test_an_ema_of_another_model_is_refused(what, message):

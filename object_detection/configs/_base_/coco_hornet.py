@@ -1,4 +1,4 @@
-# What all detectors here share: COCO, 8 GPUs with 2 images each, AdamW with layer decay.
+# Shared by all detectors: COCO, 8 GPUs with 2 images each, AdamW with layer decay.
 _base_ = [
     "mmdet::_base_/datasets/coco_instance.py",
     "mmdet::_base_/schedules/schedule_1x.py",

@@ -1,4 +1,4 @@
-# A small Mask R-CNN on drawn shapes, from nothing, on a CPU: `make demo-detection` draws and trains.
+# A small Mask R-CNN trained from scratch on drawn shapes, on a CPU: `make demo-detection` draws and trains.
 _base_ = ["../finetune/mask_rcnn_own_data.py"]
 
 data_root = "data/shapes-detection"
@@ -24,9 +24,8 @@ _load = [
     dict(type="LoadAnnotations", with_bbox=True, with_mask=True),
     dict(type="Resize", scale=size, keep_ratio=True),
 ]
-_meta = ("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")
 train_pipeline = [*_load, dict(type="RandomFlip", prob=0.5), dict(type="PackDetInputs")]
-test_pipeline = [*_load, dict(type="PackDetInputs", meta_keys=_meta)]
+test_pipeline = [*_load, dict(type="PackDetInputs")]
 train_dataloader = dict(num_workers=1, dataset=dict(data_root=data_root, pipeline=train_pipeline))
 val_dataloader = dict(num_workers=1, dataset=dict(data_root=data_root, pipeline=test_pipeline))
 test_dataloader = val_dataloader
@@ -41,12 +40,6 @@ optim_wrapper = dict(
 )
 param_scheduler = [
     dict(type="LinearLR", start_factor=0.001, by_epoch=False, begin=0, end=50),
-    dict(
-        type="CosineAnnealingLR",
-        begin=0,
-        end=max_epochs,
-        T_max=max_epochs,
-        convert_to_iter_based=True,
-    ),
+    dict(type="CosineAnnealingLR", end=max_epochs, T_max=max_epochs, convert_to_iter_based=True),
 ]
 train_cfg = dict(max_epochs=max_epochs, val_interval=max_epochs)

@@ -1,5 +1,5 @@
-# DINO with HorNet-L: 59.2 box AP on COCO val, as published, from a config that was never released. This one is
-# ours: mmdet's DINO for Swin-L (5 scales, 36 epochs) with HorNet-L in its place. It has not been trained.
+# DINO with HorNet-L: 59.2 box AP on COCO val (published, but the config was never released). This config is ours,
+# and untrained: mmdet's DINO for Swin-L (5 scales, 36 epochs) with HorNet-L as the backbone.
 # Hardware: 8 GPUs, 2 images each. Start weights: ImageNet-22K, downloaded on first use.
 #
 #   bash object_detection/dist_train.sh object_detection/configs/dino/dino_hornet_large_gf_36e_coco_in22k.py 8

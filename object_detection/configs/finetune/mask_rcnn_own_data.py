@@ -1,10 +1,10 @@
-# Mask R-CNN with HorNet-T on your own data in COCO's format. Copy this file and edit the first lines:
+# Mask R-CNN with HorNet-T on your own data in COCO format. Copy this file and edit the first lines:
 #
 #   data_root/train/annotations.json   data_root/train/images/   data_root/val/...
 #
 #   python -m object_detection.train object_detection/configs/finetune/mask_rcnn_own_data.py
 #
-# Made for one GPU with 4 images; --auto-scale-lr fits the rate to other batches.
+# For one GPU and batches of 4 images; --auto-scale-lr scales the learning rate to other batch sizes.
 _base_ = ["mmdet::_base_/models/mask-rcnn_r50_fpn.py", "../_base_/coco_hornet.py"]
 
 data_root = "data/mine"
@@ -29,7 +29,7 @@ _train = dict(
     ann_file="train/annotations.json",
     data_prefix=dict(img="train/images/"),
     metainfo=dict(classes=classes),
-    filter_cfg=dict(filter_empty_gt=False),  # images without objects teach what is none
+    filter_cfg=dict(filter_empty_gt=False),  # images without objects are examples of background
 )
 _val = dict(
     data_root=data_root,
@@ -46,13 +46,7 @@ test_evaluator = val_evaluator
 optim_wrapper = dict(optimizer=dict(lr=1e-4))
 param_scheduler = [
     dict(type="LinearLR", start_factor=0.001, begin=0, end=1, convert_to_iter_based=True),
-    dict(
-        type="CosineAnnealingLR",
-        begin=0,
-        end=max_epochs,
-        T_max=max_epochs,
-        convert_to_iter_based=True,
-    ),
+    dict(type="CosineAnnealingLR", end=max_epochs, T_max=max_epochs, convert_to_iter_based=True),
 ]
 train_cfg = dict(max_epochs=max_epochs)
 default_hooks = dict(checkpoint=dict(max_keep_ckpts=2, save_best="auto"))

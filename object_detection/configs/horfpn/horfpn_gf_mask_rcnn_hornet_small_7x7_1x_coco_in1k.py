@@ -1,7 +1,7 @@
-# Mask R-CNN with HorNet-S 7x7 and a HorFPN of gnConvs with global filters: the paper's ablation of feature pyramids.
-# Hardware: 8 GPUs, 2 images each. Start weights: the ImageNet-1K ones that the release fine-tuned from, downloaded on first use.
+# Mask R-CNN 1x with HorNet-S 7x7 and a HorFPN of gnConvs with global filters: the paper's ablation of feature pyramids.
+# Hardware: 8 GPUs, 2 images each. Start weights: ImageNet-1K, as in the release; downloaded on first use.
 #
 #   bash object_detection/dist_train.sh object_detection/configs/horfpn/horfpn_gf_mask_rcnn_hornet_small_7x7_1x_coco_in1k.py 8
-_base_ = ["../_base_/mask_rcnn_1x.py"]
+_base_ = ["./fpn_mask_rcnn_hornet_small_7x7_1x_coco_in1k.py"]
 
 model = dict(neck=dict(type="HorFPN", order=2, global_filter=(32, 17)))

@@ -1,15 +1,11 @@
-# Cascade Mask R-CNN with HorNet-B GF: 54.0 box AP, 46.9 mask AP on COCO val, as published.
-# Hardware: 8 GPUs, 2 images each. Start weights: the ImageNet-1K ones that the release fine-tuned from, downloaded on first use.
+# Cascade Mask R-CNN with HorNet-B GF: 54.0 box AP, 46.9 mask AP on COCO val (published).
+# Hardware: 8 GPUs, 2 images each. Start weights: ImageNet-1K, as in the release; downloaded on first use.
 #
 #   bash object_detection/dist_train.sh object_detection/configs/hornet/cascade_mask_rcnn_hornet_base_gf_3x_coco_in1k.py 8
-_base_ = ["../_base_/cascade_mask_rcnn_3x.py"]
+_base_ = ["./cascade_mask_rcnn_hornet_base_7x7_3x_coco_in1k.py"]
 
 model = dict(
     backbone=dict(
-        arch="base_gf",
-        drop_path_rate=0.7,
-        pretrained="https://cloud.tsinghua.edu.cn/f/6c84935e63b547f383fb/?dl=1",
-    ),
-    neck=dict(in_channels=[128, 256, 512, 1024]),
+        arch="base_gf", pretrained="https://cloud.tsinghua.edu.cn/f/6c84935e63b547f383fb/?dl=1"
+    )
 )
-optim_wrapper = dict(paramwise_cfg=dict(decay_rate=0.8))

@@ -1,14 +1,11 @@
-# Cascade Mask R-CNN with HorNet-S GF: 53.3 box AP, 46.3 mask AP on COCO val, as published.
-# Hardware: 8 GPUs, 2 images each. Start weights: the ImageNet-1K ones that the release fine-tuned from, downloaded on first use.
+# Cascade Mask R-CNN with HorNet-S GF: 53.3 box AP, 46.3 mask AP on COCO val (published).
+# Hardware: 8 GPUs, 2 images each. Start weights: ImageNet-1K, as in the release; downloaded on first use.
 #
 #   bash object_detection/dist_train.sh object_detection/configs/hornet/cascade_mask_rcnn_hornet_small_gf_3x_coco_in1k.py 8
-_base_ = ["../_base_/cascade_mask_rcnn_3x.py"]
+_base_ = ["./cascade_mask_rcnn_hornet_small_7x7_3x_coco_in1k.py"]
 
 model = dict(
     backbone=dict(
-        arch="small_gf",
-        drop_path_rate=0.6,
-        pretrained="https://cloud.tsinghua.edu.cn/f/8405c984bf084d2ba85a/?dl=1",
-    ),
-    neck=dict(in_channels=[96, 192, 384, 768]),
+        arch="small_gf", pretrained="https://cloud.tsinghua.edu.cn/f/8405c984bf084d2ba85a/?dl=1"
+    )
 )

@@ -1,5 +1,5 @@
-# Cascade Mask R-CNN with HorNet-T 7x7: 51.7 box AP, 44.8 mask AP on COCO val, as published.
-# Hardware: 8 GPUs, 2 images each. Start weights: the ImageNet-1K ones that the release fine-tuned from, downloaded on first use.
+# Cascade Mask R-CNN with HorNet-T 7x7: 51.7 box AP, 44.8 mask AP on COCO val (published).
+# Hardware: 8 GPUs, 2 images each. Start weights: ImageNet-1K, as in the release; downloaded on first use.
 #
 #   bash object_detection/dist_train.sh object_detection/configs/hornet/cascade_mask_rcnn_hornet_tiny_7x7_3x_coco_in1k.py 8
 _base_ = ["../_base_/cascade_mask_rcnn_3x.py"]

@@ -1,4 +1,4 @@
-# ADE20K in crops of 512 pixels.
+# ADE20K in crops of 512 x 512 pixels.
 _base_ = [
     __import__("mmseg").__path__[0] + "/.mim/configs/_base_/datasets/ade20k.py",
     "./upernet_hornet_160k.py",

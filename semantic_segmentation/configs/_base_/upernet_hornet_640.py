@@ -1,4 +1,4 @@
-# ADE20K in crops of 640 pixels.
+# ADE20K in crops of 640 x 640 pixels.
 _base_ = [
     __import__("mmseg").__path__[0] + "/.mim/configs/_base_/datasets/ade20k_640x640.py",
     "./upernet_hornet_160k.py",

@@ -1,4 +1,4 @@
-# A small UPerNet on drawn shapes, from nothing, on a CPU: `make demo-segmentation` draws and trains.
+# A small UPerNet trained from scratch on drawn shapes, on a CPU: `make demo-segmentation` draws and trains.
 _base_ = ["../finetune/upernet_own_data.py"]
 
 data_root = "data/shapes-segmentation"
@@ -13,10 +13,7 @@ model = dict(
     auxiliary_head=dict(in_channels=128, channels=32, norm_cfg=_bn),
     test_cfg=dict(crop_size=size, stride=(96, 96)),
 )
-_load = [
-    dict(type="LoadImageFromFile"),
-    dict(type="LoadAnnotations"),
-]
+_load = [dict(type="LoadImageFromFile"), dict(type="LoadAnnotations")]
 train_pipeline = [*_load, dict(type="RandomFlip", prob=0.5), dict(type="PackSegInputs")]
 test_pipeline = [*_load, dict(type="PackSegInputs")]
 train_dataloader = dict(num_workers=1, dataset=dict(data_root=data_root, pipeline=train_pipeline))

@@ -2,16 +2,16 @@
 #
 #   data_root/train/images/NAME.jpg   data_root/train/masks/NAME.png   data_root/val/...
 #
-# A mask has one channel; its values are the places of `classes`, and 255 where there is no truth.
+# Masks have one channel; their values are indices of `classes`, or 255 for pixels without a label.
 #
 #   python -m semantic_segmentation.train semantic_segmentation/configs/finetune/upernet_own_data.py
 #
-# Made for one GPU with 4 crops; --auto-scale-lr fits the rate to other batches.
+# For one GPU and batches of 4 crops; --auto-scale-lr scales the learning rate to other batch sizes.
 _base_ = ["../_base_/upernet_hornet.py"]
 
 data_root = "data/mine"
 classes = ("ground", "disc", "square", "triangle")
-palette = [[0, 0, 0], [220, 60, 60], [60, 180, 75], [60, 90, 220]]  # a colour for each, in pictures
+palette = [[0, 0, 0], [220, 60, 60], [60, 180, 75], [60, 90, 220]]  # colors in pictures
 image_suffix, mask_suffix = ".jpg", ".png"
 max_iters = 20000
 warmup_iters = max(1, max_iters // 40)

@@ -1,5 +1,5 @@
-# UPerNet with HorNet-L 7x7: 54.1 mIoU (single scale), 54.5 (multi-scale and flip) on ADE20K val, as published.
-# Hardware: 8 GPUs, 2 images each. Start weights: the ImageNet-22K ones that the release fine-tuned from, downloaded on first use.
+# UPerNet with HorNet-L 7x7: 54.1 mIoU (single scale), 54.5 (multi-scale and flip) on ADE20K val (published).
+# Hardware: 8 GPUs, 2 images each. Start weights: ImageNet-22K, as in the release; downloaded on first use.
 #
 #   bash semantic_segmentation/dist_train.sh semantic_segmentation/configs/hornet/upernet_hornet_large_7x7_640_160k_ade20k.py 8
 _base_ = ["../_base_/upernet_hornet_640.py"]

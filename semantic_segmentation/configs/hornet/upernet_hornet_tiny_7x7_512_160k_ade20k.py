@@ -1,5 +1,5 @@
-# UPerNet with HorNet-T 7x7: 48.1 mIoU (single scale), 48.9 (multi-scale and flip) on ADE20K val, as published.
-# Hardware: 8 GPUs, 2 images each. Start weights: the ImageNet-1K ones that the release fine-tuned from, downloaded on first use.
+# UPerNet with HorNet-T 7x7: 48.1 mIoU (single scale), 48.9 (multi-scale and flip) on ADE20K val (published).
+# Hardware: 8 GPUs, 2 images each. Start weights: ImageNet-1K, as in the release; downloaded on first use.
 #
 #   bash semantic_segmentation/dist_train.sh semantic_segmentation/configs/hornet/upernet_hornet_tiny_7x7_512_160k_ade20k.py 8
 _base_ = ["../_base_/upernet_hornet.py"]

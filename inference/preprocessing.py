@@ -1,0 +1,71 @@
+"""How an image becomes the input of a trained classifier."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from config.flags import DataConfig
+from input_pipeline.transforms import CROP_PCT, eval_transform, is_warped, mean_std
+from runtime.errors import UserError
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """The evaluation's preprocessing; TypeError or ValueError for values that cannot work."""
+
+    input_size: int
+    """Height and width in pixels."""
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    crop_pct: float | None = None
+    """Visible fraction of the short side, CROP_PCT by default; None if the image is warped."""
+
+    def __post_init__(self) -> None:
+        if type(self.input_size) is not int or self.input_size < 1:
+            raise ValueError(f"input size {self.input_size!r}")
+        if len(self.mean) != 3 or len(self.std) != 3 or not min(self.std) > 0:
+            raise ValueError(f"mean {self.mean}, std {self.std}")
+        if self.crop_pct is not None and not 0.05 < self.crop_pct <= 1:
+            raise ValueError(f"crop_pct {self.crop_pct}")
+        crop_pct = None if is_warped(self.input_size) else self.crop_pct or CROP_PCT
+        object.__setattr__(self, "crop_pct", crop_pct)
+
+    @cached_property
+    def transform(self) -> Callable[[Image.Image], torch.Tensor]:
+        return eval_transform(self.input_size, self.mean, self.std, self.crop_pct)
+
+
+def default_preprocessing(input_size: int) -> Preprocessing:
+    return Preprocessing(input_size, *mean_std(DataConfig()))
+
+
+def preprocessing_of(flags: dict[str, Any], size: int, path: Path) -> Preprocessing:
+    """Return the preprocessing of a checkpoint by its flags, of this project or timm.
+
+    Raises:
+        UserError: this project does not have it.
+    """
+    of_imagenet = bool(flags.get("imagenet_default_mean_and_std", True))
+    mean, std = mean_std(DataConfig(imagenet_default_mean_and_std=of_imagenet))
+    mode = "squash" if is_warped(size) else "center"
+    try:
+        mean = tuple(map(float, flags.get("mean") or mean))
+        std = tuple(map(float, flags.get("std") or std))
+        crop_pct = float(flags.get("crop_pct") or CROP_PCT)
+        preprocessing = Preprocessing(size, mean, std, crop_pct)
+        if (flags.get("crop_mode") or mode) != mode:
+            raise ValueError(
+                f"crop_mode {flags['crop_mode']} at {size} pixels, which this project does not have"
+            )
+        if flags.get("crop_mode") == "squash" and crop_pct != 1:
+            raise ValueError(f"crop_pct {crop_pct} of the squashed image")
+        if flags.get("interpolation") not in (None, "bicubic"):
+            raise ValueError(f"interpolation {flags['interpolation']} instead of bicubic")
+    except (TypeError, ValueError) as error:
+        raise UserError(f"checkpoint {path}: its images cannot be prepared: {error}") from None
+    return preprocessing
