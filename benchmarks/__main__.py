@@ -11,37 +11,35 @@ and torchvision only. The modes loop and loader need the packages of main.py, ex
 pip install '.[export,openvino]'.
 """
 
-import argparse
 import datetime
 import sys
 import time
-from collections.abc import Callable, Iterator
+from argparse import ArgumentParser, Namespace
+from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
 
 import timm
 import torch
-from torch import nn
 
 import models  # noqa: F401 - registers the HorNets with timm
 from benchmarks import networks
 from benchmarks.measure import Row, machine
 from benchmarks.networks import Setting
-from benchmarks.peers import PLAIN, load_peer
-from runtime.errors import UserError, near_names, run_program
+from benchmarks.peers import PLAIN, Peers, load_peer
+from runtime.errors import UserError, near_names, program
 
-LARGEST_THREADS = 1024
 NETWORKS = ("inference", "training")
-MODES = (*NETWORKS, "loop", "loader", "start", "exports")
+PIPELINE = ("loop", "loader", "start")
+MODES = (*NETWORKS, *PIPELINE, "exports")
 GPU_MODELS = [f"hornet_{s}_{kind}" for s in ("tiny", "small", "base") for kind in ("7x7", "gf")]
 GPU_RUNS = (("training", 128), ("inference", 256), ("inference", 32), ("inference", 1))
 """Mode and batch size."""
 
 
-def parser() -> argparse.ArgumentParser:
-    this = argparse.ArgumentParser(
-        "python -m benchmarks",
-        description="Measures speed and memory in comparison with peers.",
+def parser() -> ArgumentParser:
+    this = ArgumentParser(
+        "python -m benchmarks", description="Measures speed and memory in comparison with peers."
     )
     add = this.add_argument
     add("modes", nargs="*", metavar="MODE", help=f"what to measure: {', '.join(MODES)} (all)")
@@ -68,11 +66,10 @@ def parser() -> argparse.ArgumentParser:
     return this
 
 
-def measure(arguments: argparse.Namespace) -> Iterator[Row]:
+def measure(arguments: Namespace) -> Iterator[Row]:
     """Yield the rows of the report."""
-    device, rounds, modes = torch.device(arguments.device), arguments.rounds, arguments.modes
     start, longest = time.monotonic(), 0.0
-    for mode, setting in _settings(arguments, device):
+    for mode, setting in _settings(arguments):
         begun = time.monotonic()
         if arguments.minutes and begun - start + longest > 60 * arguments.minutes:
             yield Row(setting.name, mode, None, "no time was left")
@@ -81,35 +78,29 @@ def measure(arguments: argparse.Namespace) -> Iterator[Row]:
         yield from getattr(networks, mode)(setting, arguments.compile)
         longest = max(longest, time.monotonic() - begun)
     # imported late: they need more packages than the rest
-    if "exports" in modes:
+    if "exports" in arguments.modes:
         from benchmarks.exports import exports
 
-        yield from exports(_peers(arguments), arguments.input_size, arguments.batch_size, rounds,
-                           arguments.checkpoint, arguments.calibration)  # fmt: skip
-    if {"loop", "loader", "start"} & set(modes):
-        from benchmarks import pipeline
+        yield from exports(_peers(arguments), arguments)
+    for mode in PIPELINE:
+        if mode in arguments.modes:
+            from benchmarks import pipeline
 
-        if "loop" in modes:
-            yield pipeline.loop("hornet_large_7x7", rounds, device)
-        if "loader" in modes:
-            yield from pipeline.loader(rounds)
-        if "start" in modes:
-            yield pipeline.start(rounds)
+            yield from getattr(pipeline, mode)(arguments.rounds, arguments.device)
 
 
-def _settings(arguments: argparse.Namespace, device: torch.device) -> Iterator[tuple[str, Setting]]:
+def _settings(arguments: Namespace) -> Iterator[tuple[str, Setting]]:
     """Yield a mode of NETWORKS with each setting to measure."""
     modes = [mode for mode in NETWORKS if mode in arguments.modes]
-    runs = [(mode, batch) for batch in arguments.batch_size for mode in modes]
-    runs = list(GPU_RUNS) if arguments.gpu else runs
+    runs = GPU_RUNS if arguments.gpu else [(m, b) for b in arguments.batch_size for m in modes]
     peers = _peers(arguments) if runs else {}
-    for model, size, dtype in product(peers, arguments.input_size, arguments.dtype):
-        kind = getattr(torch, dtype)
-        for mode, batch in runs:
-            yield mode, Setting(model, peers[model], batch, size, kind, device, arguments.rounds)
+    sizes, dtypes = arguments.input_size, arguments.dtype
+    for model, size, dtype, (mode, batch) in product(peers, sizes, dtypes, runs):
+        yield mode, Setting(model, peers[model], batch, size, getattr(torch, dtype),
+                            arguments.device, arguments.rounds)  # fmt: skip
 
 
-def _peers(arguments: argparse.Namespace) -> dict[str, Callable[..., nn.Module]]:
+def _peers(arguments: Namespace) -> Peers:
     """Return the peer of each model to measure."""
     peers, known = load_peer(arguments.peer), timm.list_models("hornet_*")
     names = arguments.models or (GPU_MODELS if arguments.gpu else GPU_MODELS[:2])
@@ -121,18 +112,7 @@ def _peers(arguments: argparse.Namespace) -> dict[str, Callable[..., nn.Module]]
     return {model: peers[model] for model in names}
 
 
-def main(argv: list[str] | None = None) -> int:
-    return run_program("benchmarks", lambda: _main(parser().parse_args(argv)))
-
-
-def _main(arguments: argparse.Namespace) -> int:
-    _complete(arguments)
-    torch.set_num_threads(arguments.threads)
-    _report(arguments)
-    return 0
-
-
-def _complete(arguments: argparse.Namespace) -> None:
+def _complete(arguments: Namespace) -> None:
     """Set defaults that depend on other flags; UserError for flags that cannot work."""
     unknown = set(arguments.modes) - set(MODES)
     if unknown:
@@ -161,8 +141,8 @@ def _complete(arguments: argparse.Namespace) -> None:
         raise UserError("--device cuda: this machine has no GPU")
     if min(arguments.rounds, arguments.threads, *arguments.batch_size) < 1:
         raise UserError("--rounds, --threads and --batch-size have to be 1 or more")
-    if arguments.threads > LARGEST_THREADS:
-        raise UserError(f"--threads {arguments.threads}: at most {LARGEST_THREADS}")
+    if arguments.threads > 1024:
+        raise UserError(f"--threads {arguments.threads}: at most 1024")
     if min(arguments.input_size) < 32:
         raise UserError("--input-size has to be 32 or more")
     if arguments.minutes is not None and not 0 < arguments.minutes < float("inf"):
@@ -171,10 +151,13 @@ def _complete(arguments: argparse.Namespace) -> None:
         raise UserError(f"--output {arguments.output} cannot be a file: give FILE in a folder")
 
 
-def _report(arguments: argparse.Namespace) -> None:
+@program(parser)
+def main(arguments: Namespace) -> None:
     """Print each row as it comes, then the report, which --output gets, too."""
-    device = torch.device(arguments.device)
-    facts = machine(device) | networks.matrix_rates(device, arguments.rounds)
+    _complete(arguments)
+    arguments.device = torch.device(arguments.device)
+    torch.set_num_threads(arguments.threads)
+    facts = machine(arguments.device) | networks.matrix_rates(arguments.device, arguments.rounds)
     rows: list[Row] = []
     try:
         for row in measure(arguments):

@@ -1,7 +1,8 @@
 """Exported files compared with eager PyTorch: speed and largest error."""
 
 import tempfile
-from collections.abc import Callable, Iterator
+from argparse import Namespace
+from collections.abc import Iterator
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -11,6 +12,7 @@ from torch import nn
 
 from benchmarks.measure import Row, paired, speed
 from benchmarks.networks import Setting
+from benchmarks.peers import Peers
 from benchmarks.pipeline import CPU, write_photos
 from inference import export
 from inference.classifier import Classifier, load_classifier, untrained_classifier
@@ -27,41 +29,30 @@ WAYS = (
 )
 
 
-def exports(
-    peers: dict[str, Callable[..., nn.Module]],
-    sizes: list[int],
-    batches: list[int],
-    rounds: int,
-    checkpoint: str | None,
-    calibration: Path | None,
-) -> Iterator[Row]:
+def exports(peers: Peers, arguments: Namespace) -> Iterator[Row]:
     """Measure the models, and a checkpoint, which is its own peer in PyTorch.
 
-    The int8 file of the checkpoint is calibrated with the images in `calibration`; without them,
-    and for the models, with random photographs.
+    The int8 file of the checkpoint is calibrated with --calibration; without it, and for the
+    models, with random photographs.
     """
+    checkpoint, batches, rounds = arguments.checkpoint, arguments.batch_size, arguments.rounds
     trained = load_classifier(checkpoint, takes_exported=False) if checkpoint else None
-    for model, size, batch in product(peers, sizes, batches):
-        ours, theirs = Setting(model, peers[model], batch, size, torch.float32, CPU, 0).pair()
+    for model, size, batch in product(peers, arguments.input_size, batches):
+        ours, theirs = Setting(model, peers[model], batch, size, torch.float32, CPU, rounds).pair()
         classifier = untrained_classifier(ours.eval(), model, size)
-        yield from _exported(model, classifier, theirs.eval(), batch, rounds)
+        yield from _exported(model, classifier, theirs.eval(), batch, rounds, None)
     if trained:
-        name = f"{trained.config.model} in {Path(checkpoint or '').name}"
+        name = f"{trained.config.model} in {Path(checkpoint).name}"
         for batch in batches:
-            yield from _exported(name, trained, trained.model, batch, rounds, calibration)
+            yield from _exported(name, trained, trained.model, batch, rounds, arguments.calibration)
 
 
 def _exported(
-    name: str,
-    classifier: Classifier,
-    peer: nn.Module,
-    batch: int,
-    rounds: int,
-    calibration: Path | None = None,
+    name: str, ours: Classifier, peer: nn.Module, batch: int, rounds: int, calibration: Path | None
 ) -> Iterator[Row]:
-    size = classifier.preprocessing.input_size
+    size = ours.preprocessing.input_size
     images = torch.randn(batch, 3, size, size)
-    contenders = {"peer": peer, "PyTorch": classifier.model}
+    contenders = {"peer": peer, "PyTorch": ours.model}
     notes = {}
     with tempfile.TemporaryDirectory() as folder:
         if calibration is None:
@@ -73,12 +64,12 @@ def _exported(
             options = export.Options(dtype, batch)
             try:
                 if dtype == "int8":
-                    quality = export.export_int8(classifier, output, options, calibration)
+                    quality = export.export_int8(ours, output, options, calibration)
                     notes[what] = f"largest error {quality.error:.1e}"
                     if quality.before is not None:
                         notes[what] += f"; accuracy {quality.before:.2%}, then {quality.after:.2%}"
                 else:
-                    errors = export.export(classifier, output, options)
+                    errors = export.export(ours, output, options)
                     notes[what] = f"largest error {max(errors.values()):.1e}"
             except MissingPackageError as error:
                 yield Row(name, what, None, str(error))
@@ -89,6 +80,6 @@ def _exported(
             timings = paired(runs, rounds, CPU, warm_up=2)
     for what, note in notes.items():
         ratio, details = speed(timings[what], timings["peer"])
-        ours, _ = speed(timings[what], timings["PyTorch"])
-        details = f"{note}; {ours:.2f} times our own in PyTorch; {details}"
+        own, _ = speed(timings[what], timings["PyTorch"])
+        details = f"{note}; {own:.2f} times our own in PyTorch; {details}"
         yield Row(f"{name}, batch {batch} at {size}", what, ratio, details)

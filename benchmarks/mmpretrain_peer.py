@@ -14,11 +14,10 @@ from torch import Tensor, nn
 class Classifier(nn.Module):
     """The backbone and a head, with the state-dict keys of the released checkpoints."""
 
-    def __init__(self, arch: str, num_classes: int = 1000, **_: Any) -> None:
+    def __init__(self, arch: str) -> None:
         super().__init__()
         self.backbone = HorNet(arch)
-        last = self.backbone.arch_settings["base_dim"] * 8
-        self.head = nn.Linear(last, num_classes)
+        self.head = nn.Linear(8 * self.backbone.arch_settings["base_dim"], 1000)
 
     def state_dict(self, *arguments: Any, **keywords: Any) -> Any:
         renamed = {}

@@ -14,9 +14,10 @@ from torch import nn
 from runtime.errors import UserError
 
 PLAIN = Path(__file__).with_name("plain_hornet.py")
+Peers = dict[str, Callable[[], nn.Module]]
 
 
-def load_peer(path: Path) -> dict[str, Callable[..., nn.Module]]:
+def load_peer(path: Path) -> Peers:
     """Return the models of a Python file by name: its MODELS, or what it registers with timm.
 
     timm's registry stays as it was.

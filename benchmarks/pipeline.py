@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -32,9 +33,10 @@ CPU = torch.device("cpu")
 ROOT = Path(__file__).parents[1]
 
 
-def loop(model_name: str, rounds: int, device: torch.device) -> Row:
+def loop(rounds: int, device: torch.device) -> Iterator[Row]:
     """Measure EMA, clipping and AdamW; the peer is a Python loop with PyTorch's defaults."""
-    model = timm.create_model(model_name).to(device)
+    name = "hornet_large_7x7"
+    model = timm.create_model(name).to(device)
     ema = ModelEmaV3(model, decay=0.9999)
     fast = create_optimizer(OptimConfig(), model, 1e-3)
     plain = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.05)
@@ -58,12 +60,12 @@ def loop(model_name: str, rounds: int, device: torch.device) -> Row:
     share = median(timings["peer"].ratios_to(timings["ours"]))
     detail = f"{1e3 * timings['ours'].median:.0f} ms, peer {1e3 * timings['peer'].median:.0f} ms"
     what = "EMA, clipping and AdamW: share of the time"
-    return Row(model_name, what, share, f"{detail}, n = {rounds}")
+    yield Row(name, what, share, f"{detail}, n = {rounds}")
 
 
-def loader(rounds: int) -> list[Row]:
+def loader(rounds: int, _: torch.device) -> Iterator[Row]:
     """Measure images per second per core; the peer is timm's transform of the same policy."""
-    rows, case = [], "500 x 375 JPEG to 224, RandAugment"
+    case = "500 x 375 JPEG to 224, RandAugment"
     with tempfile.TemporaryDirectory() as folder:
         write_photos(Path(folder) / "a", 32)
         config = AugmentConfig()
@@ -79,7 +81,7 @@ def loader(rounds: int) -> list[Row]:
                 view = train_transform(replace(config, fast_decode=fast), 224,
                                        *mean_std(DataConfig()))  # fmt: skip
             except UserError as error:  # packages are missing
-                rows.append(Row(case, f"loader, {name}", None, str(error)))
+                yield Row(case, f"loader, {name}", None, str(error))
                 continue
             unreadable = UnreadableImages(Path(folder) / "bad_images.txt", 0)
             contenders[name] = TrainImages(open_folder(Path(folder), view), 0, unreadable)
@@ -94,8 +96,7 @@ def loader(rounds: int) -> list[Row]:
     for name, own in timings.items():
         detail = f"{32 / own.median:.0f} images/s per core, peer {32 / peer.median:.0f}"
         ratio = median(own.ratios_to(peer))
-        rows.append(Row(case, f"loader, {name}", ratio, f"{detail}, n = {rounds}"))
-    return rows
+        yield Row(case, f"loader, {name}", ratio, f"{detail}, n = {rounds}")
 
 
 def write_photos(folder: Path, count: int) -> None:
@@ -109,9 +110,9 @@ def write_photos(folder: Path, count: int) -> None:
         Image.fromarray(noisy).save(folder / f"{index}.jpg", quality=90)
 
 
-def start(rounds: int) -> Row:
+def start(rounds: int, _: torch.device) -> Iterator[Row]:
     """Measure the seconds that `main.py --help` takes."""
     command = [sys.executable, "main.py", "--help"]
     run = partial(subprocess.run, command, cwd=ROOT, stdout=subprocess.DEVNULL, check=True)
     timing = paired({"start": run}, rounds, CPU)["start"]
-    return Row("main.py --help", "seconds", timing.median, f"n = {rounds}")
+    yield Row("main.py --help", "seconds", timing.median, f"n = {rounds}")

@@ -7,28 +7,20 @@ Shapes: (B, C, H, W) unless a name says otherwise.
 """
 
 from functools import partial
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath
 from torch import Tensor, nn
 
 
-class Norm(nn.Module):
-    """Layer norm over the channels, the second axis by default."""
-
-    def __init__(self, channels: int, channels_last: bool = False) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(channels))
-        self.bias = nn.Parameter(torch.zeros(channels))
-        self.channels_last = channels_last
+class Norm(nn.LayerNorm):
+    """Layer norm over the channels, here the second axis."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.channels_last:
-            return F.layer_norm(x, self.weight.shape, self.weight, self.bias, 1e-6)
         mean = x.mean(1, keepdim=True)
         variance = (x - mean).pow(2).mean(1, keepdim=True)
-        x = (x - mean) / torch.sqrt(variance + 1e-6)
+        x = (x - mean) / torch.sqrt(variance + self.eps)
         return self.weight[:, None, None] * x + self.bias[:, None, None]
 
 
@@ -40,19 +32,18 @@ class GlobalLocalFilter(nn.Module):
         half = channels // 2
         self.dw = nn.Conv2d(half, half, 3, padding=1, bias=False, groups=half)
         self.complex_weight = nn.Parameter(0.02 * torch.randn(half, h, w, 2))
-        self.pre_norm = Norm(channels)
-        self.post_norm = Norm(channels)
+        self.pre_norm = Norm(channels, eps=1e-6)
+        self.post_norm = Norm(channels, eps=1e-6)
 
     def forward(self, x: Tensor) -> Tensor:
         batch, channels, height, width = x.shape
         local, spread = self.pre_norm(x).chunk(2, dim=1)
         local = self.dw(local)
         spectrum = torch.fft.rfft2(spread.float(), norm="ortho")
-        weight: Tensor = self.complex_weight
-        if weight.shape[1:3] != spectrum.shape[2:]:
-            planes = weight.permute(3, 0, 1, 2)
+        planes = self.complex_weight.permute(3, 0, 1, 2)
+        if planes.shape[2:] != spectrum.shape[2:]:
             planes = F.interpolate(planes, spectrum.shape[2:], mode="bilinear", align_corners=True)
-            weight = planes.permute(1, 2, 3, 0)
+        weight = planes.permute(1, 2, 3, 0)
         spectrum = spectrum * torch.view_as_complex(weight.float().contiguous())
         spread = torch.fft.irfft2(spectrum, s=(height, width), norm="ortho")
         mixed = torch.stack((local, spread), dim=2).reshape(batch, channels, height, width)
@@ -62,10 +53,9 @@ class GlobalLocalFilter(nn.Module):
 class GnConv(nn.Module):
     """Equations 3.3 to 3.5 of the paper, one operation at a time."""
 
-    def __init__(self, dim: int, order: int, scale: float, filter_size) -> None:
+    def __init__(self, dim: int, order: int, filter_size) -> None:
         super().__init__()
         self.dims = [dim // 2**k for k in reversed(range(order))]
-        self.scale = scale
         total = sum(self.dims)
         self.proj_in = nn.Conv2d(dim, 2 * dim, 1)
         self.dwconv = (
@@ -74,13 +64,11 @@ class GnConv(nn.Module):
             else nn.Conv2d(total, total, 7, padding=3, groups=total)
         )
         self.proj_out = nn.Conv2d(dim, dim, 1)
-        self.pws = nn.ModuleList(
-            nn.Conv2d(self.dims[k], self.dims[k + 1], 1) for k in range(order - 1)
-        )
+        self.pws = nn.ModuleList(nn.Conv2d(i, o, 1) for i, o in pairwise(self.dims))
 
     def forward(self, x: Tensor) -> Tensor:
         p, q_all = torch.split(self.proj_in(x), [self.dims[0], sum(self.dims)], dim=1)
-        q = torch.split(self.dwconv(q_all) * self.scale, self.dims, dim=1)
+        q = torch.split(self.dwconv(q_all) * (1 / 3), self.dims, dim=1)
         p = p * q[0]
         for pw, q_k in zip(self.pws, q[1:], strict=True):
             p = pw(p) * q_k
@@ -88,52 +76,40 @@ class GnConv(nn.Module):
 
 
 class Block(nn.Module):
-    def __init__(self, dim: int, order: int, drop_path: float, filter_size) -> None:
+    def __init__(self, dim: int, order: int, filter_size) -> None:
         super().__init__()
-        self.norm1 = Norm(dim)
-        self.gnconv = GnConv(dim, order, 1 / 3, filter_size)
-        self.norm2 = Norm(dim, channels_last=True)
+        self.norm1 = Norm(dim, eps=1e-6)
+        self.gnconv = GnConv(dim, order, filter_size)
+        self.norm2 = nn.LayerNorm(dim, eps=1e-6)
         self.pwconv1 = nn.Linear(dim, 4 * dim)
         self.act = nn.GELU()
         self.pwconv2 = nn.Linear(4 * dim, dim)
         self.gamma1 = nn.Parameter(1e-6 * torch.ones(dim))
         self.gamma2 = nn.Parameter(1e-6 * torch.ones(dim))
-        self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        gamma1 = self.gamma1.view(-1, 1, 1)
-        x = x + self.drop_path(gamma1 * self.gnconv(self.norm1(x)))
+        x = x + self.gamma1.view(-1, 1, 1) * self.gnconv(self.norm1(x))
         y_bhwc = self.norm2(x.permute(0, 2, 3, 1))
         y_bhwc = self.gamma2 * self.pwconv2(self.act(self.pwconv1(y_bhwc)))
-        return x + self.drop_path(y_bhwc.permute(0, 3, 1, 2))
+        return x + y_bhwc.permute(0, 3, 1, 2)
 
 
 class PlainHorNet(nn.Module):
     """Images (B, 3, H, W) -> logits (B, num_classes)."""
 
-    def __init__(
-        self,
-        base_dim: int,
-        filters=(None,) * 4,
-        num_classes: int = 1000,
-        drop_path_rate: float = 0.0,
-        depths: tuple[int, ...] = (2, 3, 18, 2),
-    ) -> None:
+    def __init__(self, base_dim: int, filters, num_classes=1000, depths=(2, 3, 18, 2)) -> None:
         super().__init__()
         dims = [base_dim * 2**i for i in range(4)]
-        self.downsample_layers = nn.ModuleList(
-            [nn.Sequential(nn.Conv2d(3, dims[0], 4, stride=4), Norm(dims[0]))]
-        )
-        for narrow, wide in zip(dims[:-1], dims[1:], strict=True):
-            self.downsample_layers.append(
-                nn.Sequential(Norm(narrow), nn.Conv2d(narrow, wide, 2, stride=2))
-            )
-        rates = torch.linspace(0, drop_path_rate, sum(depths)).split(depths)
+        stem = nn.Sequential(nn.Conv2d(3, dims[0], 4, stride=4), Norm(dims[0], eps=1e-6))
+        self.downsample_layers = nn.ModuleList([stem])
+        for narrow, wide in pairwise(dims):
+            convolution = nn.Conv2d(narrow, wide, 2, stride=2)
+            self.downsample_layers.append(nn.Sequential(Norm(narrow, eps=1e-6), convolution))
         self.stages = nn.ModuleList(
-            nn.Sequential(*(Block(dim, i + 2, float(rate), filters[i]) for rate in rates[i]))
-            for i, dim in enumerate(dims)
+            nn.Sequential(*(Block(dims[i], i + 2, filters[i]) for _ in range(depths[i])))
+            for i in range(4)
         )
-        self.norm = Norm(dims[-1], channels_last=True)
+        self.norm = nn.LayerNorm(dims[-1], eps=1e-6)
         self.head = nn.Linear(dims[-1], num_classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):

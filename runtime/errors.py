@@ -2,7 +2,7 @@
 
 import difflib
 import sys
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
@@ -27,16 +27,30 @@ def exit_on_user_error(program: str) -> Iterator[None]:
         sys.exit(f"{program}: error: {one_line(error)}")
 
 
-def run_program(name: str, body: Callable[[], int]) -> int:
-    """Run a program; return its exit status: that of the body, 1 on error, 130 on Ctrl-C."""
-    try:
-        return body()
-    except (UserError, OSError) as error:
-        sys.stderr.write(f"{name}: error: {one_line(error)}\n")
-        return 1
-    except KeyboardInterrupt:
-        sys.stderr.write(f"{name}: stopped\n")
-        return 130
+def program(
+    parser: Callable[[], ArgumentParser],
+) -> Callable[[Callable[[Namespace], int | None]], Callable[..., int]]:
+    """Turn a function of the parsed arguments into main(argv), which returns the exit status.
+
+    The status is that of the function, 0 for None; 1 on error, 130 on Ctrl-C.
+    """
+
+    def decorate(body: Callable[[Namespace], int | None]) -> Callable[..., int]:
+        def main(argv: list[str] | None = None) -> int:
+            this = parser()
+            name = this.prog.removeprefix("python -m ")
+            try:
+                return body(this.parse_args(argv)) or 0
+            except (UserError, OSError) as error:
+                sys.stderr.write(f"{name}: error: {one_line(error)}\n")
+                return 1
+            except KeyboardInterrupt:
+                sys.stderr.write(f"{name}: stopped\n")
+                return 130
+
+        return main
+
+    return decorate
 
 
 def one_line(error: BaseException) -> str:

@@ -9,16 +9,16 @@ none for a folder in the format of timm and Hugging Face (config.json, model.saf
 README.md), which timm.create_model('local-dir:FOLDER', pretrained=True) loads.
 """
 
-import argparse
 import sys
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from inference.convert import convert
-from runtime.errors import run_program
+from runtime.errors import program
 
 
-def parser() -> argparse.ArgumentParser:
-    this = argparse.ArgumentParser(
+def parser() -> ArgumentParser:
+    this = ArgumentParser(
         "python -m tools.convert",
         description="Converts a classifier's weights to .pth, .safetensors or a folder of timm's.",
     )
@@ -30,11 +30,8 @@ def parser() -> argparse.ArgumentParser:
     return this
 
 
-def main(argv: list[str] | None = None) -> int:
-    return run_program("tools.convert", lambda: _main(parser().parse_args(argv)))
-
-
-def _main(arguments: argparse.Namespace) -> int:
+@program(parser)
+def main(arguments: Namespace) -> None:
     output = arguments.output
     classifier = convert(arguments.source, output, arguments.model, arguments.ema)
     sys.stdout.write(f"{output}: {classifier.config.model}, {len(classifier.classes)} classes\n")
@@ -43,7 +40,6 @@ def _main(arguments: argparse.Namespace) -> int:
             f"timm.create_model('local-dir:{output}', pretrained=True) loads it once the "
             "models are registered (import models, or hornet)\n"
         )
-    return 0
 
 
 if __name__ == "__main__":

@@ -11,24 +11,18 @@ import sys
 import time
 from pathlib import Path
 
-from PIL import Image, ImageOps
+from PIL import Image
+from torchvision.transforms.functional import to_tensor
+from torchvision.utils import save_image
 
 from dense.shapes import write_coco, write_masks
 from tools.demo import ROOT, run, say
 
+AP50 = {"box AP50": "coco/bbox_mAP_50", "mask AP50": "coco/segm_mAP_50"}
+MIOU = {"mIoU, per cent": "mIoU"}
 TASKS = {
-    "detection": (
-        "object_detection",
-        "mask_rcnn_shapes.py",
-        write_coco,
-        {"box AP50": "coco/bbox_mAP_50", "mask AP50": "coco/segm_mAP_50"},
-    ),
-    "segmentation": (
-        "semantic_segmentation",
-        "upernet_shapes.py",
-        write_masks,
-        {"mIoU, per cent": "mIoU"},
-    ),
+    "detection": ("object_detection", "mask_rcnn_shapes.py", write_coco, AP50),
+    "segmentation": ("semantic_segmentation", "upernet_shapes.py", write_masks, MIOU),
 }
 
 
@@ -58,10 +52,11 @@ def main() -> int:
     (results,) = (ROOT / folder / "test").glob("*/*.json")
     found = json.loads(results.read_text())
     values = ", ".join(f"{name} {found[key]:g}" for name, key in metrics.items())
-    picture = gather(sorted((ROOT / shown).iterdir()), ROOT / folder)
+    pictures = [to_tensor(Image.open(file)) for file in sorted((ROOT / shown).iterdir())[:12]]
+    save_image(pictures, ROOT / folder / "predictions.png", nrow=3, padding=8, pad_value=1)
     say(f"""
 on {len(list((data / "val/images").iterdir()))} held-out images: {values}
-  pictures      {picture.relative_to(ROOT)} (truth on the left, predictions on the right)
+  pictures      {folder / "predictions.png"} (truth on the left, predictions on the right)
   log, config   {folder}
   weights       {weights}
 
@@ -69,18 +64,6 @@ test them again:
   .venv/bin/python {" ".join(test)}
 train on your own data: copy {package}/configs/finetune""")
     return 0
-
-
-def gather(pictures: list[Path], folder: Path, columns: int = 3, rows: int = 4) -> Path:
-    """Paste the first pictures, all of one size, into predictions.png; return its path."""
-    images = [ImageOps.expand(Image.open(p), 4, "white") for p in pictures[: columns * rows]]
-    width, height = images[0].size
-    sheet = Image.new("RGB", (columns * width, rows * height))
-    for index, image in enumerate(images):
-        row, column = divmod(index, columns)
-        sheet.paste(image, (column * width, row * height))
-    sheet.save(folder / "predictions.png")
-    return folder / "predictions.png"
 
 
 if __name__ == "__main__":

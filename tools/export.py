@@ -7,8 +7,8 @@ python -m tools.export hornet_tiny_gf --checkpoint hornet_tiny_gf.pth --format e
     --dynamic size --output tiny.pt2
 """
 
-import argparse
 import sys
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 import timm
@@ -16,11 +16,11 @@ import timm
 from inference.classifier import Classifier, classifier_of
 from inference.export import LARGEST_ERROR, Options, export, export_int8, random_classifier
 from inference.exported import FORMATS, format_of
-from runtime.errors import UserError, check_positive, near_names, run_program
+from runtime.errors import UserError, check_positive, near_names, program
 
 
-def parser() -> argparse.ArgumentParser:
-    this = argparse.ArgumentParser(
+def parser() -> ArgumentParser:
+    this = ArgumentParser(
         "python -m tools.export",
         description="Exports a classifier to one file, and compares it with PyTorch.",
     )
@@ -45,18 +45,18 @@ def parser() -> argparse.ArgumentParser:
     return this
 
 
-def _classifier(arguments: argparse.Namespace) -> Classifier:
-    known = timm.list_models("hornet_*")
-    if arguments.model and not timm.is_model(arguments.model):
-        raise UserError(f"there is no model {arguments.model}{near_names(arguments.model, known)}")
+def _classifier(arguments: Namespace) -> Classifier:
+    model, known = arguments.model, timm.list_models("hornet_*")
+    if model and not timm.is_model(model):
+        raise UserError(f"there is no model {model}{near_names(model, known)}")
     if arguments.checkpoint:
         return classifier_of(arguments, takes_exported=False)
-    if not arguments.model:
+    if not model:
         raise UserError("give --checkpoint FILE, or a model to export with random weights")
-    return random_classifier(arguments.model, arguments.input_size)
+    return random_classifier(model, arguments.input_size)
 
 
-def _check(arguments: argparse.Namespace) -> str:
+def _check(arguments: Namespace) -> str:
     """Return the format; UserError for flags that cannot work."""
     kind, output = format_of(arguments.output), arguments.output
     if arguments.format not in (None, kind):
@@ -84,11 +84,8 @@ def _check(arguments: argparse.Namespace) -> str:
     return kind
 
 
-def main(argv: list[str] | None = None) -> int:
-    return run_program("tools.export", lambda: _main(parser().parse_args(argv)))
-
-
-def _main(arguments: argparse.Namespace) -> int:
+@program(parser)
+def main(arguments: Namespace) -> None:
     kind = _check(arguments)
     classifier, output = _classifier(arguments), arguments.output
     options = Options(
@@ -108,7 +105,6 @@ def _main(arguments: argparse.Namespace) -> int:
     weights = "" if arguments.checkpoint else ", random weights: no --checkpoint was given"
     told.append(f"{output}: {kind}, {arguments.dtype}, {megabytes:.1f} MB{weights}")
     sys.stdout.write("\n".join(told) + "\n")
-    return 0
 
 
 if __name__ == "__main__":

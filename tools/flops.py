@@ -4,8 +4,8 @@ python -m tools.flops hornet_tiny_gf --input-size 224
 python -m tools.flops object_detection/configs/hornet/CONFIG.py --input-size 800 1280
 """
 
-import argparse
 import sys
+from argparse import ArgumentParser, Namespace
 
 import timm
 import torch
@@ -15,15 +15,15 @@ from config.flags import ModelConfig
 from dense import flops
 from dense.configs import read_config
 from dense.run import need_stack
-from runtime.errors import UserError, run_program
+from runtime.errors import UserError, program
 from training.build import build_model
 from utils import count_parameters, gmacs_by_module
 
 COLUMNS = "{:22} {:>18} {:>13} {:>9} {:>9}\n"
 
 
-def parser() -> argparse.ArgumentParser:
-    this = argparse.ArgumentParser(
+def parser() -> ArgumentParser:
+    this = ArgumentParser(
         "python -m tools.flops",
         description="Counts parameters and multiply-adds of a model, by stage.",
     )
@@ -68,11 +68,8 @@ def _row(name: str, shape: str, part: nn.Module, products: float, transforms: fl
     return COLUMNS.format(name, shape, f"{count_parameters(part):,}", total, f"{transforms:.4f}")
 
 
-def main(argv: list[str] | None = None) -> int:
-    return run_program("tools.flops", lambda: _main(parser().parse_args(argv)))
-
-
-def _main(arguments: argparse.Namespace) -> int:
+@program(parser)
+def main(arguments: Namespace) -> None:
     name, sizes = arguments.model, arguments.input_size or []
     try:
         if name.endswith(".py"):
@@ -84,13 +81,11 @@ def _main(arguments: argparse.Namespace) -> int:
             if len(sizes) > 1:
                 raise UserError("--input-size: a classifier's images are square, give one number")
             cfg = timm.get_pretrained_cfg(name)
-            default = cfg.input_size[-1] if cfg else 224
-            text = table(model, sizes[0] if sizes else default)
+            text = table(model, sizes[0] if sizes else cfg.input_size[-1] if cfg else 224)
     except (ValueError, RuntimeError, AssertionError) as error:
         size = " ".join(map(str, sizes))
         raise UserError(f"--input-size {size}: {name} fails: {error}") from None
     sys.stdout.write(text)
-    return 0
 
 
 if __name__ == "__main__":

@@ -3,10 +3,10 @@
 python -m tools.predict IMAGE... | FOLDER --checkpoint runs/mine/checkpoint-best.pth
 """
 
-import argparse
 import csv
 import json
 import sys
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 import torch
@@ -14,16 +14,15 @@ from PIL import ImageDraw, ImageFont, ImageOps
 
 from inference.classifier import Classifier, add_flags, classifier_of
 from input_pipeline.images import find_images, load_image
-from runtime.errors import UserError, check_positive, run_program
+from runtime.errors import UserError, check_positive, program
 
 CAPTION_WIDTH = 320  # pixels
-
 Predictions = dict[Path, list[tuple[str, float]]]
 """The most probable classes of each file, with their probabilities."""
 
 
-def parser() -> argparse.ArgumentParser:
-    this = argparse.ArgumentParser(
+def parser() -> ArgumentParser:
+    this = ArgumentParser(
         "python -m tools.predict", description="Classifies images by a trained classifier."
     )
     add = this.add_argument
@@ -44,8 +43,7 @@ def predict(
     classifier: Classifier, files: list[Path], device: torch.device, topk: int, batch_size: int
 ) -> tuple[Predictions, dict[Path, str]]:
     """Return the most probable classes of each file, and what is wrong with unreadable files."""
-    model = classifier.model.to(device)
-    names = classifier.labels
+    model, names = classifier.model.to(device), classifier.labels
     predictions: Predictions = {}
     unreadable: dict[Path, str] = {}
     for start in range(0, len(files), batch_size):
@@ -79,10 +77,7 @@ def as_table(predictions: Predictions) -> str:
 
 def as_json(predictions: Predictions, unreadable: dict[Path, str]) -> str:
     images = [
-        {
-            "image": str(file),
-            "predictions": [{"class": name, "probability": share} for name, share in found],
-        }
+        {"image": str(file), "predictions": [{"class": c, "probability": p} for c, p in found]}
         for file, found in predictions.items()
     ]
     problems = [{"image": str(file), "reason": reason} for file, reason in unreadable.items()]
@@ -114,11 +109,8 @@ def save_captioned(predictions: Predictions, folder: Path) -> None:
         raise UserError(f"--show-dir {folder} cannot be written: {error}") from None
 
 
-def main(argv: list[str] | None = None) -> int:
-    return run_program("tools.predict", lambda: _main(parser().parse_args(argv)))
-
-
-def _main(arguments: argparse.Namespace) -> int:
+@program(parser)
+def main(arguments: Namespace) -> int:
     check_positive(arguments, "topk", "batch_size", "input_size")
     has_gpu = torch.cuda.is_available()
     if arguments.device == "cuda" and not has_gpu:

@@ -9,8 +9,8 @@ python -m tools.visualize confusion my_images --checkpoint runs/a/checkpoint-bes
 python -m tools.visualize report runs/a
 """
 
-import argparse
 import sys
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -20,7 +20,7 @@ from inference.classifier import add_flags, classifier_of
 from inference.report import report
 from input_pipeline.images import find_images
 from runtime.curves import draw_curves
-from runtime.errors import UserError, check_positive, run_program
+from runtime.errors import UserError, check_positive, program
 from runtime.files import written_whole
 
 PICTURES = {
@@ -33,15 +33,10 @@ PICTURES = {
     "report": "one HTML page about a run",
 }
 WITH_COUNT = ("field", "cam", "report")
-DRAWN_OF_EXAMPLES = {
-    "field": pictures.draw_field,
-    "gates": pictures.draw_gates,
-    "cam": pictures.draw_cam,
-}
 
 
-def parser() -> argparse.ArgumentParser:
-    this = argparse.ArgumentParser(
+def parser() -> ArgumentParser:
+    this = ArgumentParser(
         "python -m tools.visualize", description="Draws what a HorNet has learnt."
     )
     what = this.add_subparsers(dest="what", required=True, metavar="WHAT")
@@ -66,7 +61,7 @@ def parser() -> argparse.ArgumentParser:
     return this
 
 
-def draw(arguments: argparse.Namespace) -> Figure:
+def draw(arguments: Namespace) -> Figure:
     what = arguments.what
     if what == "curves":
         return draw_curves(arguments.runs)
@@ -79,16 +74,13 @@ def draw(arguments: argparse.Namespace) -> Figure:
     count = arguments.count if what in WITH_COUNT else 1
     examples = pictures.examples_of(classifier, pictures.spread(files, count))
     try:
-        return DRAWN_OF_EXAMPLES[what](classifier, examples)
+        return getattr(pictures, f"draw_{what}")(classifier, examples)
     except ValueError as error:  # the network refuses the size
         raise UserError(f"--input-size {classifier.preprocessing.input_size}: {error}") from None
 
 
-def main(argv: list[str] | None = None) -> int:
-    return run_program("tools.visualize", lambda: _main(parser().parse_args(argv)))
-
-
-def _main(arguments: argparse.Namespace) -> int:
+@program(parser)
+def main(arguments: Namespace) -> None:
     check_positive(arguments, *({"input_size", "count"} & vars(arguments).keys()))
     is_report = arguments.what == "report"
     if is_report and not arguments.run.is_dir():
@@ -108,7 +100,6 @@ def _main(arguments: argparse.Namespace) -> int:
         with written_whole(output) as written:
             figure.savefig(written, dpi=130)
     sys.stdout.write(f"{output}\n")
-    return 0
 
 
 if __name__ == "__main__":

@@ -3,11 +3,11 @@
 python -m tools.web --checkpoint runs/mine/checkpoint-best.pth
 """
 
-import argparse
 import os
 import signal
 import socket
 import sys
+from argparse import ArgumentParser, Namespace
 from collections import Counter
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,15 +23,15 @@ from inference.classifier import Classifier, add_flags, classifier_of
 from inference.pictures import CAM_ALPHA, examples_of, hornet, spread
 from inference.report import images_of
 from input_pipeline.images import find_images
-from runtime.errors import MissingPackageError, UserError, check_positive, reason_of, run_program
+from runtime.errors import MissingPackageError, UserError, check_positive, program, reason_of
 
 SHOWN_SIDE = 448  # pixels of the picture of where the network looks
 LOOKS = "where it looks"
 LOOPBACK = ("127.0.0.1", "localhost")
 
 
-def parser() -> argparse.ArgumentParser:
-    this = argparse.ArgumentParser(
+def parser() -> ArgumentParser:
+    this = ArgumentParser(
         "python -m tools.web", description="Serves a web page to try a classifier."
     )
     add_flags(this)
@@ -49,8 +49,7 @@ def answer(
 ) -> tuple[list[float], Image.Image]:
     """Return the probability of each class, and where a HorNet sees one, by default the likeliest.
 
-    Raises:
-        UserError: the file cannot be read.
+    Raises UserError if the file cannot be read.
     """
     examples = examples_of(classifier, [file])
     network = hornet(classifier)
@@ -67,9 +66,7 @@ def answer(
 def page(classifier: Classifier, source: str, examples: list[Path]) -> Any:
     """Return the page as an application of Gradio, with `source` in its title.
 
-    Raises:
-        MissingPackageError: Gradio is not installed.
-        UserError: the network is not a HorNet.
+    Raises UserError if the network is not a HorNet, MissingPackageError without Gradio.
     """
     try:
         import gradio
@@ -106,12 +103,10 @@ def page(classifier: Classifier, source: str, examples: list[Path]) -> Any:
                                  sources=["upload", "clipboard"], label="image")  # fmt: skip
             # pass on the file itself, so that it is read, or refused, as in other tools
             image.preprocess = lambda payload: payload and payload.path  # type: ignore
-            looks = gradio.Image(interactive=False, format="png", height=SHOWN_SIDE,
-                                 buttons=["download", "fullscreen"],
-                                 label=LOOKS)  # fmt: skip
-            classes = gradio.Label(
-                num_top_classes=5, label="classes: click on one to see where it is"
-            )
+            looks = gradio.Image(interactive=False, format="png", height=SHOWN_SIDE, label=LOOKS,
+                                 buttons=["download", "fullscreen"])  # fmt: skip
+            classes = gradio.Label(num_top_classes=5,
+                                   label="classes: click on one to see where it is")  # fmt: skip
         if examples:
             gradio.Examples([[str(file)] for file in examples], image)
         # queue clicks: the answer to the last one stays, and Grad-CAM is not thread-safe
@@ -129,11 +124,8 @@ def _distinct(names: list[str]) -> list[str]:
     return some if len(set(some)) == len(names) else numbered
 
 
-def main(argv: list[str] | None = None) -> int:
-    return run_program("tools.web", lambda: _main(parser().parse_args(argv)))
-
-
-def _main(arguments: argparse.Namespace) -> int:
+@program(parser)
+def main(arguments: Namespace) -> None:
     check_positive(arguments, "input_size", "port")
     try:  # before the model is loaded; Gradio would try all of its ports
         socket.create_server((arguments.host, arguments.port or 0)).close()
@@ -153,7 +145,6 @@ def _main(arguments: argparse.Namespace) -> int:
         page(classifier, arguments.checkpoint, examples).launch(
             server_name=arguments.host, server_port=arguments.port, share=False, show_error=True,
             footer_links=["api", "settings"])  # fmt: skip
-    return 0
 
 
 def _examples(
