@@ -1,4 +1,4 @@
-"""Measures speed and memory of the models, of parts of the training, and of exported files.
+"""Measures speed and memory in comparison with peers.
 
 python -m benchmarks                                   # everything
 python -m benchmarks inference --models hornet_small_gf --batch-size 1 8 --input-size 224 256
@@ -33,14 +33,12 @@ NETWORKS = ("inference", "training")
 PIPELINE = ("loop", "loader", "start")
 MODES = (*NETWORKS, *PIPELINE, "exports")
 GPU_MODELS = [f"hornet_{s}_{kind}" for s in ("tiny", "small", "base") for kind in ("7x7", "gf")]
-GPU_RUNS = (("training", 128), ("inference", 256), ("inference", 32), ("inference", 1))
+GPU_RUNS = [("training", 128), ("inference", 256), ("inference", 32), ("inference", 1)]
 """Mode and batch size."""
 
 
 def parser() -> ArgumentParser:
-    this = ArgumentParser(
-        "python -m benchmarks", description="Measures speed and memory in comparison with peers."
-    )
+    this = ArgumentParser("python -m benchmarks", description=__doc__.splitlines()[0])
     add = this.add_argument
     add("modes", nargs="*", metavar="MODE", help=f"what to measure: {', '.join(MODES)} (all)")
     add("--gpu", action="store_true",
@@ -54,8 +52,7 @@ def parser() -> ArgumentParser:
     add("--threads", type=int, default=1, metavar="N", help="of the CPU (1)")
     add("--rounds", type=int, default=7, metavar="N", help="timed runs of each contender (7)")
     add("--compile", action="store_true", help="inference also compiled, with frozen weights")
-    add("--minutes", type=float, metavar="M",
-        help="skip what might end later; the report lists it")  # fmt: skip
+    add("--minutes", type=float, metavar="M", help="skip what might end later; the report lists it")
     add("--peer", type=Path, default=PLAIN, metavar="FILE.py",
         help="file that registers hornet_* with timm (benchmarks/plain_hornet.py)")  # fmt: skip
     add("--checkpoint", metavar="FILE",
@@ -67,9 +64,13 @@ def parser() -> ArgumentParser:
 
 
 def measure(arguments: Namespace) -> Iterator[Row]:
-    """Yield the rows of the report."""
+    modes = [mode for mode in NETWORKS if mode in arguments.modes]
+    runs = GPU_RUNS if arguments.gpu else [(m, b) for b in arguments.batch_size for m in modes]
+    peers = _peers(arguments) if runs or "exports" in arguments.modes else {}
+    sizes, dtypes, device = arguments.input_size, arguments.dtype, arguments.device
     start, longest = time.monotonic(), 0.0
-    for mode, setting in _settings(arguments):
+    for model, size, dtype, (mode, batch) in product(peers, sizes, dtypes, runs):
+        setting = Setting(model, peers[model], batch, size, dtype, device, arguments.rounds)
         begun = time.monotonic()
         if arguments.minutes and begun - start + longest > 60 * arguments.minutes:
             yield Row(setting.name, mode, None, "no time was left")
@@ -81,27 +82,15 @@ def measure(arguments: Namespace) -> Iterator[Row]:
     if "exports" in arguments.modes:
         from benchmarks.exports import exports
 
-        yield from exports(_peers(arguments), arguments)
+        yield from exports(peers, arguments)
     for mode in PIPELINE:
         if mode in arguments.modes:
             from benchmarks import pipeline
 
-            yield from getattr(pipeline, mode)(arguments.rounds, arguments.device)
-
-
-def _settings(arguments: Namespace) -> Iterator[tuple[str, Setting]]:
-    """Yield a mode of NETWORKS with each setting to measure."""
-    modes = [mode for mode in NETWORKS if mode in arguments.modes]
-    runs = GPU_RUNS if arguments.gpu else [(m, b) for b in arguments.batch_size for m in modes]
-    peers = _peers(arguments) if runs else {}
-    sizes, dtypes = arguments.input_size, arguments.dtype
-    for model, size, dtype, (mode, batch) in product(peers, sizes, dtypes, runs):
-        yield mode, Setting(model, peers[model], batch, size, getattr(torch, dtype),
-                            arguments.device, arguments.rounds)  # fmt: skip
+            yield from getattr(pipeline, mode)(arguments.rounds, device)
 
 
 def _peers(arguments: Namespace) -> Peers:
-    """Return the peer of each model to measure."""
     peers, known = load_peer(arguments.peer), timm.list_models("hornet_*")
     names = arguments.models or (GPU_MODELS if arguments.gpu else GPU_MODELS[:2])
     for model in names:
@@ -114,8 +103,7 @@ def _peers(arguments: Namespace) -> Peers:
 
 def _complete(arguments: Namespace) -> None:
     """Set defaults that depend on other flags; UserError for flags that cannot work."""
-    unknown = set(arguments.modes) - set(MODES)
-    if unknown:
+    if unknown := set(arguments.modes) - set(MODES):
         raise UserError(f"there is no mode {min(unknown)}; choose from {', '.join(MODES)}")
     device = "cuda" if arguments.gpu or torch.cuda.is_available() else "cpu"
     arguments.device = arguments.device or device

@@ -38,7 +38,7 @@ def exports(peers: Peers, arguments: Namespace) -> Iterator[Row]:
     checkpoint, batches, rounds = arguments.checkpoint, arguments.batch_size, arguments.rounds
     trained = load_classifier(checkpoint, takes_exported=False) if checkpoint else None
     for model, size, batch in product(peers, arguments.input_size, batches):
-        ours, theirs = Setting(model, peers[model], batch, size, torch.float32, CPU, rounds).pair()
+        ours, theirs = Setting(model, peers[model], batch, size, "float32", CPU, rounds).pair()
         classifier = untrained_classifier(ours.eval(), model, size)
         yield from _exported(model, classifier, theirs.eval(), batch, rounds, None)
     if trained:

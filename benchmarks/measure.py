@@ -60,20 +60,16 @@ def paired(
 ) -> dict[str, Timing]:
     """Run each contender once per round, in turn, after `warm_up` rounds that do not count."""
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    synchronize = torch.get_device_module(device).synchronize
     for number in range(warm_up + rounds):
         for name, run in contenders.items():
-            _synchronize(device)
+            synchronize()
             start = time.perf_counter()
             run()
-            _synchronize(device)
+            synchronize()
             if number >= warm_up:
                 seconds[name].append(time.perf_counter() - start)
     return {name: Timing(values) for name, values in seconds.items()}
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def kept_bytes(forward: Callable[[], torch.Tensor], device: torch.device) -> int:
@@ -110,7 +106,7 @@ def _allocations(run: Callable[[], Any]) -> tuple[list[int], Any]:
 def machine(device: torch.device) -> dict[str, str]:
     """Return the hardware and versions, for the head of a report."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
-    commit = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    commit = subprocess.run(command, capture_output=True, text=True).stdout.strip()
     cpu, known = platform.processor() or platform.machine(), Path("/proc/cpuinfo")
     if known.is_file():
         facts = dict(re.findall(r"^([\w ]+?)\s*: (.*)$", known.read_text(), re.MULTILINE))

@@ -22,17 +22,16 @@ class Setting:
     """A model, its peer, their input, and the number of timed runs."""
 
     model: str
-    peer: Callable[..., nn.Module]
+    peer: Callable[[], nn.Module]
     batch: int
     size: int
-    dtype: torch.dtype
+    dtype: str
     device: torch.device
     rounds: int
 
     @property
     def name(self) -> str:
-        kind = str(self.dtype).removeprefix("torch.")
-        return f"{self.model} batch {self.batch} at {self.size}, {kind}"
+        return f"{self.model} batch {self.batch} at {self.size}, {self.dtype}"
 
     def pair(self) -> tuple[nn.Module, nn.Module]:
         """Return our plain model and the peer's, with the same weights."""
@@ -42,16 +41,14 @@ class Setting:
         except Exception as error:
             raise UserError(f"--peer: its {self.model} cannot be built: {error!r}") from None
         ours = timm.create_model(self.model)
-        with torch.no_grad():
-            for name, parameter in theirs.named_parameters():
-                if "gamma" in name:
-                    parameter.fill_(0.5)  # at 1e-6 an error in a block would not show
+        for name, parameter in theirs.named_parameters():
+            if "gamma" in name:
+                nn.init.constant_(parameter, 0.5)  # at 1e-6 an error in a block would not show
         try:
             ours.load_state_dict(theirs.state_dict())
         except RuntimeError as error:
-            raise UserError(
-                f"--peer: the weights of its {self.model} do not fit: {reason_of(error)}"
-            ) from None
+            reason = f"the weights of its {self.model} do not fit: {reason_of(error)}"
+            raise UserError(f"--peer: {reason}") from None
         return self._channels_last(ours), theirs.to(self.device)
 
     def convnext(self, compiles: bool) -> dict[str, nn.Module]:
@@ -69,13 +66,13 @@ class Setting:
         return torch.randn(self.batch, 3, self.size, self.size, device=self.device)
 
     def autocast(self) -> AbstractContextManager:
-        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+        dtype = getattr(torch, self.dtype)
+        return torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32)
 
     def speed_rows(self, mode: str, timings: dict[str, Timing]) -> list[Row]:
         """Return a row for each contender but the peer."""
-        peer = timings["peer"]
-        ours = {name: timing for name, timing in timings.items() if name != "peer"}
-        return [Row(self.name, f"{mode}, {n}", *speed(t, peer)) for n, t in ours.items()]
+        peer = timings.pop("peer")
+        return [Row(self.name, f"{mode}, {n}", *speed(t, peer)) for n, t in timings.items()]
 
     def memory_row(self, what: str, own: float, peer: float) -> Row:
         """Return a row with a share of the peer's memory, both in bytes."""
@@ -85,8 +82,7 @@ class Setting:
 def inference(setting: Setting, compiles: bool) -> list[Row]:
     """Measure the model as built, folded by `reparameterize_model`, and compiled if asked for.
 
-    Raises:
-        AssertionError: a contender's logits differ from the peer's.
+    Raises AssertionError if a contender's logits differ from the peer's.
     """
     ours, theirs = (model.eval() for model in setting.pair())
     folded = models.accelerate(reparameterize_model(ours))
@@ -109,7 +105,7 @@ def inference(setting: Setting, compiles: bool) -> list[Row]:
     expected = run(theirs).float()
     for name, model in contenders.items():
         error = (run(model).float() - expected).abs().max() / expected.abs().max()
-        if error > (1e-5 if setting.dtype == torch.float32 else 3e-2):
+        if error > (1e-5 if setting.dtype == "float32" else 3e-2):
             raise AssertionError(f"{setting.name}, {name}: another result, error {error:.1e}")
     runs = {name: partial(run, model) for name, model in (contenders | convnext).items()}
     return setting.speed_rows("inference", paired(runs, setting.rounds, setting.device))
@@ -139,13 +135,10 @@ def training(setting: Setting, compiles: bool) -> list[Row]:
     convnext = {name: model.train() for name, model in setting.convnext(compiles).items()}
     runs = {name: partial(step, model) for name, model in (contenders | convnext).items()}
     rows = setting.speed_rows("forward and backward", paired(runs, setting.rounds, setting.device))
-    kept = {
-        name: kept_bytes(partial(loss, contenders[name]), setting.device)
-        for name in ("peer", "training", "lean")
-    }
+    kept = [kept_bytes(partial(loss, model), setting.device) for model in (theirs, ours, lean)]
     peaks = {name: peak_bytes(run, setting.device) for name, run in runs.items()}
-    for name, what in (("training", "saved for backward"), ("lean", "saved for backward, lean")):
-        rows.append(setting.memory_row(what, kept[name], kept["peer"]))
+    rows.append(setting.memory_row("saved for backward", kept[1], kept[0]))
+    rows.append(setting.memory_row("saved for backward, lean", kept[2], kept[0]))
     peer = peaks.pop("peer")
     return rows + [setting.memory_row(f"peak memory, {n}", own, peer) for n, own in peaks.items()]
 
@@ -163,13 +156,13 @@ def matrix_rates(device: torch.device, rounds: int) -> dict[str, Any]:
     if device.type == "cpu" and torch.backends.mkldnn.is_available():
         ways["oneDNN"] = lambda x, w: torch.ops.mkldnn._linear_pointwise(x, w, None, "none", [], "")
     rates = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        x = torch.randn(rows, width, device=device, dtype=dtype)
-        weight = torch.randn(wide, width, device=device, dtype=dtype)
+    for dtype in ("float32", "bfloat16"):
+        x = torch.randn(rows, width, device=device, dtype=getattr(torch, dtype))
+        weight = torch.randn(wide, width, device=device, dtype=getattr(torch, dtype))
         runs = {name: partial(way, x, weight) for name, way in ways.items()}
         with torch.no_grad():
             timings = paired(runs, 5 * rounds, device, warm_up=3)
         for name, timing in timings.items():
             rate = 2 * rows * width * wide / min(timing.seconds) / 1e9
-            rates[f"{name}, {str(dtype).removeprefix('torch.')}"] = f"{rate:.0f} GFLOP/s"
+            rates[f"{name}, {dtype}"] = f"{rate:.0f} GFLOP/s"
     return rates

@@ -1,7 +1,6 @@
 """Other implementations of HorNet to compare with."""
 
-import importlib.util
-import sys
+import runpy
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -22,12 +21,8 @@ def load_peer(path: Path) -> Peers:
 
     timm's registry stays as it was.
     """
-    name = f"peer_{path.stem}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    if not path.is_file() or spec is None or spec.loader is None:
+    if path.suffix != ".py" or not path.is_file():
         raise UserError(f"--peer {path} is not a Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # register_model looks it up
     known = _registry._model_entrypoints
     tables: dict[str, Any] = {
         name: table.copy()
@@ -37,8 +32,7 @@ def load_peer(path: Path) -> Peers:
     try:
         with patch.multiple(_registry, **tables), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about names that are registered already
-            spec.loader.exec_module(module)
-            found = getattr(module, "MODELS", None) or {
+            found = runpy.run_path(str(path), run_name=f"peer_{path.stem}").get("MODELS") or {
                 model: create
                 for model, create in _registry._model_entrypoints.items()
                 if model.startswith("hornet_") and known.get(model) is not create

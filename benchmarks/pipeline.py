@@ -76,15 +76,14 @@ def loader(rounds: int, _: torch.device) -> Iterator[Row]:
         )  # fmt: skip
         allow_zero_bits(transform)  # the policy needs it with Pillow >= 13
         contenders: dict[str, Dataset] = {"peer": ImageFolder(folder, transform)}
+        unreadable = UnreadableImages(Path(folder) / "bad_images.txt", 0)
         for name, fast in (("same pixels", False), ("--fast_decode", True)):
             try:
                 view = train_transform(replace(config, fast_decode=fast), 224,
                                        *mean_std(DataConfig()))  # fmt: skip
+                contenders[name] = TrainImages(open_folder(Path(folder), view), 0, unreadable)
             except UserError as error:  # packages are missing
                 yield Row(case, f"loader, {name}", None, str(error))
-                continue
-            unreadable = UnreadableImages(Path(folder) / "bad_images.txt", 0)
-            contenders[name] = TrainImages(open_folder(Path(folder), view), 0, unreadable)
 
         def load(images: Dataset) -> None:
             for index in range(32):

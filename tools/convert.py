@@ -1,4 +1,4 @@
-"""Converts weights to another format, without changing them.
+"""Converts a classifier's weights to .pth, .safetensors or a folder of timm's.
 
 python -m tools.convert runs/mine/checkpoint-best.pth mine.safetensors
 python -m tools.convert hornet_tiny_gf.in1k hornet_tiny_gf
@@ -18,10 +18,7 @@ from runtime.errors import program
 
 
 def parser() -> ArgumentParser:
-    this = ArgumentParser(
-        "python -m tools.convert",
-        description="Converts a classifier's weights to .pth, .safetensors or a folder of timm's.",
-    )
+    this = ArgumentParser("python -m tools.convert", description=__doc__.splitlines()[0])
     add = this.add_argument
     add("source", help="path, URL, or name of published weights; or a folder of timm's")
     add("output", type=Path, help="FILE.pth, FILE.safetensors, or a new folder")

@@ -1,4 +1,4 @@
-"""Exports a classifier to one file that other programs run, and compares it with PyTorch.
+"""Exports a classifier to one file, and compares it with PyTorch.
 
 python -m tools.export --checkpoint runs/mine/checkpoint-best.pth --format onnx --output mine.onnx
 python -m tools.export --checkpoint runs/mine/checkpoint-best.pth --output small.onnx \\
@@ -20,10 +20,7 @@ from runtime.errors import UserError, check_positive, near_names, program
 
 
 def parser() -> ArgumentParser:
-    this = ArgumentParser(
-        "python -m tools.export",
-        description="Exports a classifier to one file, and compares it with PyTorch.",
-    )
+    this = ArgumentParser("python -m tools.export", description=__doc__.splitlines()[0])
     add = this.add_argument
     add("model", nargs="?", default="", help="its model, if the checkpoint does not name it")
     add("--checkpoint", help="path, URL, or name of published weights; by default random weights")
@@ -88,13 +85,9 @@ def _check(arguments: Namespace) -> str:
 def main(arguments: Namespace) -> None:
     kind = _check(arguments)
     classifier, output = _classifier(arguments), arguments.output
-    options = Options(
-        arguments.dtype,
-        None if arguments.dynamic else arguments.batch_size or 1,
-        arguments.dynamic == "size",
-        not arguments.no_fold,
-        arguments.opset or Options.opset,
-    )
+    dynamic, opset = arguments.dynamic, arguments.opset or Options.opset
+    batch = None if dynamic else arguments.batch_size or 1
+    options = Options(arguments.dtype, batch, dynamic == "size", not arguments.no_fold, opset)
     if arguments.calibration:
         told = [str(export_int8(classifier, output, options, arguments.calibration))]
     else:

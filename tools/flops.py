@@ -23,10 +23,7 @@ COLUMNS = "{:22} {:>18} {:>13} {:>9} {:>9}\n"
 
 
 def parser() -> ArgumentParser:
-    this = ArgumentParser(
-        "python -m tools.flops",
-        description="Counts parameters and multiply-adds of a model, by stage.",
-    )
+    this = ArgumentParser("python -m tools.flops", description=__doc__.splitlines()[0])
     add = this.add_argument
     add("model", help="name of a registered model, or a config of mmdet or mmseg")
     add("--input-size", type=int, nargs="+", metavar="PIXELS",

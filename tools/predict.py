@@ -22,9 +22,7 @@ Predictions = dict[Path, list[tuple[str, float]]]
 
 
 def parser() -> ArgumentParser:
-    this = ArgumentParser(
-        "python -m tools.predict", description="Classifies images by a trained classifier."
-    )
+    this = ArgumentParser("python -m tools.predict", description=__doc__.splitlines()[0])
     add = this.add_argument
     add("images", nargs="+", metavar="IMAGE", help="image files, or folders of them")
     add_flags(this)
@@ -117,10 +115,8 @@ def main(arguments: Namespace) -> int:
         raise UserError("--device cuda: this machine has no GPU")
     device = torch.device("cuda" if has_gpu and arguments.device != "cpu" else "cpu")
     files = find_images(arguments.images)
-    classifier = classifier_of(arguments)
-    predictions, unreadable = predict(
-        classifier, files, device, arguments.topk, arguments.batch_size
-    )
+    topk, size = arguments.topk, arguments.batch_size
+    predictions, unreadable = predict(classifier_of(arguments), files, device, topk, size)
     if arguments.json:
         sys.stdout.write(as_json(predictions, unreadable))
     elif arguments.csv:

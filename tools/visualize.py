@@ -1,4 +1,4 @@
-"""Draws what a HorNet has learnt, and writes an HTML page about a run.
+"""Draws what a HorNet has learnt.
 
 python -m tools.visualize curves runs/a runs/b --output curves.png
 python -m tools.visualize field my_images --checkpoint runs/a/checkpoint-best.pth --output field.png
@@ -32,13 +32,10 @@ PICTURES = {
     "confusion": "confusion matrix of images in class folders, and the most confident mistakes",
     "report": "one HTML page about a run",
 }
-WITH_COUNT = ("field", "cam", "report")
 
 
 def parser() -> ArgumentParser:
-    this = ArgumentParser(
-        "python -m tools.visualize", description="Draws what a HorNet has learnt."
-    )
+    this = ArgumentParser("python -m tools.visualize", description=__doc__.splitlines()[0])
     what = this.add_subparsers(dest="what", required=True, metavar="WHAT")
     for name, text in PICTURES.items():
         sub = what.add_parser(name, help=text, description=text)
@@ -54,7 +51,7 @@ def parser() -> ArgumentParser:
             if name != "filters":
                 add("images", nargs="+", metavar="IMAGE", help="files, or folders")
             add_flags(sub)
-        if name in WITH_COUNT:
+        if name in ("field", "cam", "report"):
             add("--count", type=int, default=8, help="number of images (8)")
         default = "FILE.html (RUN/report.html)" if name == "report" else "FILE.png"
         add("--output", type=Path, required=name != "report", help=default)
@@ -71,8 +68,8 @@ def draw(arguments: Namespace) -> Figure:
     files = find_images(arguments.images)
     if what == "confusion":
         return pictures.draw_confusion(classifier, files)
-    count = arguments.count if what in WITH_COUNT else 1
-    examples = pictures.examples_of(classifier, pictures.spread(files, count))
+    files = pictures.spread(files, getattr(arguments, "count", 1))
+    examples = pictures.examples_of(classifier, files)
     try:
         return getattr(pictures, f"draw_{what}")(classifier, examples)
     except ValueError as error:  # the network refuses the size

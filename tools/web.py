@@ -1,4 +1,4 @@
-"""Serves a web page to try a classifier: its most probable classes, and where it looks.
+"""Serves a web page to try a classifier.
 
 python -m tools.web --checkpoint runs/mine/checkpoint-best.pth
 """
@@ -31,9 +31,7 @@ LOOPBACK = ("127.0.0.1", "localhost")
 
 
 def parser() -> ArgumentParser:
-    this = ArgumentParser(
-        "python -m tools.web", description="Serves a web page to try a classifier."
-    )
+    this = ArgumentParser("python -m tools.web", description=__doc__.splitlines()[0])
     add_flags(this)
     add = this.add_argument
     add("--examples", type=Path, metavar="FOLDER",
@@ -147,14 +145,12 @@ def main(arguments: Namespace) -> None:
             footer_links=["api", "settings"])  # fmt: skip
 
 
-def _examples(
-    classifier: Classifier, folder: Path | None, takes_own: bool, count: int = 10
-) -> list[Path]:
+def _examples(classifier: Classifier, folder: Path | None, takes_own: bool) -> list[Path]:
     """Return images of the folder; without one the run's evaluation images, if there are any."""
     if folder:
-        return spread(find_images([str(folder)]), count)
+        return spread(find_images([str(folder)]), 10)
     try:
-        return spread(images_of(classifier.flags), count) if takes_own else []
+        return spread(images_of(classifier.flags), 10) if takes_own else []
     except UserError:
         return []
 
