@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+import models
 from benchmarks.measure import Row, paired, speed
 from benchmarks.networks import Setting
 from benchmarks.peers import Peers
@@ -39,7 +40,7 @@ def exports(peers: Peers, arguments: Namespace) -> Iterator[Row]:
     trained = load_classifier(checkpoint, takes_exported=False) if checkpoint else None
     for model, size, batch in product(peers, arguments.input_size, batches):
         ours, theirs = Setting(model, peers[model], batch, size, "float32", CPU, rounds).pair()
-        classifier = untrained_classifier(ours.eval(), model, size)
+        classifier = untrained_classifier(models.accelerate(ours.eval()), model, size)
         yield from _exported(model, classifier, theirs.eval(), batch, rounds, None)
     if trained:
         name = f"{trained.config.model} in {Path(checkpoint).name}"

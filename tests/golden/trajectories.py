@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
+import models
 from config.command_line import parse_args
 from config.flags import Config
 from engine import train_one_epoch
@@ -35,8 +36,8 @@ def repeat(record: dict[str, Any], dtype: torch.dtype = torch.float64) -> dict[s
     recorded = dict(record["config"])
     classes, steps = recorded.pop("num_classes"), recorded.pop("steps_per_epoch")
     config = _as_config(recorded)
-    model = build_model(config.model, classes).to(dtype)
-    fill_by_formula(model)
+    model = fill_by_formula(build_model(config.model, classes).to(dtype))
+    models.accelerate(model)  # as main.py trains it
     images = steps * config.total_batch(processes=1)
     state, setup = build_training(config, model, images, classes, SINGLE_PROCESS)
     losses: list[float] = []

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+import models
 from config.command_line import parse_args
 from config.flags import LoggingConfig
 from engine import evaluate, train_one_epoch, train_step
@@ -35,7 +36,7 @@ SMALL = [
 def small_training(*flags, steps=3, classes=4):
     config = parse_args([*SMALL, *flags])
     torch.manual_seed(0)
-    model = build_model(config.model, classes).double()
+    model = models.accelerate(build_model(config.model, classes).double())
     images = steps * config.total_batch(1)
     return build_training(config, model, images, classes, CPU)
 

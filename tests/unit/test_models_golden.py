@@ -1,5 +1,6 @@
 """The models compute what the released ones compute: recorded outputs, layouts, sizes."""
 
+import copy
 import json
 from pathlib import Path
 
@@ -29,6 +30,7 @@ def tiny():
     return {name: fill_by_formula(timm.create_model(name)).eval() for name in names}
 
 
+@pytest.mark.parametrize("fast", [False, True], ids=["plain", "accelerated"])
 @pytest.mark.parametrize(
     ("name", "height", "width", "impl"),
     [
@@ -39,10 +41,12 @@ def tiny():
         ("hornet_tiny_gf", 192, 256, "matmul"),
     ],
 )
-def test_recorded_outputs(tiny, name, height, width, impl):
+def test_recorded_outputs(tiny, name, height, width, impl, fast):
     golden = np.load(GOLDEN / f"{name}_{height}x{width}.npz")
-    model = tiny[name]
+    model = copy.deepcopy(tiny[name])
     models.set_global_filter_impl(model, impl)
+    if fast:
+        models.accelerate(model)
     with torch.no_grad():
         features, stages = model.forward_intermediates(formula_input(2, height, width))
         logits = model.forward_head(features)

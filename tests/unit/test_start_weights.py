@@ -141,7 +141,7 @@ def test_whole_classifier_as_a_backbone_starts_nothing_anew(tmp_path, caplog):
     with caplog.at_level("INFO"):
         start(small(), finetune=str(tmp_path / "w.pth"))
     assert "start weights from" in caplog.text
-    assert "initialised" not in caplog.text
+    assert "new" not in caplog.text
 
 
 def test_unnamed_classes_keep_the_head(tmp_path):
