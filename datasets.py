@@ -8,16 +8,9 @@ from timm.data import create_dataset
 from torchvision.datasets import CIFAR100
 
 from config.flags import AugmentConfig, DataConfig
+from input_pipeline import image_sets
 from input_pipeline.digits import write_digits
-from input_pipeline.image_sets import (
-    ImageSet,
-    ImageStream,
-    Part,
-    TorchvisionImages,
-    held_out,
-    open_folder,
-    spread_evenly,
-)
+from input_pipeline.image_sets import Images, ImageSet, open_folder
 from input_pipeline.timm_sets import PREFIXES, open_timm_set
 from input_pipeline.transforms import eval_transform, mean_std, train_transform
 from runtime.distributed import SINGLE_PROCESS, DistributedContext, first_on_each_machine
@@ -25,8 +18,6 @@ from runtime.errors import UserError
 
 FOLDERS = ("IMNET", "image_folder", "digits")
 """Values of --data_set with one folder per class."""
-
-Images = ImageSet | ImageStream
 
 
 @dataclass(frozen=True)
@@ -60,16 +51,16 @@ def build_data(
         transforms["train"] = train_transform(augment, input_size, mean, std)
     if with_val:
         transforms["val"] = eval_transform(input_size, mean, std, augment.crop_pct)
-    parts: dict[str, Images] = {}
+    parts: dict[str, Images]
     if prefix in FOLDERS:
-        parts.update(_open_folders(config, transforms))
+        parts = {**_open_folders(config, transforms)}
     else:
         open_part = _open_cifar if prefix == "CIFAR" else open_timm_set
-        parts.update({part: open_part(config, part, transforms[part]) for part in transforms})
+        parts = {part: open_part(config, part, view) for part, view in transforms.items()}
     classes = _common_classes(config, parts)
     for part, images in parts.items():
         if isinstance(images, ImageSet):  # streams are opened with max_images
-            parts[part] = spread_evenly(images, config.max_images)
+            parts[part] = image_sets.spread_evenly(images, config.max_images)
     return Data(parts.get("train"), parts.get("val"), classes)
 
 
@@ -91,28 +82,26 @@ def fetch_data(config: DataConfig, context: DistributedContext = SINGLE_PROCESS)
                     create_dataset(name, root=path, split=split, download=True)
     except (OSError, RuntimeError, AssertionError) as error:
         by_hand = f"; or put {CIFAR100.url} there yourself" if name == "CIFAR" else ""
-        raise UserError(
-            f"--data_set {name} cannot be stored in --data_path {path}: {error}{by_hand}"
-        ) from None
+        what = f"--data_set {name} cannot be stored in --data_path {path}"
+        raise UserError(f"{what}: {error}{by_hand}") from None
 
 
 def _open_folders(config: DataConfig, transforms: dict[str, Any]) -> dict[str, ImageSet]:
     root = Path(config.data_path)
-    if config.data_set != "image_folder":
-        return {part: open_folder(root / part, view) for part, view in transforms.items()}
-    if config.eval_data_path:
-        folders = {"train": root, "val": Path(config.eval_data_path)}
-        return {part: open_folder(folders[part], view) for part, view in transforms.items()}
-    train, val = ((root / name if (root / name).is_dir() else root) for name in ("train", "val"))
-    if config.val_fraction and val == root:
-        opened = {part: open_folder(train, view) for part, view in transforms.items()}
-        chosen = held_out(next(iter(opened.values())), config.val_fraction)
-        return {part: Part(images, chosen[part]) for part, images in opened.items()}
-    if len(transforms) == 2 and root in (train, val):
-        raise UserError(
-            f"no evaluation images: {root} does not hold both train/ and val/, so give "
-            "--eval_data_path FOLDER, --val_fraction 0.2, or --disable_eval true"
-        )
+    train, val = root / "train", root / "val"
+    if config.data_set == "image_folder" and config.eval_data_path:
+        train, val = root, Path(config.eval_data_path)
+    elif config.data_set == "image_folder":
+        train, val = (folder if folder.is_dir() else root for folder in (train, val))
+        if config.val_fraction and val == root:
+            opened = {part: open_folder(train, view) for part, view in transforms.items()}
+            chosen = image_sets.held_out(next(iter(opened.values())), config.val_fraction)
+            return {part: image_sets.Part(images, chosen[part]) for part, images in opened.items()}
+        if len(transforms) == 2 and root in (train, val):
+            raise UserError(
+                f"no evaluation images: {root} does not hold both train/ and val/, so give "
+                "--eval_data_path FOLDER, --val_fraction 0.2, or --disable_eval true"
+            )
     folders = {"train": train, "val": val}
     return {part: open_folder(folders[part], view) for part, view in transforms.items()}
 
@@ -122,7 +111,7 @@ def _open_cifar(config: DataConfig, part: str, transform: Any) -> ImageSet:
         source = CIFAR100(config.data_path, train=part == "train")
     except RuntimeError as error:
         raise UserError(f"--data_path {config.data_path} has no CIFAR-100: {error}") from None
-    return TorchvisionImages(source, transform, source.classes)
+    return image_sets.TorchvisionImages(source, transform, source.classes)
 
 
 def _common_classes(config: DataConfig, parts: dict[str, Images]) -> list[str]:

@@ -3,17 +3,14 @@
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
-from torch.nn.utils import clip_grads_with_norm_
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from config.flags import LoggingConfig
 from runtime.distributed import DistributedContext, all_gather_shards
 from runtime.errors import UserError
 from runtime.logging import Throughput
@@ -31,29 +28,22 @@ def train_one_epoch(
     state: TrainState,
     setup: TrainSetup,
     batches: Iterable[Batch],
-    logging_config: LoggingConfig = LoggingConfig(),  # noqa: B008  (frozen)
     trackers: Trackers | None = None,
     after_step: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
     """Take the remaining steps of an epoch; return its mean metrics.
 
     Args:
-        state: Changed by each step.
-        setup: Constant.
         batches: Images (N, 3, H, W) and labels (N) from progress.position on, update_freq of them
             per step.
-        logging_config: Sets the number of steps per log line, between which metrics stay on the
-            device.
-        trackers: Get the metrics of each log line.
+        trackers: Get the metrics of each log line; in between they stay on the device.
         after_step: Called after each step, when the state may be saved.
 
-    Raises:
-        NonFiniteError: max_bad_steps steps in a row were non-finite.
+    Raises NonFiniteError if max_bad_steps steps in a row were non-finite.
     """
     progress, steps = state.progress, setup.schedule.steps_per_epoch
     state.model.train()
-    speed = Throughput()
-    iterator = iter(batches)
+    speed, iterator = Throughput(), iter(batches)
     with logging_redirect_tqdm():
         title = f"epoch {progress.epoch + 1}"
         for index in _bar(range(setup.steps_taken(progress), steps), title, setup.context):
@@ -61,18 +51,21 @@ def train_one_epoch(
             train_step(state, setup, iterator, speed)
             progress.step += 1
             progress.position += setup.total_batch
-            if (index + 1) % logging_config.log_interval == 0 or index + 1 == steps:
+            if (index + 1) % setup.config.logging.log_interval == 0 or index + 1 == steps:
                 metrics = state.meters.end_line()
                 _log_line(state, setup, index + 1, metrics, speed)
                 if trackers:
                     trackers.write({f"train/{k}": v for k, v in metrics.items()}, progress.step)
-                speed.reset()
+                speed = Throughput()
                 state.nonfinite.check(state.bare_model, setup.schedule)
             after_step()
     metrics = state.meters.of_epoch()
     if setup.mixup:
         del metrics["class_acc"]  # mixed images have more than one class
-    return metrics | _rates(state.optimizer)
+    groups = state.optimizer.param_groups
+    rates = [group["lr"] for group in groups]
+    decay = max(group["weight_decay"] for group in groups)
+    return metrics | {"lr": max(rates), "min_lr": min(rates), "weight_decay": decay}
 
 
 def train_step(
@@ -82,22 +75,24 @@ def train_step(
 
     All ranks skip the update if the gradient is not finite.
     """
-    optim, step = setup.optim, state.progress.step
+    config, context, step = setup.config, setup.context, state.progress.step
     parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
-    sums = torch.zeros(5, dtype=torch.float64, device=setup.context.device)
-    for micro in range(optim.update_freq):
-        images, labels = _next_batch(batches, setup.context.device, step, speed)
+    sums = torch.zeros(5, dtype=torch.float64, device=context.device)
+    for micro in range(config.optim.update_freq):
+        images, labels = _next_batch(batches, context.device, step, speed)
         # random numbers depend on the step only, so that a run can resume here
-        seed_everything(stream_seed("step", setup.seed, step, micro, setup.context.rank))
-        ends_step = micro + 1 == optim.update_freq
+        seed_everything(stream_seed("step", config.runtime.seed, step, micro, context.rank))
+        ends_step = micro + 1 == config.optim.update_freq
         # to be clipped, a running sum has to be that of all ranks
-        with _gradient_sync(state.model, ends_step or optim.clip_mode == "micro"):
+        clips = ends_step or config.optim.clip_mode == "micro"
+        ddp = state.model if isinstance(state.model, nn.parallel.DistributedDataParallel) else None
+        with ddp.no_sync() if ddp and not clips else nullcontext():
             loss, logits = _forward_backward(state, setup, images, labels)
         if ends_step and state.scaler:
             state.scaler.unscale_(state.optimizer)
-        if ends_step or optim.clip_mode == "micro":
+        if clips:
             trained = [p for p in parameters if p.grad is not None]
-            norms = clip_gradient(trained, optim.clip_grad)
+            norms = clip_gradient(trained, config.optim.clip_grad)
         sums[0] += loss * len(labels)
         sums[1] += (logits.argmax(dim=1) == labels).sum()
         sums[2] += len(labels)
@@ -139,7 +134,7 @@ def _forward_backward(
         logits = state.model(images)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     loss = setup.criterion(logits, targets)
-    mean = loss / setup.optim.update_freq
+    mean = loss / setup.config.optim.update_freq
     (state.scaler.scale(mean) if state.scaler else mean).backward()
     return loss.detach(), logits.detach()
 
@@ -148,7 +143,7 @@ def clip_gradient(parameters: list[nn.Parameter], largest: float | None) -> torc
     """Clip the gradient to the 2-norm `largest`, if given; return the norm per parameter before."""
     norms = torch.stack(torch._foreach_norm([p.grad for p in parameters if p.grad is not None]))
     if largest is not None:
-        clip_grads_with_norm_(parameters, largest, torch.linalg.vector_norm(norms))
+        nn.utils.clip_grads_with_norm_(parameters, largest, torch.linalg.vector_norm(norms))
     return norms
 
 
@@ -174,18 +169,6 @@ def _autocast(device: torch.device, precision: torch.dtype | None) -> torch.auto
     return torch.autocast(device.type, precision, enabled=precision is not None)
 
 
-def _gradient_sync(model: nn.Module, synchronise: bool) -> AbstractContextManager:
-    if synchronise or not isinstance(model, DistributedDataParallel):
-        return nullcontext()
-    return model.no_sync()
-
-
-def _rates(optimizer: torch.optim.Optimizer) -> dict[str, float]:
-    rates = [group["lr"] for group in optimizer.param_groups]
-    decay = max(group["weight_decay"] for group in optimizer.param_groups)
-    return {"lr": max(rates), "min_lr": min(rates), "weight_decay": decay}
-
-
 def _bar(batches: Iterable, title: str, context: DistributedContext) -> Iterable:
     """Show a progress bar, on terminals and rank 0 only."""
     return tqdm(batches, desc=title, leave=False, disable=None if context.is_main else True)
@@ -195,12 +178,11 @@ def _log_line(
     state: TrainState, setup: TrainSetup, index: int, metrics: dict[str, float], speed: Throughput
 ) -> None:
     schedule, progress = setup.schedule, state.progress
-    left = schedule.config.total_steps(schedule.steps_per_epoch) - progress.step
     logger.info(
         "epoch %d  step %d/%d  loss %.4f  lr %.2e  grad norm %.3g  %s",
         progress.epoch + 1, index, schedule.steps_per_epoch, metrics["loss"],
         schedule.learning_rate(progress.step - 1), metrics["grad_norm"],
-        speed.summary(left, setup.context.world_size),
+        speed.summary(schedule.total_steps - progress.step, setup.context.world_size),
     )  # fmt: skip
 
 
@@ -219,29 +201,23 @@ def evaluate(
         model: Without its DistributedDataParallel wrapper, since ranks may differ in their number
             of batches.
         batches: Images (N, 3, H, W) and labels (N), negative for unreadable images.
-        context: This process among the ranks.
         batch_size: Ranks share the images in batches of this size (`shard`), and all get the same
             results, whatever the world size. None: each rank evaluates all images.
         precision: dtype of autocast.
         before_batch: Called with the index of each batch.
 
-    Returns:
-        Mean loss, acc1 and acc5 (top-1 and top-5 accuracy in per cent), images and unreadable
-        (counts); and a tensor (images, 3) of label, prediction and its probability.
-
-    Raises:
-        UserError: no image can be read.
+    Returns mean loss, acc1 and acc5 (top-1 and top-5 accuracy in per cent), images and unreadable
+    (counts); and a tensor (images, 3) of label, prediction and its probability. Raises UserError
+    if no image can be read.
     """
     model.eval()
     device = next(model.parameters()).device
     rows = [torch.empty(0, 5, dtype=torch.float64, device=device)]
     for index, (images, labels) in enumerate(_bar(batches, "evaluation", context)):
         before_batch(index)
-        images = images.to(device, non_blocking=True)
-        labels = labels.to(device, non_blocking=True)
+        images, labels = (part.to(device, non_blocking=True) for part in (images, labels))
         with _autocast(device, precision):
-            logits = model(images)
-        logits = logits.float()
+            logits = model(images).float()
         losses = nn.functional.cross_entropy(logits, labels.clamp(min=0), reduction="none")
         top5 = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
         probability, predicted = logits.softmax(dim=1).max(dim=1)

@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from checkpoints.fitting import check_classes, check_head, load_exactly
-from checkpoints.reading import ema_weights_in, read_checkpoint, weights_in
+from checkpoints import fitting, reading
 from checkpoints.sources import local_file
 from config.flags import Config
 from datasets import Data
@@ -22,18 +21,14 @@ from input_pipeline.unreadable import UnreadableImages
 from models import checkpoint_filter_fn
 from runtime.distributed import DistributedContext, broadcast_buffers
 from runtime.errors import UserError
-from training.build import amp_dtype
+from training.build import TrainSetup, amp_dtype
 from training.state import TrainState
 
 logger = logging.getLogger(__name__)
 
 
 def evaluate_epoch(
-    config: Config,
-    state: TrainState,
-    data: Data,
-    context: DistributedContext,
-    before_batch: Callable[[], None],
+    state: TrainState, setup: TrainSetup, data: Data, before_batch: Callable[[], None]
 ) -> tuple[dict[str, float], list[str]]:
     """Return the test_* entries of log.txt, and the names of the best checkpoints to save.
 
@@ -42,21 +37,20 @@ def evaluate_epoch(
     if data.val is None:
         return {}, []
     models = {"": state.bare_model}
-    if state.ema and config.ema.model_ema_eval:
+    if state.ema and setup.config.ema.model_ema_eval:
         models["_ema"] = state.ema.module
     record: dict[str, float] = {}
     for suffix, model in models.items():
-        broadcast_buffers(model, context)
-        metrics, _ = _evaluate(config, model, data, context, suffix, before_batch)
+        broadcast_buffers(model, setup.context)
+        metrics, _ = _evaluate(setup.config, model, data, setup.context, suffix, before_batch)
         record |= {f"test_{name}{suffix}": value for name, value in metrics.items()}
     # after all of them, since a run that is stopped in between evaluates again
     improved = []
     for suffix in models:
         best = "max_ema_accuracy" if suffix else "max_accuracy"
-        accuracy = record[f"test_acc1{suffix}"]
+        accuracy, loss = record[f"test_acc1{suffix}"], record[f"test_loss{suffix}"]
         # on a tie, the later: on few images accuracies repeat while the loss still falls
-        is_finite = math.isfinite(record[f"test_loss{suffix}"])
-        if is_finite and accuracy >= getattr(state.progress, best):
+        if math.isfinite(loss) and accuracy >= getattr(state.progress, best):
             setattr(state.progress, best, accuracy)
             improved.append("best-ema" if suffix else "best")
         record[best] = getattr(state.progress, best)
@@ -71,18 +65,18 @@ def evaluate_checkpoint(
     In output_dir, if given, predictions.csv and accuracy_per_class.csv are written.
     """
     path = config.checkpoint.resume
-    checkpoint = read_checkpoint(local_file(path, context), model)
-    check_classes(checkpoint, data.classes, path)
-    evaluated = {"": weights_in(checkpoint, path)}
+    checkpoint = reading.read_checkpoint(local_file(path, context), model)
+    fitting.check_classes(checkpoint, data.classes, path)
+    evaluated = {"": reading.weights_in(checkpoint, path)}
     if config.ema.model_ema_eval:
-        ema = ema_weights_in(checkpoint, path)
+        ema = reading.ema_weights_in(checkpoint, path)
         if ema is None:
             raise UserError(f"--model_ema_eval true: checkpoint {path} has no EMA")
         evaluated["_ema"] = ema
     for suffix, saved in evaluated.items():
         weights = checkpoint_filter_fn(saved, model)
-        check_head(weights, model, data.classes, path)
-        load_exactly(model, weights, path)
+        fitting.check_head(weights, model, data.classes, path)
+        fitting.load_exactly(model, weights, path)
         _, predictions = _evaluate(config, model, data, context, suffix)
         if config.checkpoint.output_dir and context.is_main:
             _write_predictions(Path(config.checkpoint.output_dir), data, predictions, suffix)
@@ -110,9 +104,8 @@ def _evaluate(
         if index < common:
             before_batch()
 
-    metrics, rows = evaluate(
-        model, loader, context, batch_size if shares else None, amp_dtype(config.compute), ask
-    )
+    size, precision = batch_size if shares else None, amp_dtype(config.compute)
+    metrics, rows = evaluate(model, loader, context, size, precision, ask)
     images = metrics.pop("images")
     if metrics.pop("unreadable"):
         logger.warning("unreadable images are left out: see %s", unreadable.path)
@@ -124,8 +117,11 @@ def _evaluate(
 
 
 def _write_predictions(folder: Path, data: Data, rows: torch.Tensor, suffix: str) -> None:
-    """Write predictions.csv and accuracy_per_class.csv, and log the worst classes."""
-    per_class = _accuracy_per_class(rows[rows[:, 0] != UNREADABLE], data.classes)
+    labels, guesses, _ = rows[rows[:, 0] != UNREADABLE].long().T
+    images = torch.bincount(labels, minlength=len(data.classes)).tolist()
+    correct = torch.bincount(labels[labels == guesses], minlength=len(data.classes)).tolist()
+    counts = zip(data.classes, images, correct, strict=True)
+    per_class = [(name, n, f"{100 * right / n:.2f}") for name, n, right in counts if n]
     tables: dict[str, list[tuple]] = {}
     if isinstance(data.val, ImageSet):  # images of a stream have no names
         tables["predictions"] = [("file", "class", "predicted", "probability")] + [
@@ -144,15 +140,3 @@ def _write_predictions(folder: Path, data: Data, rows: torch.Tensor, suffix: str
     logger.info("%s are in %s", " and ".join(f"{name}{suffix}.csv" for name in tables), folder)
     for name, count, accuracy in sorted(per_class, key=lambda row: float(row[2]))[:3]:
         logger.info("among the worst: class %s, %s%% of %d images", name, accuracy, count)
-
-
-def _accuracy_per_class(rows: torch.Tensor, classes: list[str]) -> list[tuple[str, int, str]]:
-    """Return (class, images, top-1 in per cent) of the classes that have images."""
-    labels, guesses = rows[:, 0].long(), rows[:, 1].long()
-    images = torch.bincount(labels, minlength=len(classes)).tolist()
-    correct = torch.bincount(labels[labels == guesses], minlength=len(classes)).tolist()
-    return [
-        (name, count, f"{100 * right / count:.2f}")
-        for name, count, right in zip(classes, images, correct, strict=True)
-        if count
-    ]

@@ -18,8 +18,7 @@ from dataclasses import asdict
 
 from torch import nn
 
-from checkpoints.run_folder import RunFolder
-from checkpoints.sources import with_model_of_weights
+from checkpoints import run_folder, sources
 from config.flags import Config
 from config.smoke import shrunk
 from datasets import Data, build_data, fetch_data
@@ -27,10 +26,8 @@ from engine import train_one_epoch
 from evaluation import evaluate_checkpoint, evaluate_epoch
 from input_pipeline.loaders import TrainLoader, naming_dead_workers
 from input_pipeline.unreadable import UnreadableImages
-from runtime import distributed
-from runtime.curves import save_curves
+from runtime import curves, distributed, signals
 from runtime.logging import setup_logging
-from runtime.signals import Stopped
 from runtime.trackers import Trackers
 from training.build import build_model, prepare_model, size_facts, start_training
 from training.saving import Saver
@@ -44,7 +41,7 @@ def run(config: Config) -> None:
     context = distributed.init_distributed(config.runtime.device, **asdict(config.processes))
     setup_logging(context)
     logger.info("%s, %d process(es), %s", context.device, context.world_size, versions())
-    config = with_model_of_weights(shrunk(config), context)
+    config = sources.with_model_of_weights(shrunk(config), context)
     fetch_data(config.data, context)
     is_eval = config.evaluation.eval
     with_val = is_eval or not config.evaluation.disable_eval
@@ -66,7 +63,7 @@ def train(
     """Train all epochs, each with its evaluation, log record and checkpoints."""
     images, classes = data.train, data.classes
     assert images is not None
-    folder = RunFolder(config.checkpoint, context.is_main)
+    folder = run_folder.RunFolder(config.checkpoint, context.is_main)
     with folder.claimed():
         chosen = folder.to_resume() if context.is_main else ""
         resume_from = distributed.all_gather(chosen, context)[0]
@@ -77,27 +74,25 @@ def train(
             return
         facts = size_facts(config.model, len(classes))
         logger.info("%s: %s", config.model.model, facts)
-        saver = Saver(state, folder, config, classes, context)
+        saver = Saver(state, setup, folder, classes)
         saver.begin(resume_from)
         trackers = Trackers(config.logging.log_dir, config.wandb_options(), context.is_main)
         unreadable = UnreadableImages.of_run(config)
         loader = TrainLoader(images, config.data, context, unreadable, config.runtime.seed)
         started = time.perf_counter()
-        with saver.listening():
+        with saver.watch.listening():
             for epoch in range(progress.epoch + 1, epochs):
                 batches = loader.batches(epoch, progress.position)
-                with saver.reporting(loader, setup.total_batch):
-                    metrics = train_one_epoch(
-                        state, setup, batches, config.logging, trackers, saver.save_or_stop
-                    )
-                results, best = evaluate_epoch(config, state, data, context, saver.save_or_stop)
+                with saver.reporting(loader):
+                    metrics = train_one_epoch(state, setup, batches, trackers, saver.save_or_stop)
+                results, best = evaluate_epoch(state, setup, data, saver.save_or_stop)
                 state.end_epoch()
                 record = {f"train_{name}": value for name, value in metrics.items()} | results
                 trackers.write(record, progress.step)
                 saver.end_epoch(record | {"epoch": epoch} | facts, best)
         logger.info("trained in %.0f s", time.perf_counter() - started)
         if folder.writes:
-            logger.info("curves: %s", save_curves(folder.path))
+            logger.info("curves: %s", curves.save_curves(folder.path))
         uploads = config.logging.wandb_ckpt and folder.writes
         trackers.finish(sorted(folder.path.glob("checkpoint-*.pth")) if uploads else [])
 
@@ -106,7 +101,7 @@ def main(config: Config) -> None:
     try:
         with exit_on_user_error("main.py"):
             run(config)
-    except Stopped as stopped:
+    except signals.Stopped as stopped:
         logger.info("%s", stopped)
         distributed.close_distributed()
         sys.exit(stopped.status)

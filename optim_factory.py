@@ -30,9 +30,7 @@ def parameter_groups(
         matcher = model.group_matcher(coarse=False)  # type: ignore[operator]
         layer_ids = group_parameters(model, matcher, reverse=True)
     last_id = max(layer_ids.values(), default=0)
-    without_decay: set[str] = set()
-    if hasattr(model, "no_weight_decay"):
-        without_decay = model.no_weight_decay()  # type: ignore[operator]
+    without_decay: set[str] = getattr(model, "no_weight_decay", set)()
 
     groups: dict[tuple[int, bool], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
@@ -40,28 +38,21 @@ def parameter_groups(
             continue
         decays = parameter.ndim > 1 and not name.endswith(".bias") and name not in without_decay
         layer_id = layer_ids.get(name, last_id)
-        group = groups.setdefault(
-            (layer_id, decays),
-            {
-                "params": [],
-                "weight_decay": weight_decay if decays else 0.0,
-                "lr_scale": layer_decay ** (last_id - layer_id),
-            },
-        )
-        group["params"].append(parameter)
+        decay, scale = weight_decay if decays else 0.0, layer_decay ** (last_id - layer_id)
+        new = {"params": [], "weight_decay": decay, "lr_scale": scale}
+        groups.setdefault((layer_id, decays), new)["params"].append(parameter)
     return list(groups.values())
 
 
 def freeze(model: nn.Module, pattern: str) -> int:
     """Freeze the parameters whose names begin with the regex `pattern`; return their number.
 
-    Raises:
-        UserError: no parameter or all parameters match.
+    Raises UserError if no parameter or all parameters match.
     """
     matching = [p for name, p in model.named_parameters() if re.match(pattern, name)]
-    if not matching or len(matching) == len(list(model.parameters())):
+    names = [name for name, _ in model.named_parameters()]
+    if len(matching) in (0, len(names)):
         which = "all parameters begin" if matching else "no parameter begins"
-        names = [name for name, _ in model.named_parameters()]
         raise UserError(
             f"--freeze {pattern}: {which} with it; their names run from {names[0]} to {names[-1]}"
         )
@@ -79,9 +70,9 @@ def create_optimizer(config: OptimConfig, model: nn.Module, lr: float) -> torch.
     if config.opt.lower().removeprefix("lookahead_") not in names:
         hint = near_names(config.opt, names)
         raise UserError(f"--opt {config.opt}: timm has no such optimizer{hint}")
-    options: dict[str, Any] = {"eps": config.opt_eps, "betas": config.opt_betas}
-    if config.opt.lower() in ("adam", "adamw"):
-        options["fused"] = True  # a single kernel, which can skip a step without synchronisation
+    # a single kernel, which can skip a step without synchronisation
+    fused = True if config.opt.lower() in ("adam", "adamw") else None
+    options: dict[str, Any] = {"eps": config.opt_eps, "betas": config.opt_betas, "fused": fused}
     try:
         optimizer = create_optimizer_v2(
             parameter_groups(model, config.weight_decay, config.layer_decay),
@@ -117,23 +108,24 @@ class Schedule:
     steps_per_epoch: int
 
     def __post_init__(self) -> None:
-        total = self.config.total_steps(self.steps_per_epoch)
-        if self.config.warmup(self.steps_per_epoch) > total:
+        if self.config.warmup(self.steps_per_epoch) > self.total_steps:
             raise UserError(
                 f"warm-up is longer than the training ({self.config.epochs} epochs of "
                 f"{self.steps_per_epoch} steps): lower --warmup_epochs or --warmup_steps"
             )
 
+    @property
+    def total_steps(self) -> int:
+        return self.config.epochs * self.steps_per_epoch
+
     def learning_rate(self, step: int) -> float:
-        total = self.config.total_steps(self.steps_per_epoch)
-        warmup = self.config.warmup(self.steps_per_epoch)
-        return warmup_cosine(step, self.config.lr, self.config.min_lr, total, warmup)
+        config, warmup = self.config, self.config.warmup(self.steps_per_epoch)
+        return warmup_cosine(step, config.lr, config.min_lr, self.total_steps, warmup)
 
     def decay(self, step: int) -> float:
-        total = self.config.total_steps(self.steps_per_epoch)
         end = self.config.weight_decay_end
         end = self.weight_decay if end is None else end
-        return warmup_cosine(step, self.weight_decay, end, total)
+        return warmup_cosine(step, self.weight_decay, end, self.total_steps)
 
     def apply(self, optimizer: torch.optim.Optimizer, step: int) -> None:
         """Set learning rates and weight decays of `step`; groups without weight decay stay so."""
@@ -150,8 +142,7 @@ _HAVE_FLAGS = {"lr", "lr_scale", "weight_decay", "eps", "momentum"}
 def restore_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
     """Restore the state of an optimizer; hyperparameters that have flags stay as they are.
 
-    Raises:
-        ValueError, KeyError, TypeError, ...: the state doesn't fit, or is damaged.
+    Raises ValueError, KeyError, TypeError, ... if the state doesn't fit, or is damaged.
     """
     parameters: dict[Any, nn.Parameter] = {}
     for own, group in zip(optimizer.param_groups, saved["param_groups"], strict=True):

@@ -21,10 +21,6 @@ from config.command_line import parse_args_with
 from config.flags import Config, Range
 from runtime.errors import UserError
 
-ROOT = Path(__file__).resolve().parent
-SECONDS_FOR_SLURM = 600
-"""How long processes that have saved wait for Slurm to end them."""
-
 
 @dataclass(frozen=True)
 class SlurmConfig:
@@ -91,8 +87,8 @@ class Job:
                 requeue(stopped.number, None)  # rank 0 requeues and exits; Slurm ends the others
             on_slurm = job.cluster == "slurm" and stopped.number == signal.SIGTERM
             if on_slurm or stopped.number == signal.SIGUSR2:
-                # after SIGTERM too: Slurm requeues a preempted job only if it is still running
-                time.sleep(SECONDS_FOR_SLURM)
+                # until Slurm ends it; after SIGTERM too: only running jobs are requeued
+                time.sleep(600)
             sys.exit(stopped.status)
 
     def checkpoint(self) -> submitit.helpers.DelayedSubmission:
@@ -108,16 +104,14 @@ class SlurmScript(submitit.SlurmExecutor):
         return 2
 
     def text(self) -> str:
-        """Return the script for sbatch."""
         return self._make_submission_file_text(self._submitit_command_str, "")
 
 
 def build_executor(slurm: SlurmConfig, folder: Path) -> SlurmScript | submitit.LocalExecutor:
-    """Return the executor that submits the job."""
     processes = max(1, slurm.ngpus)
     minutes = math.ceil(60 * slurm.timeout)
     # the job has to find these modules, wherever it is submitted from
-    setup = [f"export PYTHONPATH={shlex.quote(str(ROOT))}:$PYTHONPATH"]
+    setup = [f"export PYTHONPATH={shlex.quote(str(Path(__file__).resolve().parent))}:$PYTHONPATH"]
     if slurm.cluster == "local":
         local = submitit.LocalExecutor(folder)
         local.update_parameters(
@@ -127,12 +121,9 @@ def build_executor(slurm: SlurmConfig, folder: Path) -> SlurmScript | submitit.L
     memory = 40 * processes if slurm.mem_gb is None else slurm.mem_gb
     executor = SlurmScript(folder, max_num_timeout=10**6)  # requeued as often as necessary
     executor.update_parameters(
+        **{n: getattr(slurm, n) or None for n in ("partition", "account", "qos", "comment")},
         job_name=slurm.job_name,
-        partition=slurm.partition or None,
-        account=slurm.account or None,
-        qos=slurm.qos or None,
         constraint=slurm.constraint or ("volta32gb" if slurm.use_volta32 else None),
-        comment=slurm.comment or None,
         nodes=slurm.nodes or 2,
         gpus_per_node=slurm.ngpus,
         ntasks_per_node=processes,

@@ -65,10 +65,8 @@ def gmacs_of(model: nn.Module, *inputs: Any) -> dict[str, tuple[float, float]]:
     counts = {}
     for name, operations in counter.get_flop_counts().items():
         spectral = sum(n for operation, n in operations.items() if "_fft" in str(operation))
-        rest = sum(operations.values()) - spectral
-        counts[name] = (rest / 2 / 1e9, spectral / 2 / 1e9)
-    # the counter's names begin with the model's class
-    own = f"{type(model).__name__}."
+        counts[name] = ((sum(operations.values()) - spectral) / 2 / 1e9, spectral / 2 / 1e9)
+    own = f"{type(model).__name__}."  # the counter's names begin with the model's class
     inside = {name.removeprefix(own): n for name, n in counts.items() if name.startswith(own)}
     return inside | {"": counts["Global"]}
 
@@ -89,9 +87,5 @@ def is_like(value: Any, example: Any) -> bool:
 
 def versions() -> dict[str, str]:
     """Return the versions that results depend on."""
-    return {
-        "python": platform.python_version(),
-        "torch": str(torch.__version__),
-        "torchvision": torchvision.__version__,
-        "timm": timm.__version__,
-    }
+    packages = {m.__name__: str(m.__version__) for m in (torch, torchvision, timm)}
+    return {"python": platform.python_version(), **packages}

@@ -23,10 +23,6 @@ from models.pretrained import RELEASED_FLAGS, find_weights
 from runtime.errors import UserError
 from runtime.files import checksum_file, matches_checksum
 
-LARGEST_FACTOR = 10
-"""Largest file as a multiple of the model's size: weights, EMA and two moments make four."""
-SMALL = 2**24
-"""Bytes that a file may have in addition."""
 METADATA = "hornet"
 """Metadata key of .safetensors files for the rest of a checkpoint (args, classes), as JSON."""
 FOLDER_CONFIG, FOLDER_WEIGHTS = "config.json", "model.safetensors"
@@ -37,9 +33,8 @@ PREPROCESSING = ("mean", "std", "crop_pct", "crop_mode", "interpolation")
 def read_checkpoint(path: str | Path, model: nn.Module | None = None) -> dict[str, Any]:
     """Read a checkpoint, a dict, on the CPU; a folder gives model, args and classes.
 
-    Raises:
-        UserError: there is no such file, it is damaged, differs from its checksum, holds more than
-            tensors and plain values, or is far too large for `model`, if given.
+    Raises UserError if there is no such file, it is damaged, differs from its checksum, holds more
+    than tensors and plain values, or is far too large for `model`, if given.
     """
     path = Path(path)
     if (path / FOLDER_CONFIG).is_file():
@@ -95,13 +90,9 @@ def weights_in(
 
     `keys` ('a|b') are tried in turn; with the default keys, bare state dicts, EMA-only files,
     detectors and segmentors are accepted, too. `prefix` is removed from the names; other names are
-    ignored.
-
-    Raises:
-        UserError: there are no weights.
+    ignored. Raises UserError if there are no weights.
     """
-    named = keys.split("|") if keys != FinetuneConfig.model_key else []
-    weights = find_weights(checkpoint, named)
+    weights = find_weights(checkpoint, keys.split("|") if keys != FinetuneConfig.model_key else [])
     if not _are_weights(weights):
         raise UserError(f"checkpoint {path} has no weights under --model_key {keys}")
     if prefix:
@@ -192,17 +183,17 @@ def _check_size(path: Path, model: nn.Module | None) -> None:
     if zipfile.is_zipfile(path):  # safetensors and torch's oldest format are not
         with zipfile.ZipFile(path) as archive:
             unpacked = sum(entry.file_size for entry in archive.infolist())
-    if unpacked > LARGEST_FACTOR * size:
+    if unpacked > 10 * size:
         raise UserError(f"checkpoint {path} cannot be read: {size:,} bytes unpack to {unpacked:,}")
     own = size_of(model.state_dict()) if model else math.inf
-    if unpacked > LARGEST_FACTOR * own + SMALL:
+    # weights, EMA and two moments make four times the model's size; the rest is a margin
+    if unpacked > 10 * own + 2**24:
         raise UserError(
             f"checkpoint {path} is of another model: it takes {unpacked:,} bytes, the model {own:,}"
         )
 
 
 def _damage(path: Path, error: Exception) -> str:
-    """Explain why a file can't be read."""
     if isinstance(error, OSError) and error.errno != errno.EINVAL:  # that: torch, half a zip file
         return str(error)
     with path.open("rb") as file:

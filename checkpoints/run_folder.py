@@ -21,7 +21,6 @@ model, model_ema, optimizer, scaler, epoch (the last finished one, -1 for the st
 (running sums), args (the flags), classes and versions.
 """
 
-import errno
 import fcntl
 import json
 import logging
@@ -29,7 +28,6 @@ import math
 import os
 import re
 import shutil
-import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -43,9 +41,6 @@ from checkpoints.reading import damage_of, read_checkpoint, size_of
 from config.flags import CheckpointConfig, Config
 from runtime.errors import UserError
 from runtime.files import checksum_file, checksum_line, written_whole
-
-# how often torchrun or Slurm has restarted this process
-RESTARTS = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
 
 logger = logging.getLogger(__name__)
 
@@ -102,34 +97,31 @@ class RunFolder:
 
         After a restart the newest one comes first, even with --resume.
         """
-        if not (self.config.output_dir and self.config.auto_resume):
-            return self.config.resume
-        if self.config.resume and not _is_restarted():
-            return self.config.resume
+        given, searches = self.config.resume, self.config.output_dir and self.config.auto_resume
+        if not searches or (given and not _is_restarted()):
+            return given
         path = None
         for path in self._candidates():
-            damage = damage_of(path)
-            if not damage:
+            if not (damage := damage_of(path)):
                 return str(path)
             logger.warning("skipped %s: %s", path, damage)
-        if path and not self.config.resume:
+        if path and not given:
             logger.warning("no checkpoint of %s can be read: the run starts over", self.path)
-        return self.config.resume
+        return given
 
     def _candidates(self) -> Iterator[Path]:
         newest_first = resumable(self.path)
         yield from newest_first
         if newest_first:  # all of them are damaged
-            yield from sorted(self._best(), key=_saved_epoch, reverse=True)
-
-    def _best(self) -> list[Path]:
-        return list(self.path.glob("checkpoint-best*.pth"))
+            best = self.path.glob("checkpoint-best*.pth")
+            yield from sorted(best, key=_saved_epoch, reverse=True)
 
     def log(self, record: dict[str, Any]) -> None:
         """Append an epoch's record to log.txt; NaN and inf become null."""
         if self.writes:
+            bad = [k for k, v in record.items() if isinstance(v, float) and not math.isfinite(v)]
             with self._writing(), (self.path / "log.txt").open("a") as file:
-                file.write(json.dumps(_without_nan(record)) + "\n")
+                file.write(json.dumps(record | dict.fromkeys(bad)) + "\n")
                 file.flush()
                 os.fsync(file.fileno())
 
@@ -146,7 +138,7 @@ class RunFolder:
                 break
             later.append(path)
         if later:
-            later += [path for path in self._best() if _saved_epoch(path) > epoch]
+            later += [p for p in self.path.glob("checkpoint-best*.pth") if _saved_epoch(p) > epoch]
         log, forgotten = self.path / "log.txt", self.path / "forgotten"
         with self._writing():
             lines = log.read_text(errors="replace").splitlines() if log.exists() else []
@@ -264,14 +256,9 @@ def _remove(paths: list[Path]) -> None:
 
 
 def _is_restarted() -> bool:
-    return any(int(os.environ.get(name) or 0) for name in RESTARTS)
-
-
-def _without_nan(record: dict[str, Any]) -> dict[str, Any]:
-    return {
-        name: None if isinstance(value, float) and not math.isfinite(value) else value
-        for name, value in record.items()
-    }
+    """Return whether torchrun or Slurm has restarted this process."""
+    counts = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
+    return any(int(os.environ.get(name) or 0) for name in counts)
 
 
 def _lock(file: IO[str]) -> None:
@@ -283,7 +270,7 @@ def _lock(file: IO[str]) -> None:
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        if _is_restarted() or error.errno not in (errno.EACCES, errno.EAGAIN):
+        if _is_restarted() or not isinstance(error, BlockingIOError | PermissionError):
             logger.warning("%s cannot be locked against other runs: %s", file.name, error)
             return
         file.seek(0)
@@ -292,5 +279,5 @@ def _lock(file: IO[str]) -> None:
             "wait until it ends, or give another folder"
         ) from None
     file.truncate(0)
-    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+    file.write(f"process {os.getpid()} on {os.uname().nodename}\n")
     file.flush()

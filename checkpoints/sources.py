@@ -25,32 +25,24 @@ REFUSED_ARGUMENTS = frozenset(
 
 
 def local_file(source: str | Path, context: DistributedContext = SINGLE_PROCESS) -> Path:
-    """Return the checkpoint that a flag names as a file.
+    """Return the checkpoint that a flag names as a file; UserError if there is none.
 
     One process per machine downloads it, if necessary, into torch.hub's cache.
-
-    Raises:
-        UserError: it can't be downloaded, or there are no published weights of this name.
     """
+    source = str(source)
+    is_url = source.startswith(("https://", "http://"))
+    is_path = "/" in source or source.endswith((".pth", ".pt", ".safetensors"))
     with first_on_each_machine(context):
         try:
-            return _fetched(str(source))
+            if not is_url and (is_path or Path(source).exists()):
+                return Path(source)
+            fetched = download(source) if is_url else download_published(source)
         except RuntimeError as error:
             raise UserError(str(error)) from None
-
-
-def _fetched(source: str) -> Path:
-    if source.startswith(("https://", "http://")):
-        return download(source)
-    is_path = "/" in source or source.endswith((".pth", ".pt", ".safetensors"))
-    if is_path or Path(source).exists():
-        return Path(source)
-    published = download_published(source)
-    if published is None:
-        names = timm.list_pretrained("hornet_*")
-        hint = near_names(source, names)
+    if fetched is None:
+        hint = near_names(source, timm.list_pretrained("hornet_*"))
         raise UserError(f"there is neither a file nor published weights named {source}{hint}")
-    return published
+    return fetched
 
 
 def model_of(source: str, flags: dict[str, Any]) -> ModelConfig:

@@ -16,11 +16,7 @@ from runtime.errors import UserError
 
 
 def parse_args(argv: list[str] | None = None) -> Config:
-    """Parse the command line (`sys.argv[1:]` by default).
-
-    Raises:
-        UserError: an unknown flag, a value of the wrong type or range, or a bad recipe.
-    """
+    """Parse `sys.argv[1:]` or `argv`; UserError for a wrong flag, type, range or recipe."""
     return parse_args_with(argv)[0]
 
 
@@ -29,25 +25,23 @@ def parse_args_with(argv: list[str] | None = None, *extra: type) -> tuple[Config
     sections = [*SECTIONS.values(), *extra]
     flags = {f.name: f for section in sections for f in fields(section)}
     argv = _published_spellings(sys.argv[1:] if argv is None else argv, flags)
-    try:
-        flat = _parser(sections).parse_args(argv)
-    except ArgumentError as error:
-        raise UserError(_one_line(str(error), flags)) from None
-    for flag in flags.values():
-        _check_range(flag, flat[flag.name])
-    built = [section(**{f.name: flat[f.name] for f in fields(section)}) for section in sections]
-    config = Config(*built[: len(SECTIONS)])
-    _check(config)
-    return config, built[len(SECTIONS) :]
-
-
-def _parser(sections: list[type]) -> ArgumentParser:
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = ArgumentParser(description=__doc__, exit_on_error=False, allow_abbrev=False)
     parser.add_argument("--config", action="config", help="Recipe: a YAML file of flags.")
     for section in sections:
         parser.add_class_arguments(section)
-    return parser
+    try:
+        flat = parser.parse_args(argv)
+    except ArgumentError as error:
+        raise UserError(_one_line(str(error), flags)) from None
+    for name, flag in flags.items():
+        for bound in getattr(flag.type, "__metadata__", ()):
+            if flat[name] is not None and not bound.low <= flat[name] <= bound.high:
+                raise UserError(f"--{name} {flat[name]}: has to be {bound}")
+    built = [section(**{f.name: flat[f.name] for f in fields(section)}) for section in sections]
+    config = Config(*built[: len(SECTIONS)])
+    _check(config)
+    return config, built[len(SECTIONS) :]
 
 
 _BOOLEANS = {"t": "true", "y": "true", "1": "true", "f": "false", "n": "false", "0": "false"}
@@ -62,25 +56,19 @@ def _published_spellings(argv: list[str], flags: dict[str, Field]) -> list[str]:
     """
     configs: list[str] = []
     rewritten: list[str] = []
-    position = 0
-    while position < len(argv):
-        name, equals, value = argv[position].partition("=")
-        position += 1
+    rest = [*argv]
+    while rest:
+        name, equals, value = rest.pop(0).partition("=")
         if not name.startswith("--"):
             rewritten.append(name + equals + value)
             continue
         values = [value] if equals else []
-        while not equals and position < len(argv) and _is_value(argv[position]):
-            values.append(argv[position])
-            position += 1
+        while not equals and rest and re.match(r"(?!-)|-[\d.]", rest[0]):  # no flag, but e.g. -1
+            values.append(rest.pop(0))
         name = "--" + name[2:].replace("-", "_")
         target = configs if name == "--config" else rewritten
         target += _spelled(name, values, flags)
     return configs + rewritten
-
-
-def _is_value(token: str) -> bool:
-    return not token.startswith("-") or re.match(r"-[\d.]", token) is not None
 
 
 def _spelled(name: str, values: list[str], flags: dict[str, Field]) -> list[str]:
@@ -93,9 +81,7 @@ def _spelled(name: str, values: list[str], flags: dict[str, Field]) -> list[str]
         return [f"{name}=[{','.join(values)}]" if values != ["null"] else f"{name}=null"]
     if name == "--aa" and values and values[0].lower() in ("none", ""):
         return [f"{name}=null"]
-    if len(values) == 1:
-        return [f"{name}={values[0]}"]
-    return [name, *values]
+    return [f"{name}={values[0]}"] if len(values) == 1 else [name, *values]
 
 
 def _one_line(message: str, flags: dict[str, Field]) -> str:
@@ -105,23 +91,16 @@ def _one_line(message: str, flags: dict[str, Field]) -> str:
     if unknown:
         name = unknown[1] or unknown[2]
         near = difflib.get_close_matches(name, [*flags, "config"], n=1)
-        hint = f"; did you mean {near[0]}?" if near else "; see --help"
-        return f"there is no flag {name}{hint}"
+        return f"there is no flag {name}; {f'did you mean {near[0]}?' if near else 'see --help'}"
     value = re.match(r'Parser key "(\w+)":.*(?:Got value|Given value): (.*)', message)
     if value and value[1] in flags:
         kind: Any = flags[value[1]].type
         kind = kind.__origin__ if hasattr(kind, "__metadata__") else kind
         expected = kind.__name__ if isinstance(kind, type) else str(kind).replace("typing.", "")
         if "tuple" in expected:
-            expected = "two numbers" if "..." not in expected else "numbers"
+            expected = "numbers" if "..." in expected else "two numbers"
         return f"--{value[1]} {value[2]}: expected {expected}"
     return re.sub(r'^Parser key "(\w+)": ', r"--\1: ", message)
-
-
-def _check_range(flag: Field, value: Any) -> None:
-    for bound in getattr(flag.type, "__metadata__", ()):
-        if value is not None and not bound.low <= value <= bound.high:
-            raise UserError(f"--{flag.name} {value}: has to be {bound}")
 
 
 def _check(config: Config) -> None:

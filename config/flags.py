@@ -219,13 +219,8 @@ class ScheduleConfig:
 
     def scaled(self, total_batch: int) -> "ScheduleConfig":
         """Return the schedule with its learning rates scaled to `total_batch`."""
-        if self.lr_base_batch is None:
-            return self
-        factor = total_batch / self.lr_base_batch
+        factor = total_batch / (self.lr_base_batch or total_batch)
         return replace(self, lr=factor * self.lr, min_lr=factor * self.min_lr, lr_base_batch=None)
-
-    def total_steps(self, steps_per_epoch: int) -> int:
-        return self.epochs * steps_per_epoch
 
     def warmup(self, steps_per_epoch: int) -> int:
         """Warm-up in optimizer steps."""
@@ -388,14 +383,10 @@ class Config:
 
     def wandb_options(self) -> dict[str, Any] | None:
         """Return the arguments of wandb.init, or None without --enable_wandb."""
-        if not self.logging.enable_wandb:
+        log, folder = self.logging, self.checkpoint.output_dir or None
+        if not log.enable_wandb:
             return None
-        return {
-            "project": self.logging.project,
-            "name": self.logging.exp_name,
-            "config": self.flat(),
-            "dir": self.checkpoint.output_dir or None,
-        }
+        return {"project": log.project, "name": log.exp_name, "config": self.flat(), "dir": folder}
 
     def flat(self) -> dict[str, Any]:
         """Return all flags as plain values, for YAML and checkpoints."""

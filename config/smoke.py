@@ -24,28 +24,22 @@ def shrunk(config: Config) -> Config:
     if not data.has_path:
         folder = Path(tempfile.gettempdir()) / "hornet-smoke-digits"
         data = replace(data, data_set="digits", data_path=str(folder))
-    workers = min(2, data.num_workers)
+    epochs, steps = min(1, schedule.warmup_epochs), min(2, schedule.warmup_steps)
+    schedule = replace(schedule, epochs=2, start_epoch=0, warmup_epochs=epochs, warmup_steps=steps)
     log_dir = config.logging.log_dir and _beside(config.logging.log_dir)
     output_dir = config.checkpoint.output_dir and _beside(config.checkpoint.output_dir)
     return replace(
         config,
         model=model,
         finetune=replace(config.finetune, finetune="", freeze=""),
-        data=replace(data, batch_size=2, num_workers=workers, max_images=256),
+        data=replace(data, batch_size=2, num_workers=min(2, data.num_workers), max_images=256),
         optim=replace(config.optim, update_freq=min(2, config.optim.update_freq)),
-        schedule=replace(
-            schedule,
-            epochs=2,
-            start_epoch=0,
-            warmup_epochs=min(1, schedule.warmup_epochs),
-            warmup_steps=min(2, schedule.warmup_steps),
-        ),
+        schedule=schedule,
         checkpoint=replace(config.checkpoint, output_dir=output_dir, resume="", auto_resume=False),
         logging=replace(config.logging, log_dir=log_dir, enable_wandb=False),
         runtime=replace(config.runtime, smoke=False),  # config.yaml is that of an ordinary run
     )
 
 
-def _beside(folder: str) -> str:
-    """A folder of its own, so that the full run doesn't resume the smoke run."""
+def _beside(folder: str) -> str:  # the full run must not resume the smoke run
     return f"{folder.rstrip('/')}-smoke"

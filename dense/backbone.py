@@ -16,8 +16,7 @@ from timm.layers import LayerNorm2d
 from torch import Tensor
 
 import models
-from checkpoints.fitting import load_exactly
-from checkpoints.reading import read_checkpoint, weights_in
+from checkpoints import fitting, reading
 from dense.loading import fetched
 from models.hornet import NORM_EPS
 from runtime.errors import UserError
@@ -28,32 +27,24 @@ class HorNet(BaseModule):
     """The stages of a HorNet, with a norm per output.
 
     Images (B, 3, H, W) -> contiguous maps (B, C * 2**i, H / 2**(i + 2), W / 2**(i + 2)) for each i
-    in out_indices, sizes rounded down, normalized over the channels.
+    in out_indices, sizes rounded down, normalized over the channels. Raises UserError if there is
+    no such variant, or (init_weights) the start weights don't fit.
 
     Args:
         arch: Variant without 'hornet_', such as 'tiny_7x7' or 'large_gf' (models/variants.py).
-        out_indices: Stages with an output.
-        drop_path_rate: Stochastic depth of the last block; grows linearly from 0.
         layer_scale_init_value: Initial layer scale; 1.0 as in the released configs.
-        global_filters: Per stage (h, w) of its global filters, or None; the variant's by default.
-            Filters are resized to each map.
         with_cp: Recompute each block in the backward pass instead of storing its activations.
         frozen_stages: Index of the last frozen stage; -1 freezes nothing.
         pretrained: Start weights: a path, URL or published name. As usual in mmdet,
             init_cfg=dict(type='Pretrained', checkpoint=...) works, too.
-        kwargs: Further arguments of the model, such as base_dim and depths.
-
-    Raises:
-        UserError: there is no such variant, or (init_weights) the start weights don't fit.
+        kwargs: Further arguments of models.HorNet, such as drop_path_rate and global_filters.
     """
 
     def __init__(
         self,
         arch: str = "tiny_7x7",
         out_indices: Sequence[int] = (0, 1, 2, 3),
-        drop_path_rate: float = 0.0,
         layer_scale_init_value: float = 1.0,
-        global_filters: Sequence[tuple[int, int] | None] | None = None,
         with_cp: bool = False,
         frozen_stages: int = -1,
         pretrained: str | None = None,
@@ -61,29 +52,21 @@ class HorNet(BaseModule):
         **kwargs: Any,
     ) -> None:
         super().__init__()
-        if init_cfg is not None:
-            if init_cfg.get("type") != "Pretrained":
-                raise UserError(
-                    f"backbone HorNet: init_cfg {init_cfg}: give dict(type='Pretrained', "
-                    "checkpoint=...), or pretrained"
-                )
-            pretrained = init_cfg["checkpoint"]
-        self.pretrained = pretrained
+        if init_cfg is not None and init_cfg.get("type") != "Pretrained":
+            raise UserError(
+                f"backbone HorNet: init_cfg {init_cfg}: give dict(type='Pretrained', "
+                "checkpoint=...), or pretrained"
+            )
+        self.pretrained = init_cfg["checkpoint"] if init_cfg else pretrained
         self.out_indices = tuple(out_indices)
         self.frozen_stages = frozen_stages
         name = f"hornet_{arch}"
         if not timm.is_model(name):
             known = ", ".join(n.removeprefix("hornet_") for n in timm.list_models("hornet_*"))
             raise UserError(f"backbone HorNet: there is no arch {arch!r}; choose one of {known}")
-        if global_filters is not None:
-            kwargs["global_filters"] = global_filters
         try:
-            network: models.HorNet = timm.create_model(  # type: ignore[assignment]
-                name,
-                num_classes=0,
-                drop_path_rate=drop_path_rate,
-                layer_scale_init_value=layer_scale_init_value,
-                **kwargs,
+            network: Any = timm.create_model(
+                name, num_classes=0, layer_scale_init_value=layer_scale_init_value, **kwargs
             )
         except (TypeError, ValueError) as error:
             raise UserError(f"backbone HorNet: {error}") from None
@@ -92,8 +75,8 @@ class HorNet(BaseModule):
         self.downsample_layers = network.downsample_layers
         self.stages = network.stages
         for index in self.out_indices:
-            channels = network.feature_info[index]["num_chs"]
-            self.add_module(f"norm{index}", LayerNorm2d(channels, eps=NORM_EPS))
+            norm = LayerNorm2d(network.feature_info[index]["num_chs"], eps=NORM_EPS)
+            self.add_module(f"norm{index}", norm)
         self.train()  # freezes stages before DDP or an optimizer collects the parameters
 
     group_matcher = models.HorNet.group_matcher  # for layer decay
@@ -103,13 +86,13 @@ class HorNet(BaseModule):
         if not self.pretrained:
             return
         path = fetched(self.pretrained)
-        found = weights_in(read_checkpoint(path), path)
+        found = reading.weights_in(reading.read_checkpoint(path), path)
         # left out: neck and heads of a detector, last norm and head of a classifier
         backbone = {k: v for k, v in found.items() if k.startswith("backbone.")} or found
         weights = models.checkpoint_filter_fn(backbone, self)
         weights = {k: v for k, v in weights.items() if not re.match(r"(norm|head)\.", k)}
         norms = frozenset(name for name in self.state_dict() if re.match(r"norm\d\.", name))
-        load_exactly(self, weights, path, may_lack=norms)
+        fitting.load_exactly(self, weights, path, may_lack=norms)
         print_log(f"start weights of the backbone from {path}", "current")
 
     def train(self, mode: bool = True) -> "HorNet":
@@ -125,6 +108,6 @@ class HorNet(BaseModule):
         for index, stage in enumerate(self.stages):
             x = stage(self.downsample_layers[index](x))
             if index in self.out_indices:
-                x_normed = self.get_submodule(f"norm{index}")(x)
-                maps.append(x_normed.contiguous())  # mmcv's RoIAlign misreads channels_last
+                norm = self.get_submodule(f"norm{index}")
+                maps.append(norm(x).contiguous())  # mmcv's RoIAlign misreads channels_last
         return tuple(maps)

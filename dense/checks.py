@@ -17,16 +17,14 @@ from PIL import Image
 
 from runtime.errors import UserError, reason_of
 
-Step = Callable[[dict[str, Any]], dict[str, Any]]
-"""A transform of a data set's pipeline."""
+Step = Callable[[dict[str, Any]], dict[str, Any]]  # a transform of a data set's pipeline
 
 
 def check(dataset: Any) -> None:
     """Check a data set, and make it check each image on loading.
 
-    Raises:
-        UserError: there are no images, or the annotation file does not fit the config. On loading:
-            a file cannot be read, or the image or mask does not fit.
+    Raises UserError if there are no images, or the annotation file does not fit the config; on
+    loading, if a file cannot be read, or the image or mask does not fit.
     """
     # wrappers such as ConcatDataset and RepeatDataset
     for inner in getattr(dataset, "datasets", [getattr(dataset, "dataset", None)]):
@@ -99,13 +97,16 @@ def _check_annotations(dataset: CocoDataset) -> None:
                 f"({len(unknown)} such annotations)"
             )
     others = sum(coco.cats[a["category_id"]]["name"] not in classes for a in annotations)
-    empty = sum(min(a["bbox"][2:]) < 1 for a in annotations)
+    images = [coco.imgs[a["image_id"]] for a in annotations]
+    limits = np.array([(image["width"], image["height"]) for image in images]).reshape(-1, 2) + 1
+    corners, sizes = np.hsplit(np.array([a["bbox"] for a in annotations]).reshape(-1, 4), 2)
+    empty = (sizes.min(1) < 1).sum()
+    beyond = (corners + sizes > limits).any(1).sum()
     if annotations and empty == len(annotations):
         raise UserError(
             f"{path}: no box is at least a pixel wide and high; boxes are (x, y, width, height) in "
             "pixels"
         )
-    beyond = sum(_exceeds(a["bbox"], coco.imgs[a["image_id"]]) for a in annotations)
     warnings = {
         "have categories outside the config's classes and are ignored": others,
         "have a box of less than a pixel and are ignored": empty,
@@ -114,11 +115,6 @@ def _check_annotations(dataset: CocoDataset) -> None:
     lines = [f"{n} of {len(annotations)} annotations {what}" for what, n in warnings.items() if n]
     for line in lines if annotations else ["no annotations: all images are background"]:
         print_log(f"{path}: {line}", "current", logging.WARNING)
-
-
-def _exceeds(box: list[float], image: dict[str, Any]) -> bool:
-    x, y, width, height = box
-    return x + width > image["width"] + 1 or y + height > image["height"] + 1
 
 
 def _check_image(results: dict[str, Any]) -> dict[str, Any]:
@@ -135,12 +131,11 @@ def _check_mask(num_classes: int, results: dict[str, Any]) -> dict[str, Any]:
     path, mask = results["seg_map_path"], results["gt_seg_map"]
     height, width = results["ori_shape"]
     with Image.open(path) as image:
-        mode = image.mode
-    if mode not in ("L", "P", "1"):
-        raise UserError(
-            f"mask {path} is an image of mode {mode}: masks have one 8-bit channel with the index "
-            "of the class"
-        )
+        if image.mode not in ("L", "P", "1"):
+            raise UserError(
+                f"mask {path} is an image of mode {image.mode}: masks have one 8-bit channel with "
+                "the index of the class"
+            )
     if mask.shape != (height, width):
         raise UserError(
             f"mask {path} has {mask.shape[1]} x {mask.shape[0]} pixels, its image {width} x "

@@ -10,8 +10,7 @@ from runtime.errors import UserError
 def read_config(name: str, task: str = "") -> Any:
     """Return the config at a path, relative to the current folder or the project's folder `task`.
 
-    Raises:
-        UserError: the file does not exist, cannot be read, or is only a base of other configs.
+    Raises UserError if there is no such file, or it is broken or only a base of other configs.
     """
     from mmengine.config import Config
 

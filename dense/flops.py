@@ -14,17 +14,15 @@ from torch import nn
 from runtime.errors import UserError
 from utils import count_parameters, gmacs_of
 
-PROPOSALS, MASKS = 1000, 100
+COLUMNS = "{:24} {:>24} {:>13} {:>9}\n"
 
 
 def table(config: Any, size: tuple[int, int] | None = None) -> str:
     """Return a line per part: its input, parameters and giga multiply-adds; then the sum.
 
     `size` is (height, width) of the image; by default that of the published tables, 800 x 1280 for
-    detectors, and the crop's side by four times that for segmentors.
-
-    Raises:
-        UserError: the model is neither a segmentor nor of the R-CNN family.
+    detectors, and the crop's side by four times that for segmentors. Raises UserError for models
+    that are neither segmentors nor of the R-CNN family.
     """
     from mmengine.registry import MODELS, init_default_scope
 
@@ -32,32 +30,30 @@ def table(config: Any, size: tuple[int, int] | None = None) -> str:
     if size is None and config.default_scope == "mmseg":
         side = config.model.data_preprocessor.size[0]
         size = (side, 4 * side)
-    size = size or (800, 1280)
+    height, width = size or (800, 1280)
     with torch.device("meta"):
         model: Any = MODELS.build(config.model)
-    columns = "{:24} {:>24} {:>13} {:>9}\n"
-    text = columns.format("part", "input", "parameters", "GMACs")
+    text = COLUMNS.format("part", "input", "parameters", "GMACs")
     rest, total = count_parameters(model), 0.0
-    for name, module, given in _parts(model, torch.empty(1, 3, *size, device="meta")):
+    for name, module, given in _parts(model, torch.empty(1, 3, height, width, device="meta")):
         count = count_parameters(module)
         gmacs = sum(gmacs_of(module, given)[""])
         first, more = (given, "") if torch.is_tensor(given) else (given[0], ", ...")
         shape = " x ".join(map(str, first.shape)) + more
-        text += columns.format(name, shape, f"{count:,}", f"{gmacs:.1f}")
+        text += COLUMNS.format(name, shape, f"{count:,}", f"{gmacs:.1f}")
         rest, total = rest - count, total + gmacs
     if rest:
-        text += columns.format("only for training", "", f"{rest:,}", "")
-    size_text = f"{size[1]} x {size[0]} pixels"
-    return text + columns.format("all", size_text, f"{count_parameters(model):,}", f"{total:.1f}")
+        text += COLUMNS.format("only for training", "", f"{rest:,}", "")
+    pixels = f"{width} x {height} pixels"
+    return text + COLUMNS.format("all", pixels, f"{count_parameters(model):,}", f"{total:.1f}")
 
 
 def _parts(model: Any, maps: Any) -> Iterator[tuple[str, nn.Module, Any]]:
     """Yield the parts that run for one image, each with its name and its input."""
     from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 
-    for name in ("backbone", "neck"):
-        if hasattr(model, name):
-            part = getattr(model, name)
+    for name, part in model.named_children():
+        if name in ("backbone", "neck"):
             yield name, part, maps
             maps = part(maps)
     if isinstance(getattr(model, "decode_head", None), BaseDecodeHead):
@@ -73,7 +69,6 @@ def _parts(model: Any, maps: Any) -> Iterator[tuple[str, nn.Module, Any]]:
         found = re.fullmatch(r"(bbox|mask)_head(\.\d+)?", name)  # a number in a cascade
         if found and not isinstance(head, nn.ModuleList):
             extractor = model.roi_head.get_submodule(name.replace("_head", "_roi_extractor"))
-            count = PROPOSALS if found[1] == "bbox" else MASKS
-            side = extractor.roi_layers[0].output_size[0]
-            regions = torch.empty(count, extractor.out_channels, side, side, device="meta")
-            yield f"roi_head.{name}", head, regions
+            shape = extractor.out_channels, *extractor.roi_layers[0].output_size
+            count = 1000 if found[1] == "bbox" else 100
+            yield f"roi_head.{name}", head, torch.empty(count, *shape, device="meta")

@@ -13,22 +13,14 @@ from models import GnConv
 class HorFPN(FPN):
     """mmdet's FPN with gnConvs, without norm or activation, in place of the 3x3 convolutions.
 
-    `order`, `kernel_size` and `global_filter` are GnConv's arguments; all others are FPN's. Extra
-    levels are max-pooled, as in the release.
-
-    Raises:
-        ValueError: `add_extra_convs` is given.
+    The first three arguments are GnConv's; all others are FPN's. Extra levels are max-pooled, as
+    in the release; ValueError if `add_extra_convs` is given.
     """
 
     def __init__(
-        self,
-        *args: Any,
-        order: int = 2,
-        kernel_size: int = 7,
-        global_filter: tuple[int, int] | None = None,
-        **kwargs: Any,
+        self, order: int = 2, kernel_size: int = 7, global_filter: Any = None, **kwargs: Any
     ) -> None:
-        super().__init__(*args, **kwargs)
+        super().__init__(**kwargs)
         if self.add_extra_convs:
             raise ValueError("HorFPN pools its extra levels: leave add_extra_convs out")
         self.fpn_convs = nn.ModuleList(

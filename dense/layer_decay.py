@@ -1,6 +1,5 @@
 """Layer decay for mmengine: a learning rate per group of the backbone's layers."""
 
-import re
 from typing import Any
 
 from mmengine.optim import DefaultOptimWrapperConstructor
@@ -16,10 +15,7 @@ def layer_ids(model: nn.Module, num_layers: int, decay_type: str) -> dict[str, i
 
     layer_wise: those of the classifier (models.HorNet.group_matcher). stage_wise: 0 for the
     downsampling layers, i + 1 for stage i. Everything else, including the norms of the backbone's
-    outputs, has num_layers + 1.
-
-    Raises:
-        UserError: decay_type is unknown, or the backbone is not a HorNet.
+    outputs, has num_layers + 1. Raises UserError for other decay types and backbones.
     """
     if decay_type not in ("layer_wise", "stage_wise"):
         raise UserError(f"decay_type {decay_type!r}: give layer_wise or stage_wise")
@@ -27,15 +23,12 @@ def layer_ids(model: nn.Module, num_layers: int, decay_type: str) -> dict[str, i
     if not hasattr(backbone, "group_matcher"):
         raise UserError("layer decay needs a model whose backbone is a HorNet")
     grouped = group_parameters(backbone, backbone.group_matcher(), reverse=True)
-    ids = {}
-    for name, _ in model.named_parameters():
-        inside = re.match(r"backbone\.((downsample_layers|stages)\.(\d+)\..*)", name)
-        if not inside:
-            ids[name] = num_layers + 1
-        elif decay_type == "layer_wise":
-            ids[name] = grouped[inside[1]]
-        else:
-            ids[name] = 0 if inside[2] == "downsample_layers" else int(inside[3]) + 1
+    ids = dict.fromkeys(dict(model.named_parameters()), num_layers + 1)
+    for name, layer in grouped.items():
+        part, index, *_ = name.split(".")
+        if part in ("downsample_layers", "stages"):
+            by_stage = 0 if part == "downsample_layers" else int(index) + 1
+            ids[f"backbone.{name}"] = layer if decay_type == "layer_wise" else by_stage
     return ids
 
 
@@ -57,16 +50,10 @@ class LearningRateDecayOptimizerConstructorHorNet(DefaultOptimWrapperConstructor
                 continue
             decays = parameter.ndim > 1 and not name.endswith(".bias")
             scale = self.paramwise_cfg["decay_rate"] ** (num_layers + 1 - ids[name])
-            group = groups.setdefault(
-                (ids[name], decays),
-                {
-                    "params": [],
-                    "param_names": [],
-                    "lr": scale * self.base_lr,
-                    "lr_scale": scale,
-                    "weight_decay": self.base_wd if decays else 0.0,
-                },
-            )
+            rates = {"lr": scale * self.base_lr, "lr_scale": scale}
+            rates["weight_decay"] = self.base_wd if decays else 0.0
+            new = {"params": [], "param_names": [], **rates}
+            group = groups.setdefault((ids[name], decays), new)
             group["params"].append(parameter)
             group["param_names"].append(name)
         params.extend(groups.values())

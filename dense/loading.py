@@ -15,8 +15,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import CheckpointLoader, Runner
 from torch import nn
 
-from checkpoints import fitting
-from checkpoints.reading import read_checkpoint, weights_in
+from checkpoints import fitting, reading
 from checkpoints.sources import local_file
 from runtime.distributed import DistributedContext
 from runtime.errors import UserError
@@ -26,16 +25,14 @@ _scalar = np.float64(0).__reduce__()[0]
 _SCALARS: list[Any] = [
     np.dtype,
     *{type(np.dtype(kind)) for kind in ("f8", "f4", "i8", "i4", "?")},
-    (_scalar, "numpy.core.multiarray.scalar"),  # up to NumPy 1
-    (_scalar, "numpy._core.multiarray.scalar"),
+    *((_scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),  # NumPy 1, 2
 ]
 
 
 def fetched(source: str) -> Path:
     """Return a path, URL or published name as a file; one process per machine downloads it."""
-    local_rank = int(os.environ.get("LOCAL_RANK", 0))
-    device = torch.device("cpu")
-    return local_file(source, DistributedContext(get_rank(), local_rank, get_world_size(), device))
+    ranks = get_rank(), int(os.environ.get("LOCAL_RANK", 0)), get_world_size()
+    return local_file(source, DistributedContext(*ranks, torch.device("cpu")))
 
 
 def read(filename: str, map_location: Any = None, **_: Any) -> dict[str, Any]:
@@ -44,7 +41,7 @@ def read(filename: str, map_location: Any = None, **_: Any) -> dict[str, Any]:
     Its config is left out: mmengine would run it when resuming.
     """
     with torch.serialization.safe_globals(_SCALARS):
-        state = read_checkpoint(fetched(filename))
+        state = reading.read_checkpoint(fetched(filename))
     if isinstance(state.get("meta"), dict):
         state["meta"].pop("config", None)
     return state
@@ -52,8 +49,7 @@ def read(filename: str, map_location: Any = None, **_: Any) -> dict[str, Any]:
 
 def use_safe_readers() -> None:
     """Make mmengine read all checkpoints by `read`, whatever their address."""
-    schemes = list(CheckpointLoader._schemes)
-    CheckpointLoader.register_scheme(prefixes=schemes, loader=read, force=True)
+    CheckpointLoader.register_scheme(list(CheckpointLoader._schemes), read, force=True)
 
 
 class PlainCheckpoints(Hook):
@@ -64,15 +60,10 @@ class PlainCheckpoints(Hook):
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         state = checkpoint["message_hub"]
-        values = {
-            name: value.item() if isinstance(value, np.generic) else value
-            for name, value in state["runtime_info"].items()
-        }
-        checkpoint["message_hub"] = {
-            "log_scalars": {},
-            "runtime_info": values,
-            "resumed_keys": {k: v for k, v in state["resumed_keys"].items() if k in values},
-        }
+        values = state["runtime_info"]
+        plain = {k: v.item() if isinstance(v, np.generic) else v for k, v in values.items()}
+        keys = {k: v for k, v in state["resumed_keys"].items() if k in values}
+        checkpoint["message_hub"] = {"log_scalars": {}, "runtime_info": plain, "resumed_keys": keys}
 
 
 class CheckFit(Hook):
@@ -81,16 +72,15 @@ class CheckFit(Hook):
     Everything has to fit for testing and resuming, the backbone for starting from weights.
     """
 
-    def __init__(self, path: str, is_test: bool, is_resume: bool) -> None:
-        self.path = path
+    def __init__(self, is_test: bool) -> None:
         self.is_test = is_test
-        self.is_resume = is_resume
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        check_fit(runner.model, checkpoint, self.path, whole=self.is_test or self.is_resume)
-        if self.is_resume and "message_hub" not in checkpoint:
+        path, is_resume = runner.cfg.load_from, runner.cfg.get("resume", False)
+        check_fit(runner.model, checkpoint, path, whole=self.is_test or is_resume)
+        if is_resume and "message_hub" not in checkpoint:
             raise UserError(
-                f"checkpoint {self.path} has no training state that mmengine could resume: "
+                f"checkpoint {path} has no training state that mmengine could resume: "
                 "start from its weights by --load-from"
             )
 
@@ -100,8 +90,8 @@ def check_fit(model: nn.Module, state: dict[str, Any], path: str, whole: bool) -
     while isinstance(inner := getattr(model, "module", None), nn.Module):
         model = inner  # wrappers for DDP and for test-time augmentation
     prefix = "" if whole else "backbone."
-    weights = {k.removeprefix("module."): v for k, v in weights_in(state, path).items()}
-    weights = {k: v for k, v in weights.items() if k.startswith(prefix)}
+    found = {k.removeprefix("module."): v for k, v in reading.weights_in(state, path).items()}
+    weights = {k: v for k, v in found.items() if k.startswith(prefix)}
     if not weights:
         raise UserError(
             f"checkpoint {path} is not of a detector or segmentor: start from a classifier's "

@@ -11,7 +11,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from dense.configs import dicts, read_config
+from dense.smoke import shrink
+from dense.tta import use_several_views
+from models import accelerate
 from runtime.distributed import close_distributed, init_distributed
 from runtime.errors import UserError, one_line
 
@@ -80,21 +85,16 @@ def parser(program: str, action: str) -> argparse.ArgumentParser:
 def load_config(arguments: argparse.Namespace, task: str) -> Any:
     """Return the config with the command line's settings; model.pretrained is the backbone's."""
     config = read_config(arguments.config, task)
-    options = dict(arguments.cfg_options or {})
-    if "model.pretrained" in options:
-        options["model.backbone.pretrained"] = options.pop("model.pretrained")
-    config.merge_from_dict(options)
+    renamed = {"model.pretrained": "model.backbone.pretrained"}
+    given = arguments.cfg_options or {}
+    config.merge_from_dict({renamed.get(name, name): value for name, value in given.items()})
     config.launcher = arguments.launcher
-    name = Path(arguments.config).stem
-    config.work_dir = arguments.work_dir or config.get("work_dir") or f"work_dirs/{name}"
+    default = f"work_dirs/{Path(arguments.config).stem}"
+    config.work_dir = arguments.work_dir or config.get("work_dir") or default
     return config
 
 
 def _train(config: Any, arguments: argparse.Namespace) -> None:
-    import torch
-
-    from dense.smoke import shrink
-
     if arguments.smoke:
         shrink(config)
     if arguments.amp:
@@ -128,12 +128,8 @@ def _choose_checkpoint(config: Any, arguments: argparse.Namespace) -> None:
     """Set the config's load_from and resume."""
     source = arguments.load_from or config.get("load_from")
     found = arguments.resume or ("auto" if config.get("resume") and not source else None)
-    if found == "auto":
-        found = newest_checkpoint(Path(config.work_dir))
-        if found is None:
-            sys.stderr.write(
-                f"--resume: no checkpoint in {config.work_dir}, starting from scratch\n"
-            )
+    if found == "auto" and not (found := newest_checkpoint(Path(config.work_dir))):
+        sys.stderr.write(f"--resume: no checkpoint in {config.work_dir}, starting from scratch\n")
     config.resume = found is not None
     config.load_from = found or source
     if config.resume:
@@ -143,10 +139,8 @@ def _choose_checkpoint(config: Any, arguments: argparse.Namespace) -> None:
 def newest_checkpoint(folder: Path) -> str | None:
     """Return the last complete checkpoint in a work-dir, even if the folder was moved."""
     note = folder / "last_checkpoint"  # written after each checkpoint
-    if note.is_file():
-        found = folder / Path(note.read_text().strip()).name
-        if found.is_file():
-            return str(found)
+    if note.is_file() and (found := folder / Path(note.read_text().strip()).name).is_file():
+        return str(found)
     files = [p for p in folder.glob("*.pth") if re.fullmatch(r"(epoch|iter)_\d+", p.stem)]
     return str(max(files, key=lambda path: path.stat().st_mtime)) if files else None
 
@@ -154,16 +148,13 @@ def newest_checkpoint(folder: Path) -> str | None:
 def _test(config: Any, arguments: argparse.Namespace) -> None:
     from mmdet.evaluation import DumpDetResults
 
-    from dense.tta import use_several_views
-
     is_detector = config.default_scope == "mmdet"
     config.load_from = arguments.checkpoint
     if arguments.show_dir:
-        hook = config.default_hooks.visualization
-        hook.draw = True
         folder = str(Path(arguments.show_dir).resolve())
+        config.default_hooks.visualization.draw = True
         if is_detector:
-            hook.test_out_dir = folder
+            config.default_hooks.visualization.test_out_dir = folder
         else:
             config.visualizer.vis_backends = [{"type": "LocalVisBackend", "img_save_dir": folder}]
     if arguments.tta:
@@ -181,11 +172,9 @@ def _test(config: Any, arguments: argparse.Namespace) -> None:
 
 def _runner(config: Any, arguments: argparse.Namespace) -> Any:
     """Build mmengine's Runner, with support for several processes on CPUs."""
-    import torch
     from mmengine.runner import Runner
 
-    from dense.loading import CheckFit, PlainCheckpoints, use_safe_readers
-    from models import accelerate
+    from dense import loading
 
     if arguments.launcher != "none":
         os.environ.setdefault("LOCAL_RANK", str(arguments.local_rank))
@@ -199,13 +188,11 @@ def _runner(config: Any, arguments: argparse.Namespace) -> Any:
             for part in dicts(config.model):
                 if part.get("type") == "SyncBN":
                     part["type"] = "BN"
-    use_safe_readers()
+    loading.use_safe_readers()
     runner = Runner.from_cfg(config)
     accelerate(runner.model)
-    runner.register_hook(PlainCheckpoints())
-    if config.load_from:
-        is_test = hasattr(arguments, "checkpoint")
-        runner.register_hook(CheckFit(config.load_from, is_test, config.get("resume", False)))
+    runner.register_hook(loading.PlainCheckpoints())
+    runner.register_hook(loading.CheckFit(is_test=hasattr(arguments, "checkpoint")))
     return runner
 
 

@@ -20,25 +20,6 @@ Shape = tuple[int, np.ndarray]
 """Class, and corners (x, y) in pixels."""
 
 
-def draw(random: np.random.RandomState, size: int) -> tuple[Image.Image, list[Shape]]:
-    """Draw an RGB image of size x size pixels; return it and its shapes.
-
-    The image has four fields with at most one shape each, so that shapes don't overlap.
-    """
-    image = Image.fromarray(random.randint(0, 60, (size, size, 3)).astype("uint8"))
-    field = size // 2
-    shapes = []
-    for index in random.permutation(4)[: random.randint(1, 5)]:
-        side = random.randint(field // 3, field - 4)
-        corner = random.randint(1, field - side - 1, 2) + field * np.array(divmod(index, 2))
-        label = random.randint(len(SHAPES))
-        corners = corner + side * OUTLINES[SHAPES[label]]
-        color = tuple(random.randint(140, 256, 3).tolist())
-        ImageDraw.Draw(image).polygon(corners.ravel().tolist(), fill=color)
-        shapes.append((label, corners))
-    return image, shapes
-
-
 def write_coco(
     folder: Path, images: int, seed: int = 0, size: int = 96, classes: Sequence[str] = SHAPES
 ) -> Path:
@@ -54,17 +35,11 @@ def write_coco(
         for label, corners in shapes:
             x, y = corners.T
             box = [*corners.min(0).tolist(), *np.ptp(corners, 0).tolist()]
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,
-                    "image_id": index,
-                    "category_id": label + 1,
-                    "bbox": box,
-                    "area": float(abs(x @ np.roll(y, 1) - y @ np.roll(x, 1)) / 2),
-                    "iscrowd": 0,
-                    "segmentation": [corners.ravel().round(1).tolist()],
-                }
-            )
+            area = float(abs(x @ np.roll(y, 1) - y @ np.roll(x, 1)) / 2)
+            ids = {"id": len(annotations) + 1, "image_id": index, "category_id": label + 1}
+            region = {"bbox": box, "area": area, "iscrowd": 0}
+            outline = [corners.ravel().round(1).tolist()]
+            annotations.append({**ids, **region, "segmentation": outline})
     categories = [{"id": i + 1, "name": name} for i, name in enumerate(classes)]
     content = {"images": entries, "annotations": annotations, "categories": categories}
     (folder / "annotations.json").write_text(json.dumps(content))
@@ -85,9 +60,23 @@ def write_masks(folder: Path, images: int, seed: int = 0, size: int = 96) -> Pat
 def _write_images(
     folder: Path, images: int, seed: int, size: int
 ) -> Iterator[tuple[Image.Image, list[Shape]]]:
+    """Write images of size x size pixels; yield each with its shapes.
+
+    An image has four fields with at most one shape each, so that shapes don't overlap.
+    """
     random = np.random.RandomState(seed)
+    field = size // 2
     (folder / "images").mkdir(parents=True)
-    for index in range(images):
-        image, shapes = draw(random, size)
-        image.save(folder / "images" / f"{index:04d}.jpg", quality=95)
+    for number in range(images):
+        image = Image.fromarray(random.randint(0, 60, (size, size, 3)).astype("uint8"))
+        shapes = []
+        for index in random.permutation(4)[: random.randint(1, 5)]:
+            side = random.randint(field // 3, field - 4)
+            corner = random.randint(1, field - side - 1, 2) + field * np.array(divmod(index, 2))
+            label = random.randint(len(SHAPES))
+            corners = corner + side * OUTLINES[SHAPES[label]]
+            color = tuple(random.randint(140, 256, 3).tolist())
+            ImageDraw.Draw(image).polygon(corners.ravel().tolist(), fill=color)
+            shapes.append((label, corners))
+        image.save(folder / "images" / f"{number:04d}.jpg", quality=95)
         yield image, shapes

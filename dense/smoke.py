@@ -10,18 +10,10 @@ from dense.shapes import write_coco, write_masks
 
 WIDTHS = [16, 32, 64, 128]
 """Channels of the shrunk backbone's outputs."""
-SHARE, LEAST = 8, 64
-"""Sizes of images and crops are divided by the first, but no smaller than the second."""
-SIZES = ("scale", "scales", "crop_size", "size", "max_size", "stride")
-MOST = {
-    "max_per_img": 20,
-    "max_per_image": 10,
-    "nms_pre": 100,
-    "num": 32,
-    "num_queries": 20,
-    "num_dn_queries": 4,
-    "num_points": 128,
-}
+SIZES = {"scale", "scales", "crop_size", "size", "max_size", "stride"}
+"""Sizes of images and crops, divided by 8, but no smaller than 64."""
+MOST = {"max_per_img": 20, "max_per_image": 10, "nms_pre": 100, "num": 32}
+MOST |= {"num_queries": 20, "num_dn_queries": 4, "num_points": 128}
 """Upper bounds for the numbers of detections, samples and queries."""
 
 
@@ -35,18 +27,18 @@ def shrink(config: Any) -> None:
     for part in ("train", "val", "test"):
         loader = config[f"{part}_dataloader"]
         loader.update(num_workers=0, persistent_workers=False)
-        _redraw(loader.dataset, folder / part, loader.batch_size)
+        _redraw(loader.dataset, folder / part, images=2 * loader.batch_size)
         if "ann_file" in config.get(f"{part}_evaluator", {}):
             config[f"{part}_evaluator"].ann_file = str(folder / part / "annotations.json")
     if "max_iters" in config.train_cfg:
         config.train_cfg.update(max_iters=2, val_interval=2)
         config.default_hooks.checkpoint.interval = 2
     else:
-        config.train_cfg.update(max_epochs=1)
+        config.train_cfg.max_epochs = 1
     for scheduler in config.param_scheduler:
         if not scheduler.get("by_epoch", True):  # warm-up in the first step, the rest in the second
-            is_first = scheduler.begin == 0 and len(config.param_scheduler) > 1
-            scheduler.update(begin=0 if is_first else 1, end=1 if is_first else 2)
+            begin = int(scheduler.begin > 0 or len(config.param_scheduler) == 1)
+            scheduler.update(begin=begin, end=begin + 1)
     config.default_hooks.logger.interval = 1
 
 
@@ -68,12 +60,11 @@ def _shrink_model(model: Any) -> None:
             settings["score_thr"] = 0.0  # an untrained network has detections, too
 
 
-def _redraw(dataset: Any, folder: Path, batch_size: int) -> None:
-    """Replace a data set by two batches of drawn images with its format and classes."""
+def _redraw(dataset: Any, folder: Path, images: int) -> None:
+    """Replace a data set by so many drawn images with its format and classes."""
     from mmdet.registry import DATASETS
 
     _divide_sizes(dataset.pipeline)
-    images = 2 * batch_size
     if dataset.type == "CocoDataset":
         classes = (dataset.get("metainfo") or DATASETS.get(dataset.type).METAINFO)["classes"]
         write_coco(folder, images, classes=classes)
@@ -87,7 +78,7 @@ def _redraw(dataset: Any, folder: Path, batch_size: int) -> None:
 
 def _divide_sizes(part: Any) -> None:
     for settings in dicts(part):
-        for key in settings.keys() & set(SIZES):
+        for key in settings.keys() & SIZES:
             if settings[key] is not None:
                 settings[key] = _divided(settings[key])
 
@@ -95,4 +86,4 @@ def _divide_sizes(part: Any) -> None:
 def _divided(size: Any) -> Any:
     if isinstance(size, list | tuple):
         return type(size)(map(_divided, size))
-    return max(LEAST, size // SHARE)
+    return max(64, size // 8)

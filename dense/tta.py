@@ -11,8 +11,7 @@ SIZES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
 def use_several_views(config: Any) -> None:
     """Change `config` in place: six sizes for segmentors, one for detectors, each mirrored, too.
 
-    Raises:
-        UserError: the detector has masks, which mmdet cannot merge.
+    Raises UserError for detectors with masks, which mmdet cannot merge.
     """
     is_detector = config.default_scope == "mmdet"
     if is_detector and (config.model.get("roi_head") or {}).get("mask_head"):

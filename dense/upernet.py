@@ -32,19 +32,9 @@ class GNUPerHead(UPerHead):
     """
 
     def __init__(
-        self,
-        order: int = 2,
-        kernel_size: int = 7,
-        global_filter: tuple[int, int] | None = None,
-        **kwargs: Any,
+        self, order: int = 2, kernel_size: int = 7, global_filter: Any = None, **kwargs: Any
     ) -> None:
         super().__init__(**kwargs)
-        self.fpn_bottleneck = GnConvModule(
-            len(self.in_channels) * self.channels,
-            self.channels,
-            self.norm_cfg,
-            self.act_cfg,
-            order=order,
-            kernel_size=kernel_size,
-            global_filter=global_filter,
-        )
+        widths = len(self.in_channels) * self.channels, self.channels
+        options = {"order": order, "kernel_size": kernel_size, "global_filter": global_filter}
+        self.fpn_bottleneck = GnConvModule(*widths, self.norm_cfg, self.act_cfg, **options)

@@ -4,7 +4,6 @@ python -m examples.faster_rcnn
 """
 
 import sys
-from collections import OrderedDict
 
 import timm
 import torch
@@ -29,8 +28,7 @@ class Backbone(nn.Module):
         self.fpn = FeaturePyramidNetwork(widths, self.out_channels, LastLevelMaxPool())
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        maps = self.body(images)
-        return self.fpn(OrderedDict((str(i), x) for i, x in enumerate(maps)))
+        return self.fpn({str(i): x for i, x in enumerate(self.body(images))})
 
 
 def detector(

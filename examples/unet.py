@@ -16,9 +16,8 @@ class Stage(nn.Sequential):
     """Norm, gnConv, GELU: (B, C_in, H, W) -> (B, C_out, H, W); C_out is a multiple of 4."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__(
-            nn.GroupNorm(1, in_channels), GnConv(in_channels, out_channels, order=3), nn.GELU()
-        )
+        norm = nn.GroupNorm(1, in_channels)
+        super().__init__(norm, GnConv(in_channels, out_channels, order=3), nn.GELU())
 
 
 class UNet(nn.Module):

@@ -36,9 +36,8 @@ class Conv(nn.Sequential):
     """Convolution, batch norm, SiLU."""
 
     def __init__(self, c1: int, c2: int, k: int = 1, s: int = 1) -> None:
-        super().__init__(
-            nn.Conv2d(c1, c2, k, s, padding=k // 2, bias=False), nn.BatchNorm2d(c2), nn.SiLU()
-        )
+        conv = nn.Conv2d(c1, c2, k, s, padding=k // 2, bias=False)
+        super().__init__(conv, nn.BatchNorm2d(c2), nn.SiLU())
 
 
 class HorBlock(nn.Module):
@@ -106,10 +105,9 @@ class Model(nn.Module):
             if name in SIZED:
                 layer = SIZED[name](width, *arguments)
                 width = arguments[0]
-            elif name == "Concat":
-                layer = Concat()
             else:
-                layer = getattr(nn, name.removeprefix("nn."))(*arguments)
+                kind = Concat if name == "Concat" else getattr(nn, name.removeprefix("nn."))
+                layer = kind(*arguments)
             self.layers.append(layer)
             self.sources.append(sources)
             widths.append(width)

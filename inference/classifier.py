@@ -11,13 +11,14 @@ import torch
 from timm.data import ImageNetInfo
 from torch import nn
 
-from checkpoints.fitting import heads_by_cfg, load_exactly
+from checkpoints.fitting import heads_of, load_exactly
 from checkpoints.reading import classes_in, ema_weights_in, flags_in, read_checkpoint, weights_in
 from checkpoints.sources import local_file, model_of
-from config.flags import ModelConfig
+from config.flags import DataConfig, ModelConfig
 from inference.exported import FORMATS, Exported
-from inference.preprocessing import Preprocessing, default_preprocessing, preprocessing_of
+from inference.preprocessing import Preprocessing, preprocessing_of
 from input_pipeline.images import load_image
+from input_pipeline.transforms import mean_std
 from models import accelerate, checkpoint_filter_fn
 from runtime.errors import UserError
 from training.build import build_model
@@ -29,12 +30,10 @@ class Classifier:
     """A model in evaluation mode: preprocessed images (N, 3, S, S) -> logits of `classes`."""
 
     model: nn.Module
-    config: ModelConfig
-    """Of an exported file only the model's name and input size."""
+    config: ModelConfig  # of an exported file only the model's name and input size
     classes: list[str]
     preprocessing: Preprocessing
-    flags: dict[str, Any] = field(default_factory=dict)
-    """The flags of the run that trained it, if any."""
+    flags: dict[str, Any] = field(default_factory=dict)  # of the run that trained it, if any
 
     @cached_property
     def labels(self) -> list[str]:
@@ -71,12 +70,10 @@ def load_classifier(
     Args:
         source: Path, URL, or name of published weights; a folder in timm's format.
         model: Name of the model, if the checkpoint does not name it.
-        ema: Take the weights of the EMA.
         input_size: Height and width of the images; by default those of the checkpoint's run.
         takes_exported: Accept exported files, whose weights have no names.
 
-    Raises:
-        UserError: the file cannot be downloaded or read, or does not fit the model.
+    Raises UserError if the file cannot be downloaded or read, or does not fit the model.
     """
     if Path(source).suffix in FORMATS.values():
         if not takes_exported:
@@ -90,7 +87,7 @@ def load_classifier(
     if weights is None:
         raise UserError(f"checkpoint {path} has no EMA")
     cfg = timm.get_pretrained_cfg(config.model)  # None for unknown names
-    num_classes = _num_classes(weights, heads_by_cfg(cfg or {})[0], path)
+    num_classes = _num_classes(weights, heads_of(cfg or {})[0], path)
     network = build_model(replace(config, drop_path=0.0), num_classes)
     load_exactly(network, checkpoint_filter_fn(weights, network), path)
     if input_size is None and "input_size" not in flags and cfg:
@@ -113,18 +110,15 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         help="pixels; by default as in the checkpoint's run")  # fmt: skip
 
 
-def classifier_of(arguments: argparse.Namespace, takes_exported: bool = True) -> Classifier:
-    return load_classifier(
-        arguments.checkpoint, arguments.model, arguments.ema, arguments.input_size, takes_exported
-    )
+def classifier_of(args: argparse.Namespace, takes_exported: bool = True) -> Classifier:
+    return load_classifier(args.checkpoint, args.model, args.ema, args.input_size, takes_exported)
 
 
 def untrained_classifier(network: nn.Module, model: str, input_size: int) -> Classifier:
     """Return a network with the default preprocessing and numbered classes."""
-    num_classes: int = network.num_classes  # type: ignore[assignment]
     config = ModelConfig(model=model, input_size=input_size)
-    classes = numbered_classes(num_classes)
-    return Classifier(network, config, classes, default_preprocessing(input_size))
+    classes = numbered_classes(network.num_classes)  # type: ignore[arg-type]
+    return Classifier(network, config, classes, Preprocessing(input_size, *mean_std(DataConfig())))
 
 
 def _exported_classifier(path: Path, model: str, ema: bool, input_size: int | None) -> Classifier:
@@ -140,11 +134,10 @@ def _exported_classifier(path: Path, model: str, ema: bool, input_size: int | No
 
 
 def _num_classes(weights: dict[str, torch.Tensor], head: str, path: Path) -> int:
-    name = f"{head}.bias"
     for key, value in weights.items():
-        if key == name or key.endswith("." + name):
+        if f".{key}".endswith(f".{head}.bias"):
             return len(value)
-    raise UserError(f"checkpoint {path} has no head {name}: it cannot tell classes")
+    raise UserError(f"checkpoint {path} has no head {head}.bias: it cannot tell classes")
 
 
 def in_words(classes: list[str]) -> list[str]:

@@ -10,24 +10,13 @@ import safetensors.torch
 import timm
 import torch
 
-from checkpoints.reading import (
-    FOLDER_CONFIG,
-    FOLDER_WEIGHTS,
-    METADATA,
-    PREPROCESSING,
-    ema_weights_in,
-    read_checkpoint,
-    weights_in,
-)
+from checkpoints import reading
 from checkpoints.sources import local_file
 from inference.classifier import Classifier, load_classifier
 from models import HorNet
 from runtime.errors import UserError
 from runtime.files import written_whole
 from utils import count_parameters, numbered_classes
-
-FORMS = (".pth", ".safetensors", "")
-"""Suffixes of the output; none for a folder in the format of timm and Hugging Face."""
 
 CARD = """---
 tags:
@@ -62,14 +51,10 @@ logits = model(transform(Image.open("image.jpg").convert("RGB"))[None])
 def convert(source: str, output: Path, model: str = "", ema: bool = False) -> Classifier:
     """Write the classifier of `source` to `output`, then read it back and compare.
 
-    Args:
-        source, model, ema: As for `load_classifier`.
-        output: FILE.pth, FILE.safetensors, or a new folder.
-
-    Raises:
-        UserError: the source can't be read, or the output can't be written; no output is left.
+    `output` is FILE.pth, FILE.safetensors, or a new folder; the rest is as for `load_classifier`.
+    Raises UserError if the source can't be read, or `output` can't be written; then none is left.
     """
-    if output.suffix not in FORMS:
+    if output.suffix not in (".pth", ".safetensors", ""):
         raise UserError(f"{output}: give FILE.pth, FILE.safetensors, or a folder without a suffix")
     if output.exists():
         raise UserError(f"{output} exists already: give another name")
@@ -87,16 +72,14 @@ def convert(source: str, output: Path, model: str = "", ema: bool = False) -> Cl
             torch.save({"model": weights, **rest}, data)
             written.write_bytes(data.getbuffer())
         elif output.suffix == ".safetensors":
-            metadata = {"format": "pt", METADATA: json.dumps(rest)}
+            metadata = {"format": "pt", reading.METADATA: json.dumps(rest)}
             written.write_bytes(safetensors.torch.save(weights, metadata))
         else:
             _write_folder(classifier, written, source in timm.list_pretrained("hornet_*"))
         again = load_classifier(str(written))
         found = again.model.state_dict()
-        facts, expected = (
-            (c.config.model, c.classes, c.preprocessing) for c in (again, classifier)
-        )
-        if facts != expected or not all(torch.equal(w, found[k]) for k, w in weights.items()):
+        facts = [(c.config.model, c.classes, c.preprocessing) for c in (again, classifier)]
+        if facts[0] != facts[1] or not all(torch.equal(w, found[k]) for k, w in weights.items()):
             raise UserError(f"{output} reads as something else than was written: it is not kept")
     return classifier
 
@@ -104,8 +87,8 @@ def convert(source: str, output: Path, model: str = "", ema: bool = False) -> Cl
 def _check_unchanged(weights: dict[str, torch.Tensor], source: str, ema: bool) -> None:
     """Refuse weights that loading has changed: resized filters, a lower precision."""
     path = local_file(source)
-    checkpoint = read_checkpoint(path)
-    saved = ema_weights_in(checkpoint, path) if ema else weights_in(checkpoint, path)
+    checkpoint = reading.read_checkpoint(path)
+    saved = (reading.ema_weights_in if ema else reading.weights_in)(checkpoint, path)
     assert saved is not None
     for name, value in saved.items():
         # loading removes the prefixes of wrappers
@@ -145,12 +128,12 @@ def _write_folder(classifier: Classifier, folder: Path, is_published: bool) -> N
     if not config.layer_scale_init_value:  # the weights have no layer scale
         kwargs["layer_scale_init_value"] = 0.0
     model: Any = copy.copy(classifier.model)
-    model.pretrained_cfg = model.pretrained_cfg | {name: flags[name] for name in PREPROCESSING}
-    model.pretrained_cfg["input_size"] = (3, size, size)
+    cfg = {name: flags[name] for name in reading.PREPROCESSING} | {"input_size": (3, size, size)}
+    model.pretrained_cfg = model.pretrained_cfg | cfg
     names = {} if classes == numbered_classes(len(classes)) else {"label_names": classes}
     timm.models.save_for_hf(model, str(folder), names, kwargs, safe_serialization=True)
     # timm's file is readable by its owner only
-    (folder / FOLDER_WEIGHTS).chmod((folder / FOLDER_CONFIG).stat().st_mode)
+    (folder / reading.FOLDER_WEIGHTS).chmod((folder / reading.FOLDER_CONFIG).stat().st_mode)
     card = CARD.format(
         name=folder.name,
         license="mit" if is_published else "unknown  # say under which licence you give it",

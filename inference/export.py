@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import timm
 import torch
@@ -20,24 +19,18 @@ from inference.quantize import Quality, batches, quality, quantize, split
 from runtime.errors import UserError, reason_of
 from runtime.files import written_whole
 
+# relative to the largest logit; files with a larger error are not kept
 LARGEST_ERROR = {"float32": 1e-4, "float16": 5e-3, "bfloat16": 3e-2}
-"""Relative to the largest logit; files with a larger error are not kept."""
-LARGEST_WEIGHT = 2**31
-"""Elements of a weight that may be folded into a constant of an ONNX file."""
+LARGEST_WEIGHT = 2**31  # elements of a weight that may become a constant of an ONNX file
 
 
 @dataclass(frozen=True)
 class Options:
-    dtype: str = "float32"
-    """Of the computation: a key of LARGEST_ERROR, or int8."""
-    batch_size: int | None = 1
-    """Images per run; None for any number."""
-    any_size: bool = False
-    """Allow images of any height and width."""
-    folds: bool = True
-    """Fold norms and scales into neighbouring layers."""
-    opset: int = 20
-    """Version of ONNX's operators."""
+    dtype: str = "float32"  # of the computation: a key of LARGEST_ERROR, or int8
+    batch_size: int | None = 1  # images per run; None for any number
+    any_size: bool = False  # allow images of any height and width
+    folds: bool = True  # fold norms and scales into neighbouring layers
+    opset: int = 20  # version of ONNX's operators
 
 
 class _Computed(nn.Module):
@@ -54,8 +47,7 @@ class _Computed(nn.Module):
 def export(classifier: Classifier, output: Path, options: Options) -> dict[str, float]:
     """Write the file; return its largest error per input shape, relative to the largest logit.
 
-    Raises:
-        UserError: the format cannot take the model, or the error is too large; no file is left.
+    Raises UserError if the format cannot take the model, or an error is too large; no file is left.
     """
     with written_whole(output) as written:
         return _write(classifier, written, options)
@@ -66,10 +58,7 @@ def export_int8(
 ) -> Quality:
     """Write an ONNX file that computes in int8, calibrated with some images of a folder.
 
-    Returns its quality on the other images.
-
-    Raises:
-        UserError: as in `export`, or there are too few images.
+    Return its quality on the other images. Raises UserError as `export`, or for too few images.
     """
     images, held_out = split(calibration)
     size = options.batch_size or 8
@@ -84,39 +73,36 @@ def export_int8(
 
 def _write(classifier: Classifier, path: Path, options: Options) -> dict[str, float]:
     """Like `export`; for int8, write the float32 file that is quantised later."""
-    view, kind = classifier.preprocessing, format_of(path)
+    view, kind, name = classifier.preprocessing, format_of(path), classifier.config.model
     dtype = "float32" if options.dtype == "int8" else options.dtype
     side = view.input_size
-    facts = Facts(classifier.config.model, classifier.labels, side, list(view.mean),
-                  list(view.std), view.crop_pct, options.dtype, options.batch_size,
-                  options.any_size)  # fmt: skip
+    facts = Facts(name, classifier.labels, side, list(view.mean), list(view.std), view.crop_pct,
+                  options.dtype, options.batch_size, options.any_size)  # fmt: skip
     ready = models.plain(copy.deepcopy(classifier.model))
     if options.folds:
         ready = reparameterize_model(ready, inplace=True)
     models.set_global_filter_impl(ready, "matmul")
     # OpenVINO computes in the dtype that it is given when it runs
     computed = _Computed(ready, torch.float32 if kind == "openvino" else getattr(torch, dtype))
-    sizes = [(options.batch_size or 2, side, side)]
+    shapes: list[tuple[int, ...]] = [(options.batch_size or 2, 3, side, side)]
     if options.batch_size is None:
-        sizes.append((3, side, side))
+        shapes.append((3, 3, side, side))
     if options.any_size:
-        sizes.append((1, side + 32, side + 96))
-    example = torch.randn(sizes[0][0], 3, *sizes[0][1:])
-    with _exporting(kind, facts.model):
-        _WRITERS[kind](computed.eval(), example, path, facts, options)
+        shapes.append((1, 3, side + 32, side + 96))
+    with _exporting(kind, name):
+        _WRITERS[kind](computed.eval(), torch.randn(shapes[0]), path, facts.dumps(), options)
     try:
-        errors = _errors(classifier.model, Exported(path), sizes)
+        errors = _errors(classifier.model, Exported(path), shapes)
     except Exception as error:  # each library has its own types
         raise UserError(
             f"--format {kind}, --dtype {dtype}: the file does not run here, so it is not kept: "
             f"{reason_of(error).replace(str(path), 'it')}"
         ) from None
-    most = LARGEST_ERROR[dtype]
     for shape, largest in errors.items():
-        if not largest <= most:  # also NaN
+        if not largest <= LARGEST_ERROR[dtype]:  # also NaN
             raise UserError(
                 f"the exported file differs from PyTorch by {largest:.1e} of the largest logit at "
-                f"{shape}, more than {most:.0e}: it is not kept"
+                f"{shape}, more than {LARGEST_ERROR[dtype]:.0e}: it is not kept"
             )
     return errors
 
@@ -134,37 +120,32 @@ def _exporting(kind: str, model: str) -> Iterator[None]:
 
 
 @torch.no_grad()
-def _errors(
-    model: nn.Module, exported: Exported, sizes: list[tuple[int, int, int]]
-) -> dict[str, float]:
+def _errors(model: nn.Module, other: Exported, shapes: list[tuple[int, ...]]) -> dict[str, float]:
     errors = {}
-    for batch, height, width in sizes:
-        images = torch.randn(batch, 3, height, width)
+    for shape in shapes:
+        images = torch.randn(shape)
         expected = model(images)
-        error = (exported(images) - expected).abs().max() / expected.abs().max()
-        errors[f"{batch} x 3 x {height} x {width}"] = float(error)
+        error = (other(images) - expected).abs().max() / expected.abs().max()
+        errors[" x ".join(map(str, shape))] = float(error)
     return errors
 
 
-def _program(model: nn.Module, example: Tensor, options: Options) -> torch.export.ExportedProgram:
+def _program(model: nn.Module, images: Tensor, options: Options) -> torch.export.ExportedProgram:
     shapes = None
     if options.batch_size is None:
         vary = (0, 2, 3) if options.any_size else (0,)
         shapes = (dict.fromkeys(vary, torch.export.Dim.DYNAMIC),)
     with torch.no_grad():
-        return torch.export.export(model, (example,), dynamic_shapes=shapes)
+        return torch.export.export(model, (images,), dynamic_shapes=shapes)
 
 
-def _write_onnx(
-    model: nn.Module, example: Tensor, path: Path, facts: Facts, options: Options
-) -> None:
+def _onnx(model: nn.Module, images: Tensor, path: Path, facts: str, options: Options) -> None:
     import onnx  # noqa: F401 - named in the error if it is missing
     from onnxscript.optimizer import optimize
 
     program = torch.onnx.export(
-        _program(model, example, options),
+        _program(model, images, options),
         (),
-        dynamo=True,
         opset_version=options.opset,
         input_names=["images"],
         output_names=["logits"],
@@ -175,43 +156,34 @@ def _write_onnx(
         raise UserError(f"--opset {options.opset}: torch.onnx cannot write it; 20 works")
     # quantisation takes plain weights only, not those that are reshaped in the graph
     optimize(program.model, input_size_limit=LARGEST_WEIGHT, output_size_limit=LARGEST_WEIGHT)
-    program.model.metadata_props[KEY] = facts.dumps()
+    program.model.metadata_props[KEY] = facts
     program.save(path)
 
 
-def _write_torch(
-    model: nn.Module, example: Tensor, path: Path, facts: Facts, options: Options
-) -> None:
-    extra, data = {KEY: facts.dumps()}, io.BytesIO()  # on a full disk torch would end the process
+def _torch(model: nn.Module, images: Tensor, path: Path, facts: str, options: Options) -> None:
+    extra, data = {KEY: facts}, io.BytesIO()  # on a full disk torch would end the process
     if format_of(path) == "exported":
-        torch.export.save(_program(model, example, options), data, extra_files=extra)
+        torch.export.save(_program(model, images, options), data, extra_files=extra)
     else:
         with torch.no_grad():
-            traced = torch.jit.trace(model, (example,), check_trace=False)
+            traced = torch.jit.trace(model, (images,), check_trace=False)
         torch.jit.save(traced, data, _extra_files=extra)
     path.write_bytes(data.getbuffer())
 
 
-def _write_openvino(
-    model: nn.Module, example: Tensor, path: Path, facts: Facts, options: Options
-) -> None:
+def _openvino(model: nn.Module, images: Tensor, path: Path, facts: str, options: Options) -> None:
     import openvino
 
     # via ONNX: OpenVINO's reader of torch.export programs lacks arithmetic on dynamic sizes
     onnx = path.with_suffix(".onnx")
-    _write_onnx(model, example, onnx, facts, options)
+    _onnx(model, images, onnx, facts, options)
     converted = openvino.convert_model(onnx)
-    converted.set_rt_info(facts.dumps(), [KEY])
-    openvino.save_model(converted, path, compress_to_fp16=facts.dtype == "float16")
+    converted.set_rt_info(facts, [KEY])
+    openvino.save_model(converted, path, compress_to_fp16=options.dtype == "float16")
     onnx.unlink()
 
 
-_WRITERS: dict[str, Any] = {
-    "onnx": _write_onnx,
-    "torchscript": _write_torch,
-    "exported": _write_torch,
-    "openvino": _write_openvino,
-}
+_WRITERS = dict(onnx=_onnx, torchscript=_torch, exported=_torch, openvino=_openvino)
 
 
 def random_classifier(model: str, input_size: int | None = None) -> Classifier:

@@ -20,8 +20,7 @@ from inference.preprocessing import Preprocessing
 from runtime.errors import MissingPackageError, UserError, reason_of
 
 FORMATS = {"onnx": ".onnx", "torchscript": ".torchscript", "exported": ".pt2", "openvino": ".xml"}
-KEY = "hornet"
-"""Metadata key of the facts, as JSON."""
+KEY = "hornet"  # metadata key of the facts, as JSON
 
 
 @dataclass(frozen=True)
@@ -35,10 +34,8 @@ class Facts:
     std: list[float]
     crop_pct: float | None
     dtype: str
-    batch_size: int | None
-    """Images per run; None for any number."""
-    any_size: bool = False
-    """Whether images may have any height and width."""
+    batch_size: int | None  # images per run; None for any number
+    any_size: bool = False  # whether images may have any height and width
 
     def dumps(self) -> str:
         return json.dumps(asdict(self))
@@ -59,21 +56,15 @@ class Exported(nn.Module):
 
     Files of torch.export and TorchScript are programs: load only those from people you trust.
 
-    Args:
-        path: The file.
-        threads: CPU threads; 0 for the library's default.
-
-    Raises:
-        UserError: the file is missing, damaged, or not written by tools.export, or the library is
-            not installed.
+    `threads` are CPU threads; 0 for the library's default. Raises UserError if the file is missing,
+    damaged, or not written by tools.export, or the library is not installed.
     """
 
     run: Callable[[Tensor], Tensor]
 
     def __init__(self, path: Path, threads: int = 0) -> None:
         super().__init__()
-        open_file = _OPENERS[format_of(path)]
-        self.path = path
+        self.path, open_file = path, _OPENERS[format_of(path)]
         if not path.is_file():
             raise UserError(f"{path} is not a file")
         try:
@@ -100,10 +91,9 @@ class Exported(nn.Module):
             except Exception as error:  # each library has its own types
                 shape = " x ".join(map(str, part.shape))
                 raise UserError(f"{self.path} fails on {shape}: {reason_of(error)}") from None
-            if logits.shape[1:] != (len(self.facts.classes),):
-                raise UserError(
-                    f"{self.path} names {len(self.facts.classes)} classes, it has others"
-                )
+            count = len(self.facts.classes)
+            if logits.shape[1:] != (count,):
+                raise UserError(f"{self.path} names {count} classes, it has others")
             parts.append(logits[: len(part)])
         return torch.cat(parts)
 
@@ -134,7 +124,7 @@ def format_of(path: Path) -> str:
     raise UserError(f"{path}: the suffix is one of {', '.join(FORMATS.values())}")
 
 
-def _open_onnx(path: Path, threads: int) -> tuple[Any, str]:
+def _onnx(path: Path, threads: int) -> tuple[Any, str]:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -148,28 +138,21 @@ def _open_onnx(path: Path, threads: int) -> tuple[Any, str]:
     return run, session.get_modelmeta().custom_metadata_map.get(KEY, "")
 
 
-def _open_torchscript(path: Path, _: int) -> tuple[Any, str]:
+def _torch(path: Path, _: int) -> tuple[Any, str]:
     extra = {KEY: ""}
-    module = torch.jit.load(str(path), map_location="cpu", _extra_files=extra)
-    return module, extra[KEY]
+    if format_of(path) == "exported":
+        return torch.export.load(str(path), extra_files=extra).module(), extra[KEY]
+    return torch.jit.load(str(path), map_location="cpu", _extra_files=extra), extra[KEY]
 
 
-def _open_exported(path: Path, _: int) -> tuple[Any, str]:
-    extra = {KEY: ""}
-    program = torch.export.load(str(path), extra_files=extra)
-    return program.module(), extra[KEY]
-
-
-def _open_openvino(path: Path, threads: int) -> tuple[Any, str]:
+def _openvino(path: Path, threads: int) -> tuple[Any, str]:
     import openvino
 
     core = openvino.Core()
     model = core.read_model(path)
     text = model.get_rt_info([KEY]).astype(str)
     hint = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}[json.loads(text)["dtype"]]
-    options = {"INFERENCE_PRECISION_HINT": hint}
-    if threads:
-        options["INFERENCE_NUM_THREADS"] = str(threads)
+    options = {"INFERENCE_PRECISION_HINT": hint, "INFERENCE_NUM_THREADS": str(threads)}
     compiled = core.compile_model(model, "CPU", options)
 
     def run(images: Tensor) -> Tensor:
@@ -178,9 +161,4 @@ def _open_openvino(path: Path, threads: int) -> tuple[Any, str]:
     return run, text
 
 
-_OPENERS = {
-    "onnx": _open_onnx,
-    "torchscript": _open_torchscript,
-    "exported": _open_exported,
-    "openvino": _open_openvino,
-}
+_OPENERS = dict(onnx=_onnx, torchscript=_torch, exported=_torch, openvino=_openvino)

@@ -3,18 +3,15 @@
 Shapes: images (B, 3, H, W), normalised.
 """
 
-from contextlib import ExitStack
-
 import torch
 import torch.nn.functional as F
-from captum.attr import LayerGradCam
+from captum.attr import LayerActivation, LayerGradCam
 from torch import Tensor, nn
 
 from models import GlobalLocalFilter, GnConv
 from models.spectral import spectral_filter
 
-SMALLEST_MAP = 4
-"""Smaller maps have no useful resolution: for small images an earlier stage is used."""
+SMALLEST_MAP = 4  # smaller maps have no useful resolution: an earlier stage is used instead
 
 
 def _deepest(maps: list[Tensor]) -> int:
@@ -40,24 +37,19 @@ def effective_receptive_field(model: nn.Module, images: Tensor) -> Tensor:
 
 
 def width_of_field(field: Tensor, share: float = 0.5) -> int:
-    """Return the side of the smallest square that holds a share of the field.
-
-    The square is around the centre of mass.
-    """
+    """Return the side of the smallest square around the centre of mass that holds a share."""
     total, most = field.sum(), max(field.shape)
     if total == 0:
         return most
-    row, column = (
+    centre = [
         round(float((field.sum(1 - axis) * torch.arange(field.shape[axis])).sum() / total))
         for axis in (0, 1)
-    )
-    half = 0
-    while 2 * half + 1 < most:
-        rows, columns = (slice(max(0, k - half), k + half + 1) for k in (row, column))
+    ]
+    for half in range(most // 2):
+        rows, columns = (slice(max(0, k - half), k + half + 1) for k in centre)
         if field[rows, columns].sum() >= share * total:
-            break
-        half += 1
-    return min(2 * half + 1, most)
+            return 2 * half + 1
+    return most
 
 
 @torch.no_grad()
@@ -83,7 +75,6 @@ def global_filters(model: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
     return found
 
 
-@torch.no_grad()
 def gate_maps(model: nn.Module, images: Tensor) -> dict[str, list[Tensor]]:
     """Return the gates f_k(q_k) / alpha of the last gnConv of each stage of a plain network.
 
@@ -93,18 +84,12 @@ def gate_maps(model: nn.Module, images: Tensor) -> dict[str, list[Tensor]]:
     for name, module in model.named_modules():
         if isinstance(module, GnConv):
             last[name.rsplit(".", 2)[0]] = name, module  # stages.0.1.gnconv is in stages.0
-    maps: dict[str, list[Tensor]] = {}
-    with ExitStack() as hooks:
-        for name, layer in last.values():
-
-            def keep(
-                _: nn.Module, __: object, q_all: Tensor, name: str = name, layer: GnConv = layer
-            ) -> None:
-                maps[name] = [layer.scale * q.abs().mean(1) for q in q_all.split(layer.dims, dim=1)]
-
-            hooks.enter_context(layer.dwconv.register_forward_hook(keep))
-        model(images)
-    return maps
+    convolutions: list[nn.Module] = [layer.dwconv for _, layer in last.values()]
+    outputs = LayerActivation(model, convolutions).attribute(images)
+    return {
+        name: [layer.scale * q.abs().mean(1) for q in q_all.split(layer.dims, dim=1)]
+        for (name, layer), q_all in zip(last.values(), outputs, strict=True)
+    }
 
 
 def grad_cam(model: nn.Module, images: Tensor, labels: Tensor | None = None) -> Tensor:

@@ -15,18 +15,14 @@ from input_pipeline.images import load_image
 from models import HorNet, plain
 from runtime.errors import UserError
 
-CAM_ALPHA = 0.45
-"""Opacity of the heat map over an image."""
+CAM_ALPHA = 0.45  # opacity of the heat map over an image
 
 
 @dataclass(frozen=True)
 class Examples:
-    inputs: Tensor
-    """(N, 3, S, S), normalised."""
-    pixels: np.ndarray
-    """(N, S, S, 3) in [0, 1], for people."""
-    truth: Tensor | None
-    """(N,) labels, if the files are in class folders."""
+    inputs: Tensor  # (N, 3, S, S), normalised
+    pixels: np.ndarray  # (N, S, S, 3) in [0, 1], for people
+    truth: Tensor | None  # (N,) labels, if the files are in class folders
 
 
 def examples_of(classifier: Classifier, files: list[Path]) -> Examples:
@@ -66,15 +62,13 @@ def _probabilities(classifier: Classifier, files: list[Path]) -> Tensor:
 def draw_field(classifier: Classifier, examples: Examples) -> Figure:
     """Draw the effective receptive field of the centre of the deepest map."""
     field = insight.effective_receptive_field(hornet(classifier), examples.inputs)
-    figure, grid = _grid(1, 1, 4.4, 4)
+    figure, [[axes]] = _grid(1, 1, 4.4, 4)
     # the logarithm shows what is far away
-    picture = grid[0, 0].imshow(field.clamp(min=1e-4).log10().numpy(), vmin=-4, vmax=0)
+    picture = axes.imshow(field.clamp(min=1e-4).log10().numpy(), vmin=-4, vmax=0)
     figure.colorbar(picture, label="log10 of the gradient, of its largest")
     half, most = (insight.width_of_field(field, share) for share in (0.5, 0.9))
-    grid[0, 0].set_title(
-        f"half of the gradient in a square of {half} pixels, 90 % in {most}, of {len(field)}",
-        fontsize=8,
-    )
+    title = f"half of the gradient in a square of {half} pixels, 90 % in {most}, of {len(field)}"
+    axes.set_title(title, fontsize=8)
     return figure
 
 
@@ -99,11 +93,9 @@ def draw_filters(classifier: Classifier, columns: int = 8) -> Figure:
 
 
 def draw_gates(classifier: Classifier, examples: Examples) -> Figure:
-    """Draw the gates of each order of the last gnConv of each stage, on the first image.
-
-    Stages with maps of a single pixel are left out.
-    """
+    """Draw the gates of each order of the last gnConv of each stage, on the first image."""
     found = insight.gate_maps(hornet(classifier), examples.inputs[:1])
+    # a map of a single pixel shows nothing
     maps = {name: gates for name, gates in found.items() if gates[0].numel() > 1} or found
     figure, grid = _grid(len(maps), 1 + max(map(len, maps.values())), 1.6, 1.8)
     for row, (name, orders) in zip(grid, maps.items(), strict=True):
@@ -135,17 +127,15 @@ def draw_cam(classifier: Classifier, examples: Examples, columns: int = 4) -> Fi
     return figure
 
 
-def draw_predictions(
-    classifier: Classifier, files: list[Path], columns: int = 10, rows: int = 5
-) -> Figure:
+def draw_predictions(classifier: Classifier, files: list[Path]) -> Figure:
     """Draw images in class folders with their predicted and true class, mistakes first, in red."""
     truth, names = _truth(classifier, files).tolist(), classifier.labels
     found = _probabilities(classifier, files).argmax(1).tolist()
     wrong = [i for i, label in enumerate(truth) if found[i] != label]
     right = [i for i, label in enumerate(truth) if found[i] == label]
+    figure, grid = _grid(5, 10, 1.1, 1.35)
     # the files are sorted by class: an even spread shows every class
-    shown = (wrong + spread(right, columns * rows - len(wrong)))[: columns * rows]
-    figure, grid = _grid(rows, columns, 1.1, 1.35)
+    shown = wrong + spread(right, grid.size - len(wrong))
     for axes, index in zip(grid.flat, shown, strict=False):
         axes.imshow(load_image(str(files[index])))
         title = f"{names[found[index]]} (true {names[truth[index]]})"
@@ -155,11 +145,7 @@ def draw_predictions(
 
 
 def draw_confusion(classifier: Classifier, files: list[Path], most: int = 8) -> Figure:
-    """Draw the confusion matrix of images in class folders, and the most confident mistakes.
-
-    Raises:
-        UserError: a folder is not named as a class.
-    """
+    """Draw a confusion matrix and the most confident mistakes; UserError for unknown classes."""
     names, truth = classifier.labels, _truth(classifier, files)
     shares, found = _probabilities(classifier, files).max(1)
     figure = Figure(figsize=(7, 7.5), layout="constrained")
@@ -188,10 +174,10 @@ def _truth(classifier: Classifier, files: list[Path]) -> Tensor:
 
 
 def _draw_matrix(figure: FigureBase, names: list[str], truth: Tensor, found: Tensor) -> None:
-    present = torch.cat((truth, found)).unique()  # there may be thousands of other classes
-    places = torch.searchsorted(present, truth), torch.searchsorted(present, found)
-    counts = torch.zeros(len(present), len(present), dtype=torch.long)
-    counts.index_put_(places, torch.ones_like(truth), accumulate=True)
+    # there may be thousands of other classes
+    present, (rows, columns) = torch.stack((truth, found)).unique(return_inverse=True)
+    size = len(present)
+    counts = (rows * size + columns).bincount(minlength=size**2).view(size, size)
     share = counts / counts.sum(1, keepdim=True).clamp(min=1)
     axes = figure.subplots()
     axes.imshow(share.numpy(), cmap="Blues", vmin=0, vmax=1)

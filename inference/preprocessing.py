@@ -18,12 +18,11 @@ from runtime.errors import UserError
 class Preprocessing:
     """The evaluation's preprocessing; TypeError or ValueError for values that cannot work."""
 
-    input_size: int
-    """Height and width in pixels."""
+    input_size: int  # height and width in pixels
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    # visible fraction of the short side, CROP_PCT by default; None if the image is warped
     crop_pct: float | None = None
-    """Visible fraction of the short side, CROP_PCT by default; None if the image is warped."""
 
     def __post_init__(self) -> None:
         if type(self.input_size) is not int or self.input_size < 1:
@@ -40,16 +39,8 @@ class Preprocessing:
         return eval_transform(self.input_size, self.mean, self.std, self.crop_pct)
 
 
-def default_preprocessing(input_size: int) -> Preprocessing:
-    return Preprocessing(input_size, *mean_std(DataConfig()))
-
-
 def preprocessing_of(flags: dict[str, Any], size: int, path: Path) -> Preprocessing:
-    """Return the preprocessing of a checkpoint by its flags, of this project or timm.
-
-    Raises:
-        UserError: this project does not have it.
-    """
+    """Return the preprocessing by a checkpoint's flags, ours or timm's; UserError if we lack it."""
     of_imagenet = bool(flags.get("imagenet_default_mean_and_std", True))
     mean, std = mean_std(DataConfig(imagenet_default_mean_and_std=of_imagenet))
     mode = "squash" if is_warped(size) else "center"

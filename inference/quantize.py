@@ -12,8 +12,7 @@ from inference.classifier import Classifier
 from input_pipeline.images import find_images
 from runtime.errors import UserError
 
-CALIBRATION_IMAGES = 128
-"""Most images that give the ranges of the activations."""
+CALIBRATION_IMAGES = 128  # most images that give the ranges of the activations
 
 
 @dataclass(frozen=True)
@@ -21,13 +20,10 @@ class Quality:
     """Agreement of two networks on the same images."""
 
     images: int
-    before: float | None
-    """Accuracy; None if the images are not in class folders."""
+    before: float | None  # accuracy; None if the images are not in class folders
     after: float | None
-    same: float
-    """Share of images with the same predicted class."""
-    error: float
-    """Largest difference of logits, relative to the largest logit."""
+    same: float  # share of images with the same predicted class
+    error: float  # largest difference of logits, relative to the largest logit
 
     def __str__(self) -> str:
         accuracy = "unknown: they are not in class folders"
@@ -40,11 +36,7 @@ class Quality:
 
 
 def split(folder: Path) -> tuple[list[Path], list[Path]]:
-    """Split the images of a folder into those for calibration and those for `quality`.
-
-    Raises:
-        UserError: there are fewer than two images.
-    """
+    """Split a folder's images for calibration and `quality`; UserError if fewer than two."""
     files = find_images([str(folder)])
     if len(files) < 2:
         raise UserError(f"--calibration {folder}: give a folder of two images or more")
@@ -96,7 +88,5 @@ def quality(
     labels = [first.argmax(1), second.argmax(1)]
     same = float((labels[0] == labels[1]).float().mean())
     truth = classifier.truth(files)
-    if truth is None:
-        return Quality(len(files), None, None, same, error)
-    right = [float((found == truth).float().mean()) for found in labels]
+    right = [None if truth is None else float((x == truth).float().mean()) for x in labels]
     return Quality(len(files), right[0], right[1], same, error)

@@ -12,16 +12,8 @@ from matplotlib.figure import Figure
 from checkpoints.run_folder import resumable
 from config.flags import AugmentConfig, DataConfig
 from datasets import FOLDERS, build_data
+from inference import pictures
 from inference.classifier import load_classifier
-from inference.pictures import (
-    draw_cam,
-    draw_confusion,
-    draw_field,
-    draw_filters,
-    draw_gates,
-    examples_of,
-    spread,
-)
 from input_pipeline.image_sets import ImageSet
 from input_pipeline.images import find_images, load_image
 from runtime.curves import draw_curves
@@ -29,8 +21,7 @@ from runtime.errors import UserError
 from runtime.logging import read_log
 from utils import count_parameters
 
-MOST_COUNTED = 2000
-"""Most images that a report classifies, spread evenly over all."""
+MOST_COUNTED = 2000  # images that a report classifies, spread evenly over all
 STYLE = (
     "body{font:16px system-ui;max-width:70rem;margin:2rem auto;padding:0 1rem}"
     "img{max-width:100%}th{text-align:left;padding-right:2rem;font-weight:500}"
@@ -38,16 +29,12 @@ STYLE = (
 
 
 def report(run: Path, source: str | None, images: Path | None, count: int) -> str:
-    """Return the page.
+    """Return the page; UserError if `run` is not the folder of a run, or its images are not found.
 
     Args:
-        run: The folder of the run.
         source: The checkpoint; by default the best, or the newest.
         images: Folder of class folders; by default the run's evaluation images.
         count: Number of images to look at one by one.
-
-    Raises:
-        UserError: it is not the folder of a run, or its images are not found.
     """
     run = run.resolve()
     curves = draw_curves([run])
@@ -59,10 +46,11 @@ def report(run: Path, source: str | None, images: Path | None, count: int) -> st
     classifier = load_classifier(source, takes_exported=False)
     flags = classifier.flags
     every = find_images([str(images)]) if images else images_of(flags)
-    files = [file for file in spread(every, MOST_COUNTED) if _is_readable(file)]
+    files = [file for file in pictures.spread(every, MOST_COUNTED) if _is_readable(file)]
     if not files:
         raise UserError(f"{images or flags['data_path']}: none of its images can be read")
-    examples, log = examples_of(classifier, spread(files, count)), read_log(run)
+    examples = pictures.examples_of(classifier, pictures.spread(files, count))
+    log = read_log(run)
     measured = [record["test_acc1"] for record in log if record.get("test_acc1") is not None]
     facts = {
         "model": classifier.config.model,
@@ -76,16 +64,17 @@ def report(run: Path, source: str | None, images: Path | None, count: int) -> st
     sections = (
         _section("Training", "Losses and accuracies after each epoch.", lambda: curves),
         _section("Confusions", "How often images of the class on the left were classified as the "
-                 "class below.", draw_confusion, classifier, files),
+                 "class below.", pictures.draw_confusion, classifier, files),
         _section("Where it looks (Grad-CAM)", "The redder, the more speaks for the predicted "
-                 "class.", draw_cam, classifier, examples),
+                 "class.", pictures.draw_cam, classifier, examples),
         _section("What each order gates with", "Mean magnitude of the gates of the last gnConv of "
                  "each stage, by order: the brighter, the more passes.",
-                 draw_gates, classifier, examples),
+                 pictures.draw_gates, classifier, examples),
         _section("Effective receptive field", "How much each pixel changes the centre of the "
-                 "deepest map with a useful resolution.", draw_field, classifier, examples),
+                 "deepest map with a useful resolution.",
+                 pictures.draw_field, classifier, examples),
         _section("Global filters", "Those of the first layer of each stage, in frequency, and in "
-                 "space as a circular convolution.", draw_filters, classifier),
+                 "space as a circular convolution.", pictures.draw_filters, classifier),
     )  # fmt: skip
     name = escape(run.name)
     return (

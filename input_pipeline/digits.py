@@ -19,19 +19,17 @@ def write_digits(folder: Path, size: int = 32) -> None:
     from sklearn.model_selection import train_test_split
 
     digits = load_digits()
-    train, val = train_test_split(
-        range(len(digits.target)), test_size=0.2, random_state=0, stratify=digits.target
-    )
+    labels = digits.target
+    _, val = train_test_split(range(len(labels)), test_size=0.2, random_state=0, stratify=labels)
     folder.parent.mkdir(parents=True, exist_ok=True)
     try:
         with written_whole(folder) as temporary:
-            for part, indices in (("train", train), ("val", val)):
-                for index in indices:
-                    target = temporary / part / str(digits.target[index])
-                    target.mkdir(parents=True, exist_ok=True)
-                    pixels = (digits.images[index] * 255 / 16).round().astype("uint8")
-                    scan = Image.fromarray(pixels).resize((size, size), Image.Resampling.BICUBIC)
-                    scan.save(target / f"{index:04d}.png")
+            for index, label in enumerate(labels):
+                target = temporary / ("val" if index in val else "train") / str(label)
+                target.mkdir(parents=True, exist_ok=True)
+                pixels = (digits.images[index] * 255 / 16).round().astype("uint8")
+                scan = Image.fromarray(pixels).resize((size, size), Image.Resampling.BICUBIC)
+                scan.save(target / f"{index:04d}.png")
     except UserError:
         if not folder.is_dir():  # otherwise another machine has just written it
             raise

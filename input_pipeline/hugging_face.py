@@ -9,18 +9,14 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def import_hugging_face_datasets() -> None:
-    """Make `import datasets` import Hugging Face's package from here on.
+    """Make `import datasets` import Hugging Face's package from here on; ImportError without it.
 
     Names imported from this project's module before stay valid. There is no way back, since the
     package's modules import each other lazily under this name.
-
-    Raises:
-        ImportError: the package isn't installed.
     """
     own, path = sys.modules.get("datasets"), sys.path[:]
     sys.path[:] = [entry for entry in path if Path(entry or ".").resolve() != ROOT]
-    is_own = getattr(own, "__file__", None) == str(ROOT / "datasets.py")
-    if is_own:
+    if getattr(own, "__file__", None) == str(ROOT / "datasets.py"):
         del sys.modules["datasets"]
     try:
         importlib.import_module("datasets")

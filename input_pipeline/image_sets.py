@@ -4,7 +4,6 @@ To add a format, write a subclass and open it in datasets.py.
 """
 
 import logging
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,28 +19,28 @@ from runtime.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-Sample = tuple[torch.Tensor, int]
-"""Transformed image (3, H, W), label."""
+Sample = tuple[torch.Tensor, int]  # transformed image (3, H, W), label
 
 
 class ImageSet(Dataset[Sample]):
     """Images with an index.
 
     Args:
+        source: What the images are read from, with a length.
         transform: Image -> tensor (3, H, W).
         classes: Class names in the order of the labels.
-        labels: Label per image; None if they are only known after reading.
+        labels: Label per image, by default source.targets; None if only known after reading.
     """
 
-    needs_fork = False
-    """Whether loader workers have to be forked."""
+    needs_fork = False  # whether loader workers have to be forked
 
-    def __init__(self, transform: Any, classes: list[str], labels: Iterable[int] | None) -> None:
-        self.transform, self.classes = transform, classes
+    def __init__(self, source: Any, transform: Any, classes: list[str], labels: Any = None) -> None:
+        self.source, self.transform, self.classes = source, transform, classes
+        labels = getattr(source, "targets", labels)
         self.labels = None if labels is None else [int(label) for label in labels]
 
     def __len__(self) -> int:
-        raise NotImplementedError
+        return len(self.source)
 
     @property
     def length(self) -> int:
@@ -63,9 +62,8 @@ class ImageSet(Dataset[Sample]):
 class ImageStream(IterableDataset[Sample]):
     """Images that can only be read from the start, without names.
 
-    Args:
-        classes: Class names in the order of the labels.
-        length: Images per epoch, of all ranks.
+    `classes` are in the order of the labels; `length` is the images per epoch, of all ranks.
+    Iterating yields the share of this rank and loader worker.
     """
 
     needs_fork = False
@@ -73,41 +71,34 @@ class ImageStream(IterableDataset[Sample]):
     def __init__(self, classes: list[str], length: int) -> None:
         self.classes, self.length = classes, length
 
-    def __iter__(self) -> Iterator[Sample]:
-        """Yield the share of this rank and loader worker."""
-        raise NotImplementedError
-
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch, which determines the order."""
 
     def prepare(self, num_workers: int, share: bool, unreadable: UnreadableImages) -> None:
-        """Called before loading.
+        """Called before loading; without `share` each rank gets all images.
 
-        Args:
-            num_workers: Loader workers per rank.
-            share: Share the images among the ranks; otherwise each rank gets all.
-            unreadable: Lists unreadable images.
+        `num_workers` is per rank, and `unreadable` lists unreadable images.
         """
+
+
+Images = ImageSet | ImageStream
 
 
 class FolderImages(ImageSet):
     """Image files found by torchvision in class folders."""
 
     def __init__(self, found: ImageFolder, transform: Any, classes: list[str]) -> None:
-        super().__init__(transform, classes, found.targets)
-        self.folder, self.files = Path(found.root), [path for path, _ in found.samples]
-
-    def __len__(self) -> int:
-        return len(self.files)
+        super().__init__([path for path, _ in found.samples], transform, classes, found.targets)
+        self.folder = Path(found.root)
 
     def read(self, index: int) -> tuple[Any, int]:
         # FastCrop takes JPEGs that are not decoded yet
         load = load_lazily if crops_fast(self.transform) else load_image
         assert self.labels is not None
-        return load(self.files[index]), self.labels[index]
+        return load(self.source[index]), self.labels[index]
 
     def name(self, index: int) -> str:
-        return self.files[index]
+        return self.source[index]
 
 
 def open_folder(folder: Path, transform: Any) -> FolderImages:
@@ -125,13 +116,6 @@ def open_folder(folder: Path, transform: Any) -> FolderImages:
 class TorchvisionImages(ImageSet):
     """A data set of torchvision, opened without a transform."""
 
-    def __init__(self, source: Any, transform: Any, classes: list[str]) -> None:
-        super().__init__(transform, classes, getattr(source, "targets", None))
-        self.source = source
-
-    def __len__(self) -> int:
-        return len(self.source)
-
     def read(self, index: int) -> tuple[Any, int]:
         with readable(self.name(index)):
             return self.source[index]
@@ -142,17 +126,14 @@ class Part(ImageSet):
 
     def __init__(self, whole: ImageSet, indices: list[int]) -> None:
         labels = None if whole.labels is None else [whole.labels[index] for index in indices]
-        super().__init__(whole.transform, whole.classes, labels)
-        self.whole, self.indices = whole, indices
-
-    def __len__(self) -> int:
-        return len(self.indices)
+        super().__init__(indices, whole.transform, whole.classes, labels)
+        self.whole = whole
 
     def read(self, index: int) -> tuple[Any, int]:
-        return self.whole.read(self.indices[index])
+        return self.whole.read(self.source[index])
 
     def name(self, index: int) -> str:
-        return self.whole.name(self.indices[index])
+        return self.whole.name(self.source[index])
 
 
 def spread_evenly(images: ImageSet, most: int | None) -> ImageSet:
@@ -163,13 +144,8 @@ def spread_evenly(images: ImageSet, most: int | None) -> ImageSet:
 
 
 def held_out(images: FolderImages, fraction: float) -> dict[str, list[int]]:
-    """Return indices for 'train' and 'val', a fraction of each class, drawn with a fixed seed.
-
-    Raises:
-        UserError: a class has too few images.
-    """
-    chosen: dict[str, list[int]] = {"train": [], "val": []}
-    labels = np.array(images.labels)
+    """Return indices for 'train' and 'val', a fixed draw per class; UserError if too few."""
+    labels, val = np.array(images.labels), []
     for label, name in enumerate(images.classes):
         indices = np.random.RandomState(0).permutation(np.flatnonzero(labels == label))
         count = max(1, round(fraction * len(indices)))
@@ -178,8 +154,7 @@ def held_out(images: FolderImages, fraction: float) -> dict[str, list[int]]:
                 f"{images.folder}/{name} has {len(indices)} image(s): --val_fraction {fraction} "
                 "leaves none for training"
             )
-        chosen["val"] += indices[:count].tolist()
-        chosen["train"] += indices[count:].tolist()
+        val += indices[:count].tolist()
     logger.info("%d of the %d images of %s are held out for evaluation",
-                len(chosen["val"]), len(labels), images.folder)  # fmt: skip
-    return {part: sorted(indices) for part, indices in chosen.items()}
+                len(val), len(labels), images.folder)  # fmt: skip
+    return {"train": sorted(set(range(len(labels))) - set(val)), "val": sorted(val)}

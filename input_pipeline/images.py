@@ -5,7 +5,7 @@ import stat
 import tarfile
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from math import ceil
@@ -18,10 +18,8 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from runtime.errors import UserError
 
-MOST_ASPECT = 4000
-"""Longer images would take gigabytes when their short side is enlarged."""
-MOST_PIXELS = 50_000_000
-"""Larger JPEGs are read by Pillow, with its warnings."""
+MOST_ASPECT = 4000  # longer images would take gigabytes when their short side is enlarged
+MOST_PIXELS = 50_000_000  # larger JPEGs are read by Pillow, with its warnings
 
 
 def is_image(path: str) -> bool:
@@ -29,20 +27,15 @@ def is_image(path: str) -> bool:
 
 
 def find_images(arguments: list[str]) -> list[Path]:
-    """Return image files in the order of the arguments; of a folder all inside, sorted.
-
-    Raises:
-        UserError: a folder has no images.
-    """
+    """Return the files, and all images inside folders, sorted; UserError if a folder has none."""
     files: list[Path] = []
     for path in map(Path, arguments):
+        inside = [path]
         if path.is_dir():
             inside = sorted(p for p in path.rglob("*") if p.is_file() and is_image(p.name))
-            if not inside:
-                raise UserError(f"folder {path} has no images")
-            files += inside
-        else:
-            files.append(path)
+        if not inside:
+            raise UserError(f"folder {path} has no images")
+        files += inside
     return files
 
 
@@ -109,22 +102,15 @@ def load_lazily(path: str) -> Jpeg | Image.Image:
     with readable(path):
         _check_regular(path)
         data = Path(path).read_bytes()
-        try:
+        with suppress(ValueError):
             height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
-        except ValueError:
-            return decoded(path)
-        usual = max(height, width) <= MOST_ASPECT * min(height, width)
-        if usual and height * width <= MOST_PIXELS and colours in ("YCbCr", "Gray"):
-            return Jpeg(path, data, height, width)
+            usual = max(height, width) <= MOST_ASPECT * min(height, width)
+            if usual and height * width <= MOST_PIXELS and colours in ("YCbCr", "Gray"):
+                return Jpeg(path, data, height, width)
         return decoded(path)
 
 
-_OPENCV_NAMES = {
-    "nearest": "INTER_NEAREST",
-    "bilinear": "INTER_LINEAR",
-    "bicubic": "INTER_CUBIC",
-    "lanczos": "INTER_LANCZOS4",
-}
+_OPENCV_NAMES = dict(nearest="NEAREST", bilinear="LINEAR", bicubic="CUBIC", lanczos="LANCZOS4")
 
 
 @cache
@@ -155,7 +141,6 @@ def crop_resized(
         pixels = np.asarray(image)
     pixels = pixels[top : top + height, left : left + width]
     shrinks = height > 1.5 * size[0] or width > 1.5 * size[1]
-    how = cv2.INTER_AREA
-    if not shrinks and method in _OPENCV_NAMES:
-        how = getattr(cv2, _OPENCV_NAMES[method])
-    return Image.fromarray(cv2.resize(pixels, size[::-1], interpolation=how))
+    how = "AREA" if shrinks else _OPENCV_NAMES.get(method, "AREA")
+    interpolation = getattr(cv2, f"INTER_{how}")
+    return Image.fromarray(cv2.resize(pixels, size[::-1], interpolation=interpolation))

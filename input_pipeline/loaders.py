@@ -16,15 +16,14 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from config.flags import DataConfig
-from input_pipeline.image_sets import ImageSet, ImageStream, Sample
+from input_pipeline.image_sets import Images, ImageSet, ImageStream, Sample
 from input_pipeline.unreadable import UnreadableImages
 from runtime.distributed import DistributedContext, shard
 from runtime.errors import UserError
 from runtime.signals import end_workers_at_exit, ignore_signals_in_worker, signals_blocked
 from utils import seed_everything, seed_host, stream_seed
 
-UNREADABLE = -1
-"""Label of an unreadable image."""
+UNREADABLE = -1  # label of an unreadable image
 
 
 class EpochSampler(Sampler[int]):
@@ -42,9 +41,6 @@ class EpochSampler(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         return iter(self.order()[self.position + self.rank :: self.world_size])
-
-    def __len__(self) -> int:
-        return len(range(self.position + self.rank, self.length, self.world_size))
 
 
 class TrainImages(Dataset[Sample]):
@@ -71,12 +67,9 @@ class TrainImages(Dataset[Sample]):
 
     def _candidates(self, index: int) -> Iterator[int]:
         yield index
-        labels = self.images.labels
-        others = [i for i in range(len(self)) if labels is None or labels[i] == labels[index]]
+        labels, every = self.images.labels, range(len(self.images))
+        others = [i for i in every if labels is None or labels[i] == labels[index]]
         yield from random.sample(others, len(others))
-
-    def __len__(self) -> int:
-        return len(self.images)
 
 
 class EvalImages(Dataset[Sample]):
@@ -92,31 +85,28 @@ class EvalImages(Dataset[Sample]):
             self.unreadable.add(self.images.name(index), str(error))
             return self.images.transform(Image.new("RGB", (256, 256))), UNREADABLE
 
-    def __len__(self) -> int:
-        return len(self.images)
-
 
 class TrainLoader:
     """Shuffled full batches of this rank, one epoch at a time."""
 
     def __init__(
         self,
-        images: ImageSet | ImageStream,
+        images: Images,
         config: DataConfig,
         context: DistributedContext,
         unreadable: UnreadableImages,
         seed: int = 0,
     ) -> None:
         self.images, self.config, self.context, self.seed = images, config, context, seed
+        options: dict[str, Any] = {"batch_size": config.batch_size, "drop_last": True}
         if isinstance(images, ImageStream):
             images.prepare(config.num_workers, share=True, unreadable=unreadable)
-            self.loader = _loader(images, images, None, config.batch_size, config, context, True)
+            self.loader = _loader(images, images, config, context, **options)
         else:
             self.sampler = EpochSampler(len(images), seed, context.rank, context.world_size)
             self.source = TrainImages(images, seed, unreadable)
-            self.loader = _loader(
-                images, self.source, self.sampler, config.batch_size, config, context, True
-            )
+            options["sampler"] = self.sampler
+            self.loader = _loader(images, self.source, config, context, **options)
 
     def batches(self, epoch: int, position: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yield the batches of an epoch after `position`.
@@ -142,12 +132,11 @@ class TrainLoader:
         start = position - steps_since * total_batch
         if start < 0 or isinstance(self.images, ImageStream):
             return []
-        step = self.sampler.order()[start : start + total_batch]
-        return [self.images.name(index) for index in step]
+        return [self.images.name(i) for i in self.sampler.order()[start : start + total_batch]]
 
 
 def eval_loader(
-    images: ImageSet | ImageStream,
+    images: Images,
     config: DataConfig,
     context: DistributedContext,
     unreadable: UnreadableImages,
@@ -161,11 +150,11 @@ def eval_loader(
     batch_size = int(1.5 * config.batch_size)
     if isinstance(images, ImageStream):
         images.prepare(config.num_workers, share=False, unreadable=unreadable)
-        return _loader(images, images, None, batch_size, config, context, drop_last=False)
+        return _loader(images, images, config, context, batch_size=batch_size)
     rank, world_size = (context.rank, context.world_size) if dist_eval else (0, 1)
-    indices: Any = shard(len(images), batch_size, rank, world_size)
+    indices = shard(len(images), batch_size, rank, world_size)
     source = EvalImages(images, unreadable)
-    return _loader(images, source, indices, batch_size, config, context, drop_last=False)
+    return _loader(images, source, config, context, batch_size=batch_size, sampler=indices)
 
 
 @contextmanager
@@ -188,24 +177,16 @@ class _Loader(DataLoader):
 
 
 def _loader(
-    images: ImageSet | ImageStream,
-    source: Dataset,
-    sampler: Sampler | None,
-    batch_size: int,
-    config: DataConfig,
-    context: DistributedContext,
-    drop_last: bool,
+    images: Images, source: Dataset, config: DataConfig, context: DistributedContext, **options: Any
 ) -> DataLoader:
     if config.num_workers:
         end_workers_at_exit()
     # workers aren't persistent: their random numbers depend on the epoch's seed
     return _Loader(
         source,
-        batch_size,
-        sampler=sampler,
         num_workers=config.num_workers,
         pin_memory=config.pin_mem and context.device.type == "cuda",
-        drop_last=drop_last,
         multiprocessing_context="fork" if images.needs_fork and config.num_workers else None,
         worker_init_fn=ignore_signals_in_worker,
+        **options,
     )

@@ -10,14 +10,9 @@ from timm.data.readers.reader_image_in_tar import ReaderImageInTar
 from torchvision.datasets import ImageFolder
 
 from config.flags import DataConfig
+from input_pipeline import image_sets
 from input_pipeline.hugging_face import import_hugging_face_datasets
-from input_pipeline.image_sets import (
-    FolderImages,
-    ImageSet,
-    ImageStream,
-    Sample,
-    TorchvisionImages,
-)
+from input_pipeline.image_sets import Images, ImageSet, ImageStream, Sample
 from input_pipeline.images import decoded, readable
 from input_pipeline.timm_patches import list_damaged_shards
 from input_pipeline.unreadable import UnreadableImages
@@ -30,20 +25,13 @@ PREFIXES = ("wds", "hfds", "hfids", "tfds", "torch")
 class ReaderImages(ImageSet):
     """The images of a timm reader."""
 
-    def __init__(self, reader: Any, transform: Any, classes: list[str]) -> None:
-        super().__init__(transform, classes, getattr(reader, "targets", None))
-        self.reader = reader
-
-    def __len__(self) -> int:
-        return len(self.reader)
-
     def read(self, index: int) -> tuple[Any, int]:
         with readable(self.name(index)):
-            file, label = self.reader[index]
+            file, label = self.source[index]
             return decoded(file), label
 
     def name(self, index: int) -> str:
-        return str(self.reader.filename(index) or index)
+        return str(self.source.filename(index) or index)
 
 
 class ReaderStream(ImageStream):
@@ -79,12 +67,8 @@ class ReaderStream(ImageStream):
             )
 
 
-def open_timm_set(config: DataConfig, part: str, transform: Any) -> ImageSet | ImageStream:
-    """Open 'train' or 'val' of a data set in tar files or with a prefix of timm.
-
-    Raises:
-        UserError: it is missing, or needs a package that isn't installed.
-    """
+def open_timm_set(config: DataConfig, part: str, transform: Any) -> Images:
+    """Open 'train' or 'val' of tar files or of a timm prefix; UserError if it can't be opened."""
     split = config.train_split if part == "train" else config.val_split
     prefix = config.data_set.partition("/")[0]
     try:
@@ -111,15 +95,15 @@ def open_timm_set(config: DataConfig, part: str, transform: Any) -> ImageSet | I
             reason += f"; shards are named as in --{part}_split '{part}-{{000..099}}.tar|50000'"
         raise UserError(f"--data_set {config.data_set}, split {split}: {reason}") from None
     classes = _class_names(source) or numbered_classes(config.nb_classes)
-    images: ImageSet | ImageStream
+    images: Images
     if isinstance(source, IterableImageDataset):
         images = ReaderStream(source, transform, classes)
     elif isinstance(source, ImageDataset):  # not used itself: it replaces unreadable images
         images = ReaderImages(source.reader, transform, classes)
     elif isinstance(source, ImageFolder):
-        images = FolderImages(source, transform, classes)
+        images = image_sets.FolderImages(source, transform, classes)
     else:
-        images = TorchvisionImages(source, transform, classes)
+        images = image_sets.TorchvisionImages(source, transform, classes)
     # spawned workers would import this project's datasets.py instead of Hugging Face's package
     images.needs_fork = prefix in ("wds", "hfds", "hfids")
     return images

@@ -1,20 +1,16 @@
 """Images -> inputs of the model: augmentation for training, preprocessing for evaluation."""
 
 import random
+from itertools import chain
 from typing import Any
 
 import torch
 from PIL import Image
-from timm.data import create_transform
+from timm.data import constants, create_transform
 from timm.data.auto_augment import posterize
-from timm.data.constants import (
-    IMAGENET_DEFAULT_MEAN,
-    IMAGENET_DEFAULT_STD,
-    IMAGENET_INCEPTION_MEAN,
-    IMAGENET_INCEPTION_STD,
-)
 from timm.data.transforms import RandomResizedCropAndInterpolation, interp_mode_to_str
 from torchvision import transforms
+from torchvision.transforms import CenterCrop, Compose
 
 from config.flags import AugmentConfig, DataConfig
 from input_pipeline.images import Jpeg, crop_resized
@@ -28,8 +24,8 @@ WARPED_INPUT = 384  # from this size on, evaluation warps the whole image to a s
 def mean_std(config: DataConfig) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return mean and standard deviation per channel, for normalisation."""
     if config.imagenet_default_mean_and_std:
-        return IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-    return IMAGENET_INCEPTION_MEAN, IMAGENET_INCEPTION_STD
+        return constants.IMAGENET_DEFAULT_MEAN, constants.IMAGENET_DEFAULT_STD
+    return constants.IMAGENET_INCEPTION_MEAN, constants.IMAGENET_INCEPTION_STD
 
 
 def train_transform(
@@ -59,16 +55,26 @@ def train_transform(
         ) from None
     allow_zero_bits(transform)
     if size <= SMALL_INPUT and config.scale is None:
-        transform.transforms[0] = transforms.Compose(
-            [_warp(size), transforms.RandomCrop(size, padding=4)]
-        )
+        crop = transforms.RandomCrop(size, padding=4)
+        transform.transforms[0] = Compose([_resize((size, size)), crop])
     elif config.fast_decode:
-        transform.transforms[0] = _fast_crop(transform.transforms[0])
+        transform.transforms[0] = FastCrop(transform.transforms[0])
     return transform
 
 
 class FastCrop(RandomResizedCropAndInterpolation):
     """timm's random crop of the same region, with approximate pixels (crop_resized)."""
+
+    def __init__(self, crop: RandomResizedCropAndInterpolation) -> None:
+        try:
+            import cv2  # noqa: F401 - an early error if one is missing
+            import simplejpeg  # noqa: F401
+        except ImportError as error:
+            raise UserError(
+                f"--fast_decode needs cv2 and simplejpeg, pip install '.[fast]': {error}"
+            ) from None
+        super().__init__(crop.size, crop.scale, crop.ratio)
+        self.interpolation = crop.interpolation
 
     def __call__(self, image: Jpeg | Image.Image) -> Image.Image:
         shape = torch.empty(1).expand(1, image.height, image.width)  # takes no memory
@@ -76,19 +82,6 @@ class FastCrop(RandomResizedCropAndInterpolation):
         drawn = isinstance(self.interpolation, list | tuple)
         mode = random.choice(self.interpolation) if drawn else self.interpolation
         return crop_resized(image, box, self.size, interp_mode_to_str(mode))
-
-
-def _fast_crop(crop: Any) -> FastCrop:
-    try:
-        import cv2  # noqa: F401 - an early error if one is missing
-        import simplejpeg  # noqa: F401
-    except ImportError as error:
-        raise UserError(
-            f"--fast_decode needs cv2 and simplejpeg, pip install '.[fast]': {error}"
-        ) from None
-    fast = FastCrop(crop.size, crop.scale, crop.ratio)
-    fast.interpolation = crop.interpolation
-    return fast
 
 
 def crops_fast(transform: Any) -> bool:
@@ -100,14 +93,13 @@ def _posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
     return posterize(image, bits) if bits > 0 else Image.new(image.mode, image.size)
 
 
-def allow_zero_bits(transform: transforms.Compose) -> None:
+def allow_zero_bits(transform: Compose) -> None:
     """Let timm's policies posterize to 0 bits at magnitude 10, which Pillow >= 13 refuses.
 
     Earlier versions gave a black image, with which the published policies were used.
     """
     for member in transform.transforms:
-        sub_policies = [getattr(member, "ops", []), *getattr(member, "policy", [])]
-        for op in (op for sub_policy in sub_policies for op in sub_policy):
+        for op in chain(getattr(member, "ops", []), *getattr(member, "policy", [])):
             if op.aug_fn is posterize:
                 op.aug_fn = _posterize
 
@@ -116,15 +108,9 @@ def eval_transform(
     size: int, mean: tuple[float, ...], std: tuple[float, ...], crop_pct: float | None = None
 ) -> transforms.Compose:
     """Return the evaluation's preprocessing: image -> float tensor (3, size, size)."""
-    if is_warped(size):
-        view = [_warp(size)]
-    else:
-        short_side = int(size / (crop_pct or CROP_PCT))
-        view = [
-            transforms.Resize(short_side, transforms.InterpolationMode.BICUBIC),
-            transforms.CenterCrop(size),
-        ]
-    return transforms.Compose([*view, transforms.ToTensor(), transforms.Normalize(mean, std)])
+    short_side = int(size / (crop_pct or CROP_PCT))
+    view = [_resize((size, size))] if is_warped(size) else [_resize(short_side), CenterCrop(size)]
+    return Compose([*view, transforms.ToTensor(), transforms.Normalize(mean, std)])
 
 
 def is_warped(size: int) -> bool:
@@ -132,5 +118,5 @@ def is_warped(size: int) -> bool:
     return size >= WARPED_INPUT or size <= SMALL_INPUT
 
 
-def _warp(size: int) -> transforms.Resize:
-    return transforms.Resize((size, size), transforms.InterpolationMode.BICUBIC)
+def _resize(size: int | tuple[int, int]) -> transforms.Resize:
+    return transforms.Resize(size, transforms.InterpolationMode.BICUBIC)

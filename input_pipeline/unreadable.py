@@ -30,20 +30,17 @@ class UnreadableImages:
     def add(self, name: str, reason: str) -> None:
         """List an image, once; UserError if there are too many."""
         try:
-            text = ""
-            if self.path.exists():
-                text = self.path.read_text(errors="surrogateescape")  # file names may be any bytes
-            known = text.splitlines()
-            if name not in {line.split("\t")[0] for line in known}:
-                known.append(f"{name}\t{' '.join(reason.split())}")
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                # a short line is written at once
-                with self.path.open("a", errors="surrogateescape") as file:
-                    file.write(known[-1] + "\n")
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            # file names may be any bytes; a short line is written at once
+            with self.path.open("a+", errors="surrogateescape") as file:
+                file.seek(0)
+                # two processes may have listed the same image
+                known = dict.fromkeys(line.split("\t")[0] for line in file.read().splitlines())
+                if name not in known:
+                    file.write(f"{name}\t{' '.join(reason.split())}\n")
         except OSError as error:
             raise UserError(f"{self.path} cannot be written: {error}") from None
-        # two processes may have listed the same image
-        names = list(dict.fromkeys(line.split("\t")[0] for line in known))
+        names = list(known | {name: None})
         if len(names) > self.most:
             raise UserError(
                 f"{len(names)} images cannot be read, more than --max_bad_images {self.most}: "

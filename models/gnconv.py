@@ -30,8 +30,7 @@ class GnConv(nn.Module):
     With C = out_channels, p_{k+1} and q_k have C_k = C / 2**(n - 1 - k) channels (equation 3.6).
 
     Args:
-        in_channels: Channels of the input.
-        out_channels: C, channels of the output; None means in_channels.
+        out_channels: C; None means in_channels.
         order: n, the order of the spatial interactions; 1 or more.
         kernel_size: Kernel of the depthwise convolution, odd; unused with another mixer.
         scale: s, multiplied onto the depthwise output.
@@ -105,10 +104,7 @@ class GlobalLocalFilter(nn.Module):
     Args:
         dim: Number of channels, even.
         h, w: Height and width of the stored filter.
-        impl: 'fft', or 'matmul' for the path without complex numbers.
-
-    Raises:
-        ValueError: dim is odd, the filter is empty, or impl is unknown.
+        impl: 'fft', or 'matmul' for the path without complex numbers; ValueError for others.
     """
 
     def __init__(
@@ -159,11 +155,7 @@ class gnconv(GnConv):  # noqa: N801 - the name that other HorNet code imports
 
 
 def recursion_widths(channels: int, order: int) -> list[int]:
-    """Widths C_0 ... C_{n-1} of the recursion, doubling up to `channels` (equation 3.6).
-
-    Raises:
-        ValueError: the order is less than 1, or channels can't be halved order - 1 times.
-    """
+    """Widths C_0 ... C_{n-1} of the recursion, doubling up to `channels` (equation 3.6)."""
     if order < 1 or order != int(order):
         raise ValueError(f"the order of a GnConv is a whole number from 1 on, not {order}")
     multiple = 2 ** (order - 1)

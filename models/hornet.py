@@ -27,9 +27,7 @@ class Block(nn.Module):
     """x + gamma1 * GnConv(norm(x)), then x + gamma2 * MLP(norm(x)), on (B, dim, H, W) (figure 2).
 
     Args:
-        dim: Number of channels.
-        order: Order of the GnConv.
-        scale: Scale s of its depthwise output.
+        order, scale: n and s of the GnConv.
         mlp_ratio: Hidden width of the MLP as a multiple of dim.
         drop_path: Probability of dropping each of the two branches, per sample.
         layer_scale_init_value: Initial gamma1 and gamma2; None or 0 leaves them out.
@@ -117,7 +115,6 @@ class HorNet(nn.Module):
     """HorNet, with the interface of a timm model.
 
     Args:
-        in_chans: Channels of the images.
         num_classes: Classes of the head; 0 leaves it out.
         global_pool: 'avg', 'max', 'avgmax', or '' for none (the head then gives a map).
         depths: Blocks per stage.
@@ -170,7 +167,13 @@ class HorNet(nn.Module):
             for i, dim in enumerate(dims)
         ]
 
-        self.downsample_layers = _downsample_layers(in_chans, dims, **factory)
+        stem = nn.Conv2d(in_chans, base_dim, STEM_STRIDE, stride=STEM_STRIDE, **factory)
+        stem_norm = LayerNorm2d(base_dim, eps=NORM_EPS, **factory)
+        self.downsample_layers = nn.ModuleList([nn.Sequential(stem, stem_norm)])
+        for narrow, wide in pairwise(dims):
+            norm = LayerNorm2d(narrow, eps=NORM_EPS, **factory)
+            downsample = nn.Conv2d(narrow, wide, 2, stride=2, **factory)
+            self.downsample_layers.append(nn.Sequential(norm, downsample))
         self.stages = nn.ModuleList()
         drop_rates: Any = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
         for dim, order, filter_size, rates in zip(dims, orders, filters, drop_rates):
@@ -195,9 +198,7 @@ class HorNet(nn.Module):
         | gamma1, gamma2 (layer scale)            | layer_scale_init_value (1e-6)           |
         | head                                    | as linear layers, times head_init_scale |
         """
-        for module in self.modules():
-            _init_module(module)
-        self._scale_head()
+        self._init(self)
 
     def _set_head(self, num_classes: int, global_pool: str, **factory: Any) -> None:
         if global_pool not in POOLS:
@@ -211,7 +212,14 @@ class HorNet(nn.Module):
             self.head = nn.Linear(self.num_features, num_classes, **factory)
 
     @torch.no_grad()
-    def _scale_head(self) -> None:
+    def _init(self, part: nn.Module) -> None:
+        for module in part.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+            elif isinstance(module, GlobalLocalFilter | nn.LayerNorm | Block):
+                module.reset_parameters()
         for parameter in self.head.parameters():
             parameter.mul_(self.head_init_scale)
 
@@ -247,8 +255,7 @@ class HorNet(nn.Module):
         like = next(self.parameters())
         pool = self.global_pool.pool_type if global_pool is None else global_pool
         self._set_head(num_classes, pool, device=like.device, dtype=like.dtype)
-        _init_module(self.head)
-        self._scale_head()
+        self._init(self.head)
         self.train(self.training)
 
     def forward_intermediates(
@@ -329,25 +336,6 @@ class HorNetFeatures(FeatureGetterNet):
     """HorNet as a feature pyramid, what timm makes of it with features_only=True."""
 
     set_grad_checkpointing = HorNet.set_grad_checkpointing
-
-
-def _init_module(module: nn.Module) -> None:
-    if isinstance(module, nn.Conv2d | nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=0.02)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
-    elif isinstance(module, GlobalLocalFilter | nn.LayerNorm | Block):
-        module.reset_parameters()
-
-
-def _downsample_layers(in_chans: int, dims: list[int], **factory: Any) -> nn.ModuleList:
-    """The stem (convolution, norm), then a norm and a strided convolution before each stage."""
-    stem = nn.Conv2d(in_chans, dims[0], STEM_STRIDE, stride=STEM_STRIDE, **factory)
-    layers = nn.ModuleList([nn.Sequential(stem, LayerNorm2d(dims[0], eps=NORM_EPS, **factory))])
-    for narrow, wide in pairwise(dims):
-        norm = LayerNorm2d(narrow, eps=NORM_EPS, **factory)
-        layers.append(nn.Sequential(norm, nn.Conv2d(narrow, wide, 2, stride=2, **factory)))
-    return layers
 
 
 @torch.fx.wrap  # one operation of a symbolic trace, which knows no sizes

@@ -49,9 +49,8 @@ def fold_norm(norm: Any, layer: Any) -> None:
     is_pointwise = defined_by(layer) is ChannelLinear or (
         defined_by(layer) is nn.Conv2d and layer.kernel_size == (1, 1) and layer.groups == 1
     )
-    if defined_by(norm) is not LayerNorm2d or norm.weight is None or not is_pointwise:
-        return
-    if layer.bias is None:
+    is_affine = defined_by(norm) is LayerNorm2d and norm.weight is not None
+    if not (is_affine and is_pointwise) or layer.bias is None:
         return
     matrix = layer.weight.flatten(1)
     layer.bias.add_(matrix @ norm.bias)

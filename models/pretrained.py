@@ -40,10 +40,9 @@ def checkpoint_filter_fn(checkpoint: dict[str, Any], model: nn.Module) -> dict[s
     The checkpoint is a state dict, or holds one under one of WEIGHT_KEYS. Prefixes are removed, and
     global filters (C, h, w, 2) are resized to those of the model.
     """
-    state_dict = find_weights(checkpoint)
     expected = model.state_dict()
     out = {}
-    for key, value in state_dict.items():
+    for key, value in find_weights(checkpoint).items():
         name = _strip(key, expected)
         if name.endswith("complex_weight") and name in expected:
             height, width = expected[name].shape[1:3]
@@ -58,11 +57,9 @@ def find_weights(checkpoint: dict[str, Any], keys: Sequence[str] = ()) -> dict[s
 
     Without `keys`, WEIGHT_KEYS are tried, then the checkpoint itself is the state dict.
     """
-    found = [
-        checkpoint[key] for key in keys or WEIGHT_KEYS if isinstance(checkpoint.get(key), dict)
-    ]
-    if found:
-        return found[0]
+    for key in keys or WEIGHT_KEYS:
+        if isinstance(checkpoint.get(key), dict):
+            return checkpoint[key]
     return {} if keys else checkpoint
 
 
@@ -76,12 +73,8 @@ def _strip(key: str, expected: dict[str, Tensor]) -> str:
 def download(address: str, file_name: str = "") -> Path:
     """Download a file into torch.hub's cache, if it isn't there, and return its path.
 
-    Args:
-        address: URL; those of the release end in '/?dl=1', without a file name.
-        file_name: Name in the cache; derived from the URL if not given.
-
-    Raises:
-        RuntimeError: the download failed; the message says how to do it by hand.
+    `file_name` is its name in the cache, by default derived from the URL: those of the release end
+    in '/?dl=1'. Raises RuntimeError if the download fails, which says how to do it by hand.
     """
     name = file_name or _cache_name(address)
     path = Path(torch.hub.get_dir()) / "checkpoints" / name
@@ -122,8 +115,7 @@ def _cache_name(address: str) -> str:
 def read_weights(path: Path) -> dict[str, Tensor]:
     """Read the weights in a .pth file, without prefixes and without running code in the file.
 
-    Raises:
-        RuntimeError: the file can't be read.
+    Raises RuntimeError if the file can't be read.
     """
     try:
         with torch.serialization.safe_globals(RELEASED_FLAGS):

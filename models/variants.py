@@ -5,13 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import timm.models
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.models import (
-    build_model_with_cfg,
-    generate_default_cfgs,
-    register_model,
-    resolve_pretrained_cfg,
-)
 
 from .hornet import HorNet, HorNetFeatures
 from .pretrained import (
@@ -22,8 +17,6 @@ from .pretrained import (
     select_imagenet1k,
 )
 
-__all__: list[str] = []
-
 # (h, w) of the global filters per stage, for images of 224 and 384 pixels: the height of the
 # stage's feature map, and half its width, rounded down, plus one
 GF_224 = (None, None, (14, 8), (7, 4))
@@ -32,14 +25,11 @@ GF_384 = (None, None, (24, 13), (12, 7))
 
 @dataclass(frozen=True)
 class Variant:
-    """A HorNet; all have orders 2, 3, 4, 5 and s = 1/3."""
+    """Arguments of HorNet, and metadata; all have orders 2, 3, 4, 5 and s = 1/3."""
 
     base_dim: int
-    """Channels of the first stage."""
     depths: tuple[int, ...]
-    """Blocks per stage."""
     global_filters: tuple[tuple[int, int] | None, ...] | None = None
-    """Filter sizes per stage; None for 7x7 convolutions in all stages."""
     image_size: int = 224
     released: bool = True
     """Whether it is one of the paper's; the others are this project's."""
@@ -116,17 +106,13 @@ def _cfgs(name: str, variant: Variant) -> dict[str, dict[str, Any]]:
     return {f"{name}.{tag}": cfg}
 
 
-default_cfgs = generate_default_cfgs(
+default_cfgs = timm.models.generate_default_cfgs(
     {key: cfg for name, row in VARIANTS.items() for key, cfg in _cfgs(name, row).items()}
 )
 
 
 def download_published(name: str) -> Path | None:
-    """Download the released weights of 'name' or 'name.tag'; None if there are none.
-
-    Raises:
-        RuntimeError: the download failed.
-    """
+    """`download` the released weights of 'name' or 'name.tag'; None if there are none."""
     model, _, tag = name.partition(".")
     weights = VARIANTS[model].weights if model in VARIANTS else None
     if weights is None or tag not in ("", weights[0]):
@@ -143,7 +129,7 @@ def _pretrained(
     timm can't download or read the released files by itself. Empty if the weights have another
     source: a file, a state dict, a Hugging Face repository.
     """
-    cfg = resolve_pretrained_cfg(name, pretrained_cfg, overlay)
+    cfg = timm.models.resolve_pretrained_cfg(name, pretrained_cfg, overlay)
     if cfg.source or cfg.file or cfg.state_dict or cfg.hf_hub_id or not cfg.url:
         return {}
     own_name = "" if "url" in overlay else f"{name}.{cfg.tag}.pth"
@@ -154,49 +140,39 @@ def _pretrained(
     return {"state_dict": weights, "num_classes": rows}
 
 
-def _create_hornet(
-    name: str,
-    pretrained: bool = False,
-    pretrained_cfg: Any = None,
-    pretrained_cfg_overlay: dict[str, Any] | None = None,
-    **kwargs: Any,
-) -> HorNet:
-    variant = VARIANTS[name]
-    overlay = dict(pretrained_cfg_overlay or {})
-    if pretrained:
-        overlay |= _pretrained(name, pretrained_cfg, overlay, kwargs.get("num_classes"))
-    elif not pretrained_cfg:
-        # without weights, whose class count would be the default
-        kwargs.setdefault("num_classes", IMAGENET_1K)
-    model = build_model_with_cfg(
-        HorNet,
-        name,
-        pretrained,
-        pretrained_cfg=pretrained_cfg,
-        pretrained_cfg_overlay=overlay,
-        pretrained_filter_fn=checkpoint_filter_fn,
-        feature_cfg={"out_indices": (0, 1, 2, 3), "feature_cls": HorNetFeatures},
-        **{
-            "base_dim": variant.base_dim,
-            "depths": variant.depths,
-            "global_filters": variant.global_filters,
-            **kwargs,
-        },
-    )
-    cfg: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
-    cfg.pop("state_dict", None)  # loaded; don't keep it twice
-    return model
-
-
 def _register(name: str, variant: Variant) -> Callable[..., HorNet]:
     """Register a function of this name; timm looks for `default_cfgs` in its module."""
+    arguments = {key: getattr(variant, key) for key in ("base_dim", "depths", "global_filters")}
 
-    def create(pretrained: bool = False, **kwargs: Any) -> HorNet:
-        return _create_hornet(name, pretrained, **kwargs)
+    def create(
+        pretrained: bool = False,
+        pretrained_cfg: Any = None,
+        pretrained_cfg_overlay: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> HorNet:
+        overlay = dict(pretrained_cfg_overlay or {})
+        if pretrained:
+            overlay |= _pretrained(name, pretrained_cfg, overlay, kwargs.get("num_classes"))
+        elif not pretrained_cfg:
+            # without weights, whose class count would be the default
+            kwargs.setdefault("num_classes", IMAGENET_1K)
+        model = timm.models.build_model_with_cfg(
+            HorNet,
+            name,
+            pretrained,
+            pretrained_cfg=pretrained_cfg,
+            pretrained_cfg_overlay=overlay,
+            pretrained_filter_fn=checkpoint_filter_fn,
+            feature_cfg={"out_indices": (0, 1, 2, 3), "feature_cls": HorNetFeatures},
+            **(arguments | kwargs),
+        )
+        cfg: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
+        cfg.pop("state_dict", None)  # loaded; don't keep it twice
+        return model
 
     create.__name__ = create.__qualname__ = name
     create.__doc__ = f"{name}: base width {variant.base_dim}, depths {variant.depths}."
-    return register_model(create)
+    return timm.models.register_model(create)
 
 
 ENTRYPOINTS = {name: _register(name, variant) for name, variant in VARIANTS.items()}

@@ -12,7 +12,6 @@ PANELS = {
     "learning rate": {"train_lr": "last layers", "train_min_lr": "first layers"},
 }
 """Title of a panel -> key in log.txt -> label."""
-STYLES = ("-", "--", ":")
 
 
 def draw_curves(runs: list[Path]) -> Any:
@@ -37,7 +36,7 @@ def draw_curves(runs: list[Path]) -> Any:
     figure = Figure(figsize=(13, 4), layout="constrained")
     for axes, (title, series) in zip(figure.subplots(1, len(PANELS)), PANELS.items(), strict=True):
         for color, (run, log) in enumerate(logs.items()):
-            for style, (key, label) in zip(STYLES, series.items(), strict=False):
+            for style, (key, label) in zip(("-", "--", ":"), series.items(), strict=False):
                 points = [(r["epoch"], r[key]) for r in log if r.get(key) is not None]
                 if points:
                     full = label if len(runs) == 1 else f"{names[run]}: {label}"

@@ -15,7 +15,6 @@ from torch.distributed.rendezvous import rendezvous
 
 from runtime.errors import UserError
 
-MONITOR_TIMEOUT = timedelta(minutes=1)
 Value = TypeVar("Value")
 
 
@@ -75,7 +74,7 @@ def init_distributed(
             backend, store=store, timeout=timeout, world_size=world_size, rank=rank
         )
         # absent_ranks is called after a time-out already
-        monitor = dist.new_group(timeout=min(timeout, MONITOR_TIMEOUT), backend="gloo")
+        monitor = dist.new_group(timeout=min(timeout, timedelta(minutes=1)), backend="gloo")
         control = dist.new_group(timeout=timeout, backend="gloo") if backend == "nccl" else None
         return replace(context, monitor=monitor, control=control)
     except (ValueError, RuntimeError) as error:
@@ -161,13 +160,12 @@ def naming_absent_ranks(context: DistributedContext, dist_timeout: float) -> Ite
         ) from None
 
 
-def absent_ranks(context: DistributedContext, seconds: float = 10.0) -> list[int]:
-    """Return the ranks that don't answer within so many seconds."""
+def absent_ranks(context: DistributedContext) -> list[int]:
+    """Return the ranks that don't answer within ten seconds."""
     if context.monitor is None:
         return []
-    wait = timedelta(seconds=seconds)
     try:
-        dist.monitored_barrier(context.monitor, wait, wait_all_ranks=True)
+        dist.monitored_barrier(context.monitor, timedelta(seconds=10), wait_all_ranks=True)
     except RuntimeError as error:
         found = re.search(r"[Rr]anks? ([\d, ]+) failed to pass|from rank (\d+)", str(error))
         if found:

@@ -29,9 +29,6 @@ class Throughput:
     """Images per second, share of time spent waiting for data, and time left, per log line."""
 
     def __init__(self) -> None:
-        self.reset()
-
-    def reset(self) -> None:
         self.start = time.perf_counter()
         self.images = 0
         self.steps = 0

@@ -27,11 +27,7 @@ class Stopped(Exception):  # noqa: N818  (not an error)
         what = "after saving; the same command resumes from there" if saved else "without saving"
         super().__init__(f"stopped by {signal.Signals(number).name} {what}")
         self.number = number
-
-    @property
-    def status(self) -> int:
-        """Exit status: 128 plus the signal's number, as in shells."""
-        return 128 + self.number
+        self.status = 128 + number  # the exit status, as in shells
 
 
 class Watch:

@@ -2,7 +2,6 @@
 
 state.py      TrainState: everything that changes, and so is saved in checkpoints
 build.py      the model, the initial TrainState, and the constant TrainSetup
-metrics.py    running sums of loss, accuracy and gradient norm
 nonfinite.py  skipped steps, whose gradient has NaN or inf
 saving.py     when checkpoints are saved, and what a signal does
 """

@@ -4,7 +4,6 @@ import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import timm
@@ -13,19 +12,15 @@ from timm.data import Mixup
 from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from timm.utils import ModelEmaV3
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 import models
-from checkpoints.fitting import check_classes, load_start_weights
-from checkpoints.reading import flags_in, read_checkpoint
-from checkpoints.sources import local_file
-from config.flags import ComputeConfig, Config, EmaConfig, MixupConfig, ModelConfig, OptimConfig
+from checkpoints import fitting, reading, sources
+from config.flags import ComputeConfig, Config, MixupConfig, ModelConfig
 from optim_factory import Schedule, create_optimizer, freeze
 from runtime.distributed import DistributedContext
 from runtime.errors import UserError, near_names
-from training.metrics import Meters
 from training.nonfinite import NonFiniteSteps
-from training.state import Progress, TrainState
+from training.state import Meters, Progress, TrainState
 from utils import count_gmacs, count_parameters
 
 logger = logging.getLogger(__name__)
@@ -35,22 +30,20 @@ logger = logging.getLogger(__name__)
 class TrainSetup:
     """What a training step needs besides the TrainState."""
 
-    criterion: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-    """Logits (N, classes) and labels (N), or soft targets (N, classes) with mixup -> mean loss."""
-    mixup: Mixup | None
-    schedule: Schedule
-    optim: OptimConfig
+    config: Config
     context: DistributedContext
     total_batch: int
     """Images per optimizer step, of all ranks."""
-    seed: int
+    schedule: Schedule
+    mixup: Mixup | None
+    criterion: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+    """Logits (N, classes) and labels (N), or soft targets (N, classes) with mixup -> mean loss."""
     precision: torch.dtype | None
     """dtype of autocast; None for no autocast."""
 
     def steps_taken(self, progress: Progress) -> int:
         """Return how many steps of the current epoch are done, by the images used."""
-        taken = math.ceil(progress.position / self.total_batch)
-        return min(self.schedule.steps_per_epoch, taken)
+        return min(self.schedule.steps_per_epoch, math.ceil(progress.position / self.total_batch))
 
 
 def build_model(config: ModelConfig, num_classes: int) -> nn.Module:
@@ -64,10 +57,9 @@ def build_model(config: ModelConfig, num_classes: int) -> nn.Module:
     if config.model in timm.list_models("hornet_*"):
         options["layer_scale_init_value"] = config.layer_scale_init_value
         options["head_init_scale"] = config.head_init_scale
+    options |= config.model_kwargs
     try:
-        return timm.create_model(
-            config.model, num_classes=num_classes, **options | config.model_kwargs
-        )
+        return timm.create_model(config.model, num_classes=num_classes, **options)
     except (TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"--model {config.model} cannot be built: {error}") from None
 
@@ -81,9 +73,9 @@ def prepare_model(model: nn.Module, config: ComputeConfig, device: torch.device)
             raise UserError(f"--grad_checkpointing true: this model can't: {error}") from None
     if config.compile and config.memory == "lean":
         raise UserError("--memory lean has no effect with --compile true: choose one of them")
-    asked = {"--memory lean": config.memory == "lean", "--triton true": config.triton}
-    for flag, is_on in asked.items():
-        if is_on and not any(isinstance(layer, models.Block) for layer in model.modules()):
+    has_blocks = any(isinstance(layer, models.Block) for layer in model.modules())
+    for flag, on in (("--memory lean", config.memory == "lean"), ("--triton true", config.triton)):
+        if on and not has_blocks:
             raise UserError(f"{flag}: this model can't, it has no HorNet blocks")
     model = models.accelerate(model, config.memory, config.triton)
     # in the layout of the computation, gradients have the strides of their weights, as
@@ -121,39 +113,29 @@ def build_training(
         frozen = freeze(model, config.finetune.freeze)
         logger.info("%d of %d parameters are frozen", frozen, count_parameters(model))
     optimizer = create_optimizer(config.optim, model, schedule.config.lr)
-    ema = _build_ema(config.ema, config.compute, model, context)
+    ema = None
+    if config.ema.model_ema:
+        device = torch.device("cpu") if config.ema.model_ema_force_cpu else context.device
+        ema = ModelEmaV3(model, decay=config.ema.model_ema_decay, device=device)
+        if config.compute.compile:  # a copy is not compiled
+            ema.module.compile()
     mixup = build_mixup(config.mixup, num_classes)
     if mixup and images < config.mixup.mixup_min_images * num_classes:
         mixup = None
         logger.info("no mixup and CutMix: fewer than --mixup_min_images %d images per class",
                     config.mixup.mixup_min_images)  # fmt: skip
     smoothed = LabelSmoothingCrossEntropy(config.mixup.smoothing)
+    criterion = SoftTargetCrossEntropy() if mixup else smoothed
     if context.is_distributed:
-        on_gpu = context.device.type == "cuda"
-        model = DistributedDataParallel(model, device_ids=[context.device] if on_gpu else None)
-    start = config.schedule.start_epoch
+        devices = [context.device] if context.device.type == "cuda" else None
+        model = nn.parallel.DistributedDataParallel(model, device_ids=devices)
     precision = amp_dtype(config.compute)
-    is_half = precision == torch.float16
-    state = TrainState(
-        model=model,
-        ema=ema,
-        optimizer=optimizer,
-        scaler=torch.amp.GradScaler(context.device.type) if is_half else None,
-        progress=Progress(epoch=start - 1, step=start * schedule.steps_per_epoch),
-        meters=Meters(context.device),
-        nonfinite=NonFiniteSteps(context.device, config.faults.max_bad_steps),
-    )
-    setup = TrainSetup(
-        criterion=SoftTargetCrossEntropy() if mixup else smoothed,
-        mixup=mixup,
-        schedule=schedule,
-        optim=config.optim,
-        context=context,
-        total_batch=total_batch,
-        seed=config.runtime.seed,
-        precision=precision,
-    )
-    return state, setup
+    scaler = torch.amp.GradScaler(context.device.type) if precision == torch.float16 else None
+    start = config.schedule.start_epoch
+    progress = Progress(epoch=start - 1, step=start * schedule.steps_per_epoch)
+    nonfinite = NonFiniteSteps(context.device, config.faults.max_bad_steps)
+    state = TrainState(model, ema, optimizer, scaler, progress, Meters(context.device), nonfinite)
+    return state, TrainSetup(config, context, total_batch, schedule, mixup, criterion, precision)
 
 
 def _build_schedule(config: Config, images: int, total_batch: int) -> Schedule:
@@ -169,18 +151,6 @@ def _build_schedule(config: Config, images: int, total_batch: int) -> Schedule:
         logger.info("%d steps per epoch, which skip %d of the %d images, different ones each time",
                     images // total_batch, images % total_batch, images)  # fmt: skip
     return Schedule(rates, config.optim.weight_decay, images // total_batch)
-
-
-def _build_ema(
-    config: EmaConfig, compute: ComputeConfig, model: nn.Module, context: DistributedContext
-) -> ModelEmaV3 | None:
-    if not config.model_ema:
-        return None
-    device = torch.device("cpu") if config.model_ema_force_cpu else context.device
-    ema = ModelEmaV3(model, decay=config.model_ema_decay, device=device)
-    if compute.compile:  # a copy is not compiled
-        ema.module.compile()
-    return ema
 
 
 def build_mixup(config: MixupConfig, num_classes: int) -> Mixup | None:
@@ -209,17 +179,16 @@ def start_training(
 ) -> tuple[TrainState, TrainSetup]:
     """Like `build_training`, with the weights of --finetune or the state of `resume_from`.
 
-    Raises:
-        UserError: the checkpoint can't be read or doesn't fit.
+    Raises UserError if the checkpoint can't be read or doesn't fit.
     """
     if config.finetune.finetune and not resume_from:
-        load_start_weights(model, config.finetune, classes, context)
+        fitting.load_start_weights(model, config.finetune, classes, context)
     state, setup = build_training(config, model, images, len(classes), context)
     if not resume_from:
         return state, setup
-    saved = read_checkpoint(local_file(resume_from, context), model)
-    check_classes(saved, classes, resume_from)
-    old, places = flags_in(saved), ("resume", "output_dir", "log_dir", "local_rank")
+    saved = reading.read_checkpoint(sources.local_file(resume_from, context), model)
+    fitting.check_classes(saved, classes, resume_from)
+    old, places = reading.flags_in(saved), ("resume", "output_dir", "log_dir", "local_rank")
     for name, value in config.flat().items():
         if old.get(name, value) != value and name not in places:
             logger.info("flag changed since %s: %s %s -> %s", resume_from, name, old[name], value)
@@ -228,11 +197,8 @@ def start_training(
     return state, setup
 
 
-def continue_schedules(
-    state: TrainState, setup: TrainSetup, path: str | Path, knows_step: bool
-) -> None:
-    """Set step and learning rates after resuming `path`: schedules follow the epochs, even if the
-    total batch has changed."""
+def continue_schedules(state: TrainState, setup: TrainSetup, path: str, knows_step: bool) -> None:
+    """Set step and learning rates by the epochs done, even if the total batch has changed."""
     progress, schedule = state.progress, setup.schedule
     step = (progress.epoch + 1) * schedule.steps_per_epoch + setup.steps_taken(progress)
     if step != progress.step and knows_step:

@@ -47,9 +47,8 @@ class NonFiniteSteps:
         bad = (~finite).long()
         in_a_row = (self.counts[0] + 1) * bad
         last = torch.where(finite, self.counts[3], step)
-        self.counts = torch.stack(
-            (in_a_row, self.counts[1].maximum(in_a_row), self.counts[2] + bad, last)
-        )
+        most, total = self.counts[1].maximum(in_a_row), self.counts[2] + bad
+        self.counts = torch.stack((in_a_row, most, total, last))
         if not self.parameters:
             self.parameters, self.norms = parameters, torch.zeros_like(norms)
         self.norms = torch.where(finite, self.norms, norms)

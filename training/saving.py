@@ -2,57 +2,48 @@
 
 import logging
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from checkpoints.run_folder import RunFolder
-from config.flags import Config
 from input_pipeline.loaders import TrainLoader
-from runtime.distributed import DistributedContext, barrier
+from runtime.distributed import barrier
 from runtime.errors import UserError
 from runtime.signals import Stopped, Watch
+from training.build import TrainSetup
 from training.nonfinite import NonFiniteError
 from training.state import TrainState
 
 logger = logging.getLogger(__name__)
 
 
+@dataclass
 class Saver:
     """Saves the state of a run, with its flags and class names, into the run's folder."""
 
-    def __init__(
-        self,
-        state: TrainState,
-        folder: RunFolder,
-        config: Config,
-        classes: list[str],
-        context: DistributedContext,
-    ) -> None:
-        self.state, self.folder, self.config, self.context = state, folder, config, context
-        self.extras = {"args": config.flat(), "classes": classes}
-        self.watch = Watch(context, config.checkpoint.save_ckpt_minutes)
-        self.saved_step = state.progress.step
+    state: TrainState
+    setup: TrainSetup
+    folder: RunFolder
+    classes: list[str]
+
+    def __post_init__(self) -> None:
+        self.watch = Watch(self.setup.context, self.folder.config.save_ckpt_minutes)
+        self.saved_step = self.state.progress.step
 
     def begin(self, resume_from: str) -> None:
         """Save the flags, move aside what came after `resume_from`, and save a new run's start."""
-        self.folder.begin(self.config)
+        self.folder.begin(self.setup.config)
         self.folder.set_aside(resume_from, self.state.progress.epoch)
         if self.state.progress.step == 0:
             self.folder.save(self._checkpoint(), "start")
 
-    def listening(self) -> AbstractContextManager[None]:
-        """Record signals in the body, for `save_or_stop`."""
-        return self.watch.listening()
-
     def save_or_stop(self) -> None:
         """Save, if --save_ckpt_steps, --save_ckpt_minutes or a signal ask for it.
 
-        All ranks have to call it.
-
-        Raises:
-            Stopped: a signal was received on some rank.
+        All ranks have to call it. Raises Stopped if some rank has received a signal.
         """
-        progress, every = self.state.progress, self.config.checkpoint.save_ckpt_steps
+        progress, every = self.state.progress, self.folder.config.save_ckpt_steps
         save, number = self.watch.ask()
         is_due = save or every and progress.step % every == 0 and progress.step != self.saved_step
         # don't replace good checkpoints after non-finite steps
@@ -62,31 +53,30 @@ class Saver:
             self.watch.saved()
         if number:
             barrier()  # launchers kill all ranks when one exits: wait for rank 0 to save
-            has_saved = bool(self.config.checkpoint.output_dir) and self.config.checkpoint.save_ckpt
-            raise Stopped(number, has_saved)
+            flags = self.folder.config
+            raise Stopped(number, saved=bool(flags.output_dir) and flags.save_ckpt)
 
     def end_epoch(self, record: dict[str, Any], best: list[str]) -> None:
         """Write an epoch's record to log.txt, the checkpoints `best`, and the numbered one."""
-        epoch = self.state.progress.epoch
         self.folder.log(record)
-        checkpoint = self._checkpoint()
+        epoch, checkpoint = self.state.progress.epoch, self._checkpoint()
         for name in best:
             self.folder.save(checkpoint, name)
-        is_last = epoch + 1 == self.config.schedule.epochs
-        self.folder.save_epoch(checkpoint, epoch, is_last)
+        self.folder.save_epoch(checkpoint, epoch, epoch + 1 == self.setup.config.schedule.epochs)
 
     def _checkpoint(self) -> dict[str, Any]:
         """Return the content of a checkpoint; all ranks have to call it."""
-        return self.state.state_dict(self.context) | self.extras
+        extras = {"args": self.setup.config.flat(), "classes": self.classes}
+        return self.state.state_dict(self.setup.context) | extras
 
     @contextmanager
-    def reporting(self, loader: TrainLoader, total_batch: int) -> Iterator[None]:
+    def reporting(self, loader: TrainLoader) -> Iterator[None]:
         """After too many non-finite steps in the body, write bad_step.json."""
         try:
             yield
         except NonFiniteError as error:
             progress = self.state.progress
             since = progress.step - error.report["step"]
-            images = loader.names_of_step(total_batch, progress.position, since)
+            images = loader.names_of_step(self.setup.total_batch, progress.position, since)
             path = self.folder.report(error.report | {"images": images})
             raise UserError(f"{error}; see {path}" if path else str(error)) from None

@@ -9,15 +9,12 @@ from typing import Any
 import torch
 from timm.utils import ModelEmaV3
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
-from checkpoints.fitting import load_exactly
-from checkpoints.reading import ema_weights_in, weights_in
+from checkpoints import fitting, reading
 from optim_factory import restore_optimizer
-from runtime.distributed import DistributedContext, all_gather
+from runtime.distributed import DistributedContext, all_gather, all_reduce_sum
 from runtime.errors import UserError
 from runtime.logging import read_log
-from training.metrics import Meters
 from training.nonfinite import NonFiniteSteps
 from utils import versions
 
@@ -40,6 +37,49 @@ class Progress:
     """Best top-1 accuracy of the EMA, in per cent."""
 
 
+class Meters:
+    """Sums of this rank since the start of the epoch and since the last log line.
+
+    Each tensor holds: loss x images, correct predictions, images, gradient norms, steps.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.epoch = torch.zeros(5, dtype=torch.float64, device=device)
+        self.line = torch.zeros_like(self.epoch)
+
+    def end_line(self) -> dict[str, float]:
+        """Return the means since the last line (NaN without a finite step) and start a new line."""
+        means = self.means(self.line)
+        self.epoch += self.line
+        self.line.zero_()
+        return means
+
+    def of_epoch(self) -> dict[str, float]:
+        """Return the means of all ranks since the start of the epoch."""
+        return self.means(all_reduce_sum(self.epoch.clone()))
+
+    @staticmethod
+    def means(sums: torch.Tensor) -> dict[str, float]:
+        loss, correct, images, norms, steps = sums.tolist()
+        if not steps:
+            return dict.fromkeys(("loss", "class_acc", "grad_norm"), math.nan)
+        accuracy = 100 * correct / images
+        return {"loss": loss / images, "class_acc": accuracy, "grad_norm": norms / steps}
+
+    def load(self, saved: torch.Tensor, rank: int, world_size: int) -> None:
+        """Restore the sums of all ranks, (world size then, 2, 5).
+
+        With the same world size each rank gets its own sums back; otherwise rank 0 gets the total.
+        """
+        if len(saved) != world_size:
+            total, ranks_then = saved.sum(0), len(saved)
+            saved = torch.zeros(world_size, *total.shape, dtype=total.dtype)
+            saved[0] = total
+            saved[0, :, 3:] *= world_size / ranks_then  # each rank counts all norms and steps
+        self.epoch.copy_(saved[rank, 0])
+        self.line.copy_(saved[rank, 1])
+
+
 @dataclass
 class TrainState:
     """Model, EMA, optimizer, loss scale, progress and running sums."""
@@ -57,11 +97,10 @@ class TrainState:
     @property
     def bare_model(self) -> nn.Module:
         """The model without its DistributedDataParallel wrapper."""
-        wrapped = isinstance(self.model, DistributedDataParallel)
+        wrapped = isinstance(self.model, nn.parallel.DistributedDataParallel)
         return self.model.module if wrapped else self.model  # type: ignore[return-value]
 
     def end_epoch(self) -> None:
-        """Start the next epoch."""
         self.progress.epoch += 1
         self.progress.position = 0
         self.meters.epoch.zero_()
@@ -69,10 +108,8 @@ class TrainState:
     def state_dict(self, context: DistributedContext) -> dict[str, Any]:
         """Return tensors and plain values, named as in the published checkpoints.
 
-        All ranks have to call it, since their meters are gathered.
-
-        Raises:
-            UserError: a weight is not finite, so no run could resume from it.
+        All ranks have to call it, since their meters are gathered. Raises UserError if a weight is
+        not finite, so that no run could resume from it.
         """
         weights = dict(self.bare_model.named_parameters())
         sizes = torch.stack(torch._foreach_norm(list(weights.values()), math.inf))
@@ -97,28 +134,25 @@ class TrainState:
     def load_state_dict(
         self, saved: dict[str, Any], path: str | Path, context: DistributedContext
     ) -> None:
-        """Restore `state_dict()`, read from `path`.
+        """Restore `state_dict()`, read from `path`; UserError if it doesn't fit.
 
         The release's checkpoints have no step: `progress.step` is 0 then.
-
-        Raises:
-            UserError: it doesn't fit.
         """
         progress = _saved_progress(saved, Path(path), self.progress.epoch + 1)
-        weights = weights_in(saved, path)
-        load_exactly(self.bare_model, weights, path)
+        weights = reading.weights_in(saved, path)
+        fitting.load_exactly(self.bare_model, weights, path)
         if self.ema:
-            ema_weights = ema_weights_in(saved, path)
+            ema_weights = reading.ema_weights_in(saved, path)
             if ema_weights is None:
                 logger.warning("%s has no EMA: it starts from the weights", path)
                 ema_weights = weights
-            load_exactly(self.ema.module, ema_weights, f"{path} (model_ema)")
+            fitting.load_exactly(self.ema.module, ema_weights, f"{path} (model_ema)")
         try:
             restore_optimizer(self.optimizer, saved["optimizer"])
-            if self.scaler and saved.get("scaler"):
-                if not 0 < saved["scaler"]["scale"] < float("inf"):
-                    raise ValueError(f"its loss scale is {saved['scaler']['scale']}")
-                self.scaler.load_state_dict(saved["scaler"])
+            if self.scaler and (scaler := saved.get("scaler")):
+                if not 0 < scaler["scale"] < math.inf:
+                    raise ValueError(f"its loss scale is {scaler['scale']}")
+                self.scaler.load_state_dict(scaler)
         except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
             raise UserError(
                 f"checkpoint {path} has another optimizer ({error}): give the --opt, --freeze and "
@@ -144,20 +178,18 @@ def _saved_progress(saved: dict[str, Any], path: Path, start_epoch: int) -> Prog
         epoch = -1
     elif epoch in ("best", "best-ema") and start_epoch:
         epoch = start_epoch - 1
+    refused = f"checkpoint {path} cannot be resumed"
     if not isinstance(epoch, int) or not isinstance(saved.get("optimizer"), dict):
-        missing = f"its epoch is {epoch!r}, not a number (see --start_epoch)"
-        if isinstance(epoch, int):
-            missing = "it has no optimizer state"
-        raise UserError(
-            f"checkpoint {path} cannot be resumed: {missing}; --finetune starts from its weights"
-        )
+        what = f"its epoch is {epoch!r}, not a number (see --start_epoch)"
+        what = "it has no optimizer state" if isinstance(epoch, int) else what
+        raise UserError(f"{refused}: {what}; --finetune starts from its weights")
     names = ("step", "position", "max_accuracy", "max_ema_accuracy")
     numbers = {name: saved.get(name, 0) for name in names}
     counts = [epoch + 1, numbers["step"], numbers["position"]]
     if not all(isinstance(count, int) and 0 <= count < 2**60 for count in counts) or not all(
         isinstance(number, int | float) and 0 <= number <= 2**60 for number in numbers.values()
     ):
-        raise UserError(f"checkpoint {path} cannot be resumed: epoch {epoch}, {numbers}?")
+        raise UserError(f"{refused}: epoch {epoch}, {numbers}?")
     if "max_accuracy" not in saved and (path.parent / "log.txt").is_file():
         for record in read_log(path.parent):
             if record["epoch"] <= epoch:

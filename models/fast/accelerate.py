@@ -3,7 +3,8 @@
 It changes the class of each layer whose exact type it knows, as torch's fully_shard does.
 """
 
-from typing import TypeVar
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from torch import nn
 
@@ -23,26 +24,32 @@ def accelerate(model: Model, memory: str = "normal", triton: bool = False) -> Mo
     For inference, fold first: accelerate(timm.utils.reparameterize_model(model)).
 
     Args:
-        model: Any model.
         memory: 'normal', or 'lean' for about half the memory: norms, GELU and gates are recomputed
-            in the backward pass. It has no effect on compiled models.
+            in the backward pass. It has no effect on compiled models. Others raise ValueError.
         triton: Use this project's GPU kernels where Triton, the device and the shape allow it.
-
-    Returns:
-        The model.
-
-    Raises:
-        ValueError: memory is unknown.
     """
     if memory not in MEMORY:
         raise ValueError(f"memory {memory!r}: choose one of {', '.join(MEMORY)}")
+    block = layers.LeanBlock if memory == "lean" else layers.FastBlock
     for module in plain(model).modules():
         if isinstance(module, GnConv):
-            _accelerate_gnconv(module)
+            _swap(layers.PointwiseConv, module.proj_in, module.proj_out)
+            _swap(layers.NarrowConv, *module.pws)
+            _swap(layers.DepthwiseConv, module.dwconv)
+            _swap(layers.FastGnConv, module)
         elif isinstance(module, GlobalLocalFilter):
-            _accelerate_filter(module)
+            _swap(layers.DepthwiseConv, module.dw)
+            _swap(layers.Norm, module.pre_norm, module.post_norm)
+            _swap(layers.FastFilter, module)
         elif isinstance(module, Block):
-            _accelerate_block(module, layers.LeanBlock if memory == "lean" else layers.FastBlock)
+            _swap(layers.Norm, module.norm1, module.norm2)
+            # a subclass may use the output of pwconv1
+            fuses = type(module) is Block and _fits(layers.Done, module.act)
+            if fuses and _fits(layers.GeluLinear, module.pwconv1):
+                _swap(layers.GeluLinear, module.pwconv1)
+                _swap(layers.Done, module.act)
+            _swap(layers.PointwiseLinear, module.pwconv1, module.pwconv2)
+            _swap(block, module)
     if triton:
         from .triton_kernels import use_kernels  # imports Triton
 
@@ -58,63 +65,38 @@ def plain(model: Model) -> Model:
     return model
 
 
-def _accelerate_gnconv(layer: GnConv) -> None:
-    for conv in (layer.proj_in, layer.proj_out):
-        _swap(conv, layers.PointwiseConv, _is_pointwise(conv))
-    for pw in layer.pws:
-        _swap(pw, layers.NarrowConv, _is_pointwise(pw))
-    _swap(layer.dwconv, layers.DepthwiseConv, _is_depthwise(layer.dwconv))
-    _swap(layer, layers.FastGnConv)
+def _swap(fast: type[Fast], *layers: nn.Module) -> None:
+    """Change the class of the layers that `fast` fits."""
+    for layer in layers:
+        if _fits(fast, layer):
+            layer.__class__ = fast  # type: ignore[assignment]
 
 
-def _accelerate_filter(layer: GlobalLocalFilter) -> None:
-    _swap(layer.dw, layers.DepthwiseConv, _is_depthwise(layer.dw))
-    _swap(layer.pre_norm, layers.Norm)
-    _swap(layer.post_norm, layers.Norm)
-    _swap(layer, layers.FastFilter)
+def _fits(fast: type[Fast], layer: nn.Module) -> bool:
+    """Return whether this is exactly the plain layer of a fast one, without hooks."""
+    is_known = type(layer) is fast.plain and not (layer._forward_hooks or layer._forward_pre_hooks)
+    return is_known and (fast not in _OPTIONS or _OPTIONS[fast](layer))
 
 
-def _accelerate_block(block: Block, fast: type[layers.FastBlock]) -> None:
-    _swap(block.norm1, layers.Norm)
-    _swap(block.norm2, layers.Norm)
-    _swap(block.pwconv2, layers.PointwiseLinear)
-    # a subclass may use the output of pwconv1
-    fuses = type(block) is Block and getattr(block.act, "approximate", "") == "none"
-    if fuses and _is_known(block.act, nn.GELU) and _swap(block.pwconv1, layers.GeluLinear):
-        _swap(block.act, layers.Done)
-    else:
-        _swap(block.pwconv1, layers.PointwiseLinear)
-    _swap(block, fast)
+def _is_pointwise(conv: nn.Conv2d) -> bool:
+    return conv.kernel_size == conv.stride == (1, 1) and conv.padding == (0, 0) and conv.groups == 1
 
 
-def _swap(layer: nn.Module, fast: type[Fast], fits: bool = True) -> bool:
-    """Change the class of a layer if it is exactly the plain one; return whether it was."""
-    if not (fits and _is_known(layer, fast.plain)):
-        return False
-    layer.__class__ = fast  # type: ignore[assignment]
-    return True
-
-
-def _is_known(layer: nn.Module, plain: type[nn.Module]) -> bool:
-    return type(layer) is plain and not (layer._forward_hooks or layer._forward_pre_hooks)
-
-
-def _is_pointwise(layer: nn.Module) -> bool:
-    return (
-        isinstance(layer, nn.Conv2d)
-        and layer.kernel_size == layer.stride == (1, 1)
-        and layer.padding == (0, 0)
-        and layer.groups == 1
-    )
-
-
-def _is_depthwise(layer: nn.Module) -> bool:
+def _is_depthwise(conv: nn.Conv2d) -> bool:
     """Return whether this is a depthwise convolution that keeps height and width."""
     return (
-        isinstance(layer, nn.Conv2d)
-        and layer.groups == layer.in_channels == layer.out_channels
-        and layer.stride == layer.dilation == (1, 1)
-        and layer.padding == tuple(side // 2 for side in layer.kernel_size)
-        and all(side % 2 for side in layer.kernel_size)
-        and layer.padding_mode == "zeros"
+        conv.groups == conv.in_channels == conv.out_channels
+        and conv.stride == conv.dilation == (1, 1)
+        and conv.padding == tuple(side // 2 for side in conv.kernel_size)
+        and all(side % 2 for side in conv.kernel_size)
+        and conv.padding_mode == "zeros"
     )
+
+
+_OPTIONS: dict[type[Fast], Callable[[Any], bool]] = {
+    layers.PointwiseConv: _is_pointwise,
+    layers.NarrowConv: _is_pointwise,
+    layers.DepthwiseConv: _is_depthwise,
+    layers.Done: lambda gelu: gelu.approximate == "none",
+}
+"""Which options of the plain layer a fast one takes; all if it is not listed."""

@@ -20,9 +20,18 @@ from .dispatch import autocast_dtype, eager_on_cpu, wants_gradient
 
 def depthwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Return the depthwise convolution of x that keeps height and width."""
-    if _serves(x, weight):
-        return _on_cpu(x, weight, bias)
-    return _convolution(x, weight, bias)
+    if not _serves(x, weight):
+        return _convolution(x, weight, bias)
+    dtype = _common_type(x, weight)
+    # the outer parts of a kernel larger than the map only see padding
+    rows, columns = (
+        max(0, k // 2 + 1 - n) for k, n in zip(weight.shape[2:], x.shape[2:], strict=True)
+    )
+    weight = weight[:, :, rows : weight.shape[2] - rows, columns : weight.shape[3] - columns]
+    inputs = [t if t is None else t.to(dtype) for t in (x, weight, bias)]
+    if wants_gradient(*inputs):
+        return _Depthwise.apply(*inputs)
+    return _convolution(*inputs)  # type: ignore[arg-type]
 
 
 def _convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -48,38 +57,22 @@ def _common_type(x: Tensor, weight: Tensor) -> torch.dtype | None:
     return autocast_dtype(x) or (x.dtype if x.dtype == weight.dtype else None)
 
 
-def _on_cpu(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    dtype = _common_type(x, weight)
-    # the outer parts of a kernel larger than the map only see padding
-    rows, columns = (
-        max(0, k // 2 + 1 - n) for k, n in zip(weight.shape[2:], x.shape[2:], strict=True)
-    )
-    weight = weight[:, :, rows : weight.shape[2] - rows, columns : weight.shape[3] - columns]
-    inputs = [t if t is None else t.to(dtype) for t in (x, weight, bias)]
-    if wants_gradient(*inputs):
-        return _Depthwise.apply(*inputs)
-    return _convolution(*inputs)  # type: ignore[arg-type]
-
-
 class _Depthwise(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.has_bias = bias is not None
         return _convolution(x, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         g = gradients[0].contiguous(memory_format=torch.channels_last)
-        of_x = of_weight = of_bias = None
-        if ctx.needs_input_grad[0]:
-            of_x = _Depthwise.apply(g, weight.flip(2, 3), None)
-        if ctx.needs_input_grad[1]:
-            of_weight = _weight_gradient(x, g, weight)
-        if ctx.has_bias and ctx.needs_input_grad[2]:
-            of_bias = g.sum((0, 2, 3))
-        return of_x, of_weight, of_bias
+        wants_x, wants_weight, wants_bias = ctx.needs_input_grad
+        return (
+            _Depthwise.apply(g, weight.flip(2, 3), None) if wants_x else None,
+            _weight_gradient(x, g, weight) if wants_weight else None,
+            g.sum((0, 2, 3)) if wants_bias else None,
+        )
 
 
 def _weight_gradient(x: Tensor, g: Tensor, weight: Tensor) -> Tensor:

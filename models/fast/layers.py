@@ -1,6 +1,6 @@
 """Faster layers of a HorNet: subclasses of the plain ones with the same parameters and function.
 
-Some can multiply their output by a factor, through their weights, which are the smaller tensors.
+Some can multiply their output by a `factor`, through their weights, which are the smaller tensors.
 `cheap` marks results to recompute in the backward pass (lean.py).
 
 Shapes: (B, C, H, W) in and out, best channels last in memory.
@@ -34,8 +34,7 @@ class _Pointwise(Fast):
     weight: Any
     bias: Any
 
-    def forward(self, x: Tensor, factor: Tensor | None = None) -> Tensor:
-        """`factor` (N) multiplies the output."""
+    def forward(self, x: Tensor, factor: Tensor | None = None) -> Tensor:  # factor (N)
         weight, bias = self.weight, self.bias
         if factor is not None:
             column = factor.reshape(-1, *[1] * (weight.ndim - 1))
@@ -45,14 +44,10 @@ class _Pointwise(Fast):
 
 
 class PointwiseConv(_Pointwise, nn.Conv2d):
-    """A 1x1 convolution of stride 1."""
-
     plain = nn.Conv2d
 
 
 class PointwiseLinear(_Pointwise, ChannelLinear):
-    """A ChannelLinear."""
-
     plain = ChannelLinear
 
 
@@ -89,24 +84,19 @@ class DepthwiseConv(Fast, nn.Conv2d):
     plain = nn.Conv2d
 
     def forward(self, x: Tensor, factor: float = 1.0) -> Tensor:
-        """`factor` multiplies the output."""
-        weight, bias = self.weight, self.bias
-        if factor != 1.0:
-            weight = weight * factor
-            bias = None if bias is None else bias * factor
-        return self.convolve(x, weight, bias)
+        if factor == 1.0:
+            return self.convolve(x, self.weight, self.bias)
+        bias = None if self.bias is None else self.bias * factor
+        return self.convolve(x, self.weight * factor, bias)
 
     def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return depthwise(x, weight, bias)
 
 
 class Norm(Fast, LayerNorm2d):
-    """timm's layer norm over the channels."""
-
     plain = LayerNorm2d
 
     def forward(self, x: Tensor, factor: float = 1.0) -> Tensor:
-        """`factor` multiplies the output."""
         return cheap(_layer_norm, x, self.weight, self.bias, self.eps, factor)
 
 
@@ -116,11 +106,10 @@ class FastFilter(Fast, GlobalLocalFilter):
     plain = GlobalLocalFilter
 
     def forward(self, x: Tensor, factor: float = 1.0) -> Tensor:
-        """`factor` multiplies the output."""
         local, spectral = self.pre_norm(x).chunk(2, dim=1)
         local = self.dw(local)
         spectral = self.filter(spectral).to(local.dtype)
-        halves = (local.permute(0, 2, 3, 1), spectral.permute(0, 2, 3, 1))
+        halves = [half.permute(0, 2, 3, 1) for half in (local, spectral)]
         mixed = torch.stack(halves, dim=-1).flatten(-2).permute(0, 3, 1, 2)
         return _times(self.post_norm, mixed, factor)
 

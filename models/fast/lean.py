@@ -22,11 +22,11 @@ class _Recipe:
 
     def __init__(self, function: Callable[..., Tensor], inputs: list[Any], result: Tensor) -> None:
         self.function, self.inputs, self.dtype = function, inputs, result.dtype
-        self.versions = [_version(packed) for packed in inputs]
+        self.versions = _versions(inputs)
         # a view keeps its base alive, not other views
         self.original = weakref.ref(result if result._base is None else result._base)
-        self.autocast_dtype = autocast_dtype(result)
-        self.device = result.device.type
+        dtype = autocast_dtype(result)
+        self.autocast: Any = torch.autocast(result.device.type, dtype) if dtype else nullcontext()
         self.wanted = 0
         self.result: Tensor | None = None
 
@@ -34,25 +34,20 @@ class _Recipe:
         self.wanted -= 1
         result = self.result
         if result is None:
-            if self.versions != [_version(packed) for packed in self.inputs]:
+            if self.versions != _versions(self.inputs):
                 raise RuntimeError(
                     "a tensor needed for the backward pass of memory='lean' has been modified by "
                     "an inplace operation"
                 )
             inputs = [_unpack(packed) for packed in self.inputs]
-            autocast = (
-                nullcontext()
-                if self.autocast_dtype is None
-                else torch.autocast(self.device, self.autocast_dtype)
-            )
-            with torch.no_grad(), autocast:
+            with torch.no_grad(), self.autocast:
                 result = self.function(*inputs).to(self.dtype)
         self.result = result if self.wanted > 0 else None
         return result
 
 
-def _version(packed: Any) -> int | None:
-    return packed._version if isinstance(packed, Tensor) else None
+def _versions(packed: list[Any]) -> list[int]:
+    return [x._version for x in packed if isinstance(x, Tensor)]
 
 
 class _Recipes:

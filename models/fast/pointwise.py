@@ -57,32 +57,23 @@ class _OneDnnLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.has_bias = bias is not None
         return _matmul(x, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        rows = gradients[0]
-        of_x = of_weight = of_bias = None
-        if ctx.needs_input_grad[0]:
-            of_x = _OneDnnLinear.apply(rows, weight.t(), None)
-        if ctx.needs_input_grad[1]:
-            # oneDNN is faster if the result has fewer rows than columns
-            if weight.shape[0] <= weight.shape[1]:
-                of_weight = _OneDnnLinear.apply(rows.t(), x.t(), None)
-            else:
-                of_weight = _OneDnnLinear.apply(x.t(), rows.t(), None).t()
-        if ctx.has_bias and ctx.needs_input_grad[2]:
-            of_bias = rows.sum(0)
-        return of_x, of_weight, of_bias
-
-
-def _count(x_shape, weight_shape, *_, out_shape=None, **__) -> int:
-    *rows, channels = x_shape
-    return 2 * torch.Size(rows).numel() * channels * weight_shape[0]
+        (rows,) = gradients
+        wants_x, wants_weight, wants_bias = ctx.needs_input_grad
+        of_weight = None
+        # oneDNN is faster if the result has fewer rows than columns
+        if wants_weight and weight.shape[0] <= weight.shape[1]:
+            of_weight = _OneDnnLinear.apply(rows.t(), x.t(), None)
+        elif wants_weight:
+            of_weight = _OneDnnLinear.apply(x.t(), rows.t(), None).t()
+        of_x = _OneDnnLinear.apply(rows, weight.t(), None) if wants_x else None
+        return of_x, of_weight, rows.sum(0) if wants_bias else None
 
 
 # another copy of this package in the process, such as torch.hub's, may have registered it
 if ONEDNN_MATMUL is not None and ONEDNN_MATMUL not in flop_registry:
-    register_flop_formula(ONEDNN_MATMUL)(_count)
+    register_flop_formula(ONEDNN_MATMUL)(lambda x, weight, *_, **__: 2 * x.numel() * weight[0])

@@ -19,18 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from ..spectral import resize_filter, spectral_filter
+from . import layers
 from .depthwise import depthwise
 from .dispatch import autocast_dtype
-from .layers import (
-    DepthwiseConv,
-    FastBlock,
-    FastFilter,
-    FastGnConv,
-    LeanBlock,
-    NarrowConv,
-    Norm,
-    PointwiseConv,
-)
 
 try:
     import triton
@@ -48,17 +39,17 @@ CAPABILITY = (8, 0)
 """Lowest compute capability with that much shared memory: 99 KB per program."""
 
 
-class TritonDepthwiseConv(DepthwiseConv):
+class TritonDepthwiseConv(layers.DepthwiseConv):
     def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return depthwise_conv(x, weight, bias)
 
 
-class TritonFilter(FastFilter):
+class TritonFilter(layers.FastFilter):
     def filter(self, x: Tensor) -> Tensor:
         return filter_by_kernel(x, self.complex_weight)
 
 
-class TritonGnConv(FastGnConv):
+class TritonGnConv(layers.FastGnConv):
     """In inference, gates and proj_out are one kernel."""
 
     def gates(self, p: Tensor, q_all: Tensor, gamma: Tensor | None) -> Tensor:
@@ -69,7 +60,7 @@ class TritonGnConv(FastGnConv):
         return super().gates(p, q_all, gamma)
 
 
-class TritonBlock(FastBlock):
+class TritonBlock(layers.FastBlock):
     """In inference, the first norm and proj_in are one kernel."""
 
     def mix(self, x: Tensor) -> Tensor:
@@ -79,16 +70,16 @@ class TritonBlock(FastBlock):
         return gnconv.recursion(norm_linear(x, self.norm1, gnconv.proj_in))
 
 
-class TritonLeanBlock(TritonBlock, LeanBlock):
+class TritonLeanBlock(TritonBlock, layers.LeanBlock):
     pass
 
 
 _WITH_KERNELS: dict[type[nn.Module], type[nn.Module]] = {
-    DepthwiseConv: TritonDepthwiseConv,
-    FastFilter: TritonFilter,
-    FastGnConv: TritonGnConv,
-    FastBlock: TritonBlock,
-    LeanBlock: TritonLeanBlock,
+    layers.DepthwiseConv: TritonDepthwiseConv,
+    layers.FastFilter: TritonFilter,
+    layers.FastGnConv: TritonGnConv,
+    layers.FastBlock: TritonBlock,
+    layers.LeanBlock: TritonLeanBlock,
 }
 
 
@@ -98,12 +89,12 @@ def use_kernels(model: nn.Module) -> None:
         module.__class__ = _WITH_KERNELS.get(type(module), type(module))
 
 
-def _are_known(*layers: nn.Module) -> bool:
+def _are_known(*modules: nn.Module) -> bool:
     """Return whether a kernel may replace these layers: classes of ours, without hooks."""
+    known = layers.PointwiseConv | layers.NarrowConv | layers.Norm | layers.FastGnConv
     return all(
-        isinstance(layer, PointwiseConv | NarrowConv | Norm | FastGnConv)
-        and not (layer._forward_hooks or layer._forward_pre_hooks)
-        for layer in layers
+        isinstance(module, known) and not (module._forward_hooks or module._forward_pre_hooks)
+        for module in modules
     )
 
 
@@ -111,8 +102,7 @@ def reason_against(x: Tensor) -> str:
     """Return why the kernels can't process x; '' if they can."""
     if triton is None:
         return "Triton is not installed"
-    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
-    if x.device.type != "cuda" and not interpreted:
+    if x.device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
         return f"Triton does not run on {x.device.type}"
     if x.device.type == "cuda" and torch.cuda.get_device_capability(x.device) < CAPABILITY:
         return f"a GPU older than compute capability {CAPABILITY[0]}.{CAPABILITY[1]}"
@@ -125,9 +115,12 @@ def reason_against(x: Tensor) -> str:
     return ""
 
 
-def _log_once(what: str, reason: str) -> None:
-    if not torch.compiler.is_compiling():  # it would break the graph
+def _serve(what: str, *maps: Tensor, limit: str = "") -> bool:
+    """Return whether the kernels can process these maps, without a `limit`; log once why not."""
+    reason = next(filter(None, map(reason_against, maps)), limit)
+    if reason and not torch.compiler.is_compiling():  # logging would break the graph
         _log(what, reason)
+    return not reason
 
 
 @cache
@@ -140,11 +133,8 @@ def depthwise_conv(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
     Like the global filter, it has first derivatives only.
     """
-    dtype = autocast_dtype(x)
-    x = x if dtype is None else x.to(dtype)
-    reason = reason_against(x)
-    if reason:
-        _log_once("the depthwise convolution", reason)
+    x = x.to(autocast_dtype(x) or x.dtype)
+    if not _serve("the depthwise convolution", x):
         return depthwise(x, weight, bias)
     y = _depthwise(x, weight)
     return y if bias is None else y + bias.to(y.dtype)[:, None, None]
@@ -152,58 +142,69 @@ def depthwise_conv(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def filter_by_kernel(x: Tensor, weight: Tensor) -> Tensor:
     """Like spectral_filter, computed in float32."""
-    reason = reason_against(x)
-    if not reason and x.shape[2] * x.shape[3] > MOST_PIXELS:
-        reason = f"maps of more than {MOST_PIXELS} pixels"
-    if reason:
-        _log_once("the global filter", reason)
-        return spectral_filter(x, weight)
     height, width = x.shape[2:]
+    limit = f"maps of more than {MOST_PIXELS} pixels" if height * width > MOST_PIXELS else ""
+    if not _serve("the global filter", x, limit=limit):
+        return spectral_filter(x, weight)
     planes = resize_filter(weight.float(), height, width // 2 + 1).flatten(1, 2)  # (C, F, 2)
     return _spectral(x, planes.permute(2, 1, 0).contiguous())
 
 
 def norm_linear(x: Tensor, norm: nn.LayerNorm, layer: nn.Module) -> Tensor:
     """Return layer(norm(x)) for a pointwise layer, without gradients."""
-    reason = reason_against(x)
-    if reason:
-        _log_once("norm and proj_in", reason)
+    if not _serve("norm and proj_in", x):
         return layer(norm(x))
-    weight, bias = _in_precision_of(x, layer.weight, layer.bias)  # type: ignore[arg-type]
-    return _norm_linear(x, weight.flatten(1), bias, norm.weight, norm.bias, norm.eps)
+    return _norm_linear(x, *_parameters(layer, x), norm.weight, norm.bias, norm.eps)
 
 
 def gated_projection(
-    p: Tensor, q_all: Tensor, pws: Sequence[nn.Module], proj_out: nn.Module
+    p: Tensor, q_all: Tensor, pws: Sequence[nn.Module], proj_out: Any
 ) -> Tensor | None:
     """Return the recursion of p_0 and all q_k with proj_out, without gradients.
 
     None if there is no kernel for it.
     """
-    channels = proj_out.weight.shape[0]  # type: ignore[union-attr,index]
-    reason = reason_against(p) or reason_against(q_all)
-    dtype = autocast_dtype(p) or p.dtype
-    if not reason and (len(pws) not in (1, 2) or channels > MOST_CHANNELS[dtype]):
-        reason = f"order {len(pws) + 1} at {channels} channels"
-    if reason:
-        _log_once("the gated recursion", reason)
+    channels = len(proj_out.weight)
+    most = MOST_CHANNELS.get(autocast_dtype(p) or p.dtype, 0)
+    fits = len(pws) in (1, 2) and channels <= most
+    limit = "" if fits else f"order {len(pws) + 1} at {channels} channels"
+    if not _serve("the gated recursion", p, q_all, limit=limit):
         return None
-    q_all = q_all.to(p.dtype)
-    weights, biases = [], []
-    for layer in (*pws, proj_out):
-        weight, bias = _in_precision_of(p, layer.weight, layer.bias)  # type: ignore[arg-type]
-        weights.append(weight.flatten(1))
-        biases.append(bias)
-    return _gated_projection(p, q_all, weights, biases)
+    weights, biases = zip(*(_parameters(layer, p) for layer in (*pws, proj_out)), strict=True)
+    return _gated_projection(p, q_all.to(p.dtype), weights, biases)
 
 
-def _in_precision_of(x: Tensor, *parameters: Tensor) -> list[Tensor]:
-    """Return parameters in the dtype of a product with x, with or without autocast."""
+def _parameters(layer: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return weight (N, C) and bias of a pointwise layer in the dtype of its product with x."""
     dtype = autocast_dtype(x) or x.dtype
-    return [parameter.detach().to(dtype) for parameter in parameters]
+    return layer.weight.detach().flatten(1).to(dtype), layer.bias.detach().to(dtype)
 
 
 if triton is not None:
+
+    @triton.jit
+    def _values(at, live, c, C):
+        """Channels c < C of the live pixels whose channel 0 is at `at`, in float32; 0 elsewhere."""
+        mask = live[:, None] & (c < C)[None, :]
+        return tl.load(at[:, None] + c, mask=mask, other=0.0).to(tl.float32)
+
+    @triton.jit
+    def _product(values, weight, c, n, C, N):
+        """values (rows, C) times weight (N, C) transposed, in the precision of the weight."""
+        mask = (c < C)[:, None] & (n < N)[None, :]
+        w = tl.load(weight + n[None, :] * C + c[:, None], mask=mask, other=0.0)
+        return tl.dot(values.to(weight.dtype.element_ty), w, input_precision="ieee")
+
+    @triton.jit
+    def _vector(at, c, C):
+        """The values c < C of a vector in float32, (1, C); 0 elsewhere."""
+        return tl.load(at + c, mask=c < C, other=0.0).to(tl.float32)[None, :]
+
+    @triton.jit
+    def _store(y, values, row, live, c, C):
+        """Write channels c < C of the live rows of y (rows, C)."""
+        at = y + row.to(tl.int64)[:, None] * C + c[None, :]
+        tl.store(at, values.to(y.dtype.element_ty), mask=live[:, None] & (c < C)[None, :])
 
     @triton.jit
     def _norm_linear_kernel(
@@ -213,38 +214,29 @@ if triton is not None:
         """BLOCK_R pixels of y, BLOCK_N channels. weight (N, C)."""
         row = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
         n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+        live = row < ROWS
         at = x + (row // PIXELS).to(tl.int64) * x_batch + (row % PIXELS) * x_pixel
         total = tl.zeros([BLOCK_R], tl.float32)
         for start in range(0, C, BLOCK_C):
-            c = start + tl.arange(0, BLOCK_C)
-            mask = (row < ROWS)[:, None] & (c < C)[None, :]
-            total += tl.sum(tl.load(at[:, None] + c, mask=mask, other=0.0).to(tl.float32), axis=1)
+            total += tl.sum(_values(at, live, start + tl.arange(0, BLOCK_C), C), axis=1)
         mean = total / C
         squares = tl.zeros([BLOCK_R], tl.float32)
         for start in range(0, C, BLOCK_C):
             c = start + tl.arange(0, BLOCK_C)
-            mask = (row < ROWS)[:, None] & (c < C)[None, :]
-            values = tl.load(at[:, None] + c, mask=mask, other=0.0).to(tl.float32)
-            centred = tl.where(mask, values - mean[:, None], 0.0)
+            mask = live[:, None] & (c < C)[None, :]
+            centred = tl.where(mask, _values(at, live, c, C) - mean[:, None], 0.0)
             squares += tl.sum(centred * centred, axis=1)
         factor = 1.0 / tl.sqrt(squares / C + eps)
         result = tl.zeros([BLOCK_R, BLOCK_N], tl.float32)
         for start in range(0, C, BLOCK_C):
             c = start + tl.arange(0, BLOCK_C)
-            mask = (row < ROWS)[:, None] & (c < C)[None, :]
-            values = tl.load(at[:, None] + c, mask=mask, other=0.0).to(tl.float32)
-            values = (values - mean[:, None]) * factor[:, None]
+            values = (_values(at, live, c, C) - mean[:, None]) * factor[:, None]
             if AFFINE:
-                values *= tl.load(scale + c, mask=c < C, other=0.0).to(tl.float32)[None, :]
-                values += tl.load(shift + c, mask=c < C, other=0.0).to(tl.float32)[None, :]
-            values = tl.where(mask, values, 0.0).to(weight.dtype.element_ty)
-            w_mask = (c < C)[:, None] & (n < N)[None, :]
-            w = tl.load(weight + n[None, :] * C + c[:, None], mask=w_mask, other=0.0)
-            result += tl.dot(values, w, input_precision="ieee")
-        result += tl.load(bias + n, mask=n < N, other=0.0).to(tl.float32)[None, :]
-        out = y + row.to(tl.int64)[:, None] * N + n[None, :]
-        mask = (row < ROWS)[:, None] & (n < N)[None, :]
-        tl.store(out, result.to(y.dtype.element_ty), mask=mask)
+                values *= _vector(scale, c, C)
+                values += _vector(shift, c, C)
+            values = tl.where(live[:, None] & (c < C)[None, :], values, 0.0)
+            result += _product(values, weight, c, n, C, N)
+        _store(y, result + _vector(bias, n, N), row, live, n, N)
 
     @triton.jit
     def _gated_kernel(
@@ -256,40 +248,24 @@ if triton is not None:
         """BLOCK_R pixels: p_1 = p q_0, p_2 = (p_1 w_1 + b_1) q_1, of order three p_3 likewise; then
         y = the last of them times w_out, plus b_out. Weights (out, in)."""
         row = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
-        live = (row < ROWS)[:, None]
+        live = row < ROWS
         batch, pixel = (row // PIXELS).to(tl.int64), row % PIXELS
         at_p = p + batch * p_batch + pixel * p_pixel
         at_q = q + batch * q_batch + pixel * q_pixel
-        kind = w_out.dtype.element_ty
-        c = tl.arange(0, BLOCK_0)
-        mask = live & (c < C_0)[None, :]
-        values = tl.load(at_p[:, None] + c, mask=mask, other=0.0).to(tl.float32)
-        values *= tl.load(at_q[:, None] + c, mask=mask, other=0.0).to(tl.float32)
-        d = tl.arange(0, BLOCK_1)
-        w_mask = (c < C_0)[:, None] & (d < C_1)[None, :]
-        w = tl.load(w_1 + d[None, :] * C_0 + c[:, None], mask=w_mask, other=0.0)
-        wider = tl.dot(values.to(kind), w, input_precision="ieee")
-        wider += tl.load(b_1 + d, mask=d < C_1, other=0.0).to(tl.float32)[None, :]
-        mask = live & (d < C_1)[None, :]
-        wider *= tl.load(at_q[:, None] + C_0 + d, mask=mask, other=0.0).to(tl.float32)
+        c, d = tl.arange(0, BLOCK_0), tl.arange(0, BLOCK_1)
+        last = _values(at_p, live, c, C_0) * _values(at_q, live, c, C_0)
+        wider = _product(last, w_1, c, d, C_0, C_1) + _vector(b_1, d, C_1)
+        wider *= _values(at_q + C_0, live, d, C_1)
         last, e = wider, d
         if THREE:
             e = tl.arange(0, BLOCK_2)
-            w_mask = (d < C_1)[:, None] & (e < C_2)[None, :]
-            w = tl.load(w_2 + e[None, :] * C_1 + d[:, None], mask=w_mask, other=0.0)
-            last = tl.dot(wider.to(kind), w, input_precision="ieee")
-            last += tl.load(b_2 + e, mask=e < C_2, other=0.0).to(tl.float32)[None, :]
-            mask = live & (e < C_2)[None, :]
-            last *= tl.load(at_q[:, None] + C_0 + C_1 + e, mask=mask, other=0.0).to(tl.float32)
-        operand = last.to(kind)
+            last = _product(wider, w_2, d, e, C_1, C_2) + _vector(b_2, e, C_2)
+            last *= _values(at_q + C_0 + C_1, live, e, C_2)
+        operand = last.to(w_out.dtype.element_ty)
         for start in range(0, C, BLOCK_N):
             n = start + tl.arange(0, BLOCK_N)
-            out_mask = (e < C)[:, None] & (n < C)[None, :]
-            columns = tl.load(w_out + n[None, :] * C + e[:, None], mask=out_mask, other=0.0)
-            result = tl.dot(operand, columns, input_precision="ieee")
-            result += tl.load(b_out + n, mask=n < C, other=0.0).to(tl.float32)[None, :]
-            out = y + row.to(tl.int64)[:, None] * C + n[None, :]
-            tl.store(out, result.to(y.dtype.element_ty), mask=live & (n < C)[None, :])
+            result = _product(operand, w_out, e, n, C, C) + _vector(b_out, n, C)
+            _store(y, result, row, live, n, C)
 
     @triton.jit
     def _depthwise_kernel(
@@ -308,13 +284,9 @@ if triton is not None:
             from_w = w + tap % K - K // 2
             inside = (from_h >= 0) & (from_h < H) & (from_w >= 0) & (from_w < W)
             pixels = batch * x_batch + (from_h * W + from_w) * x_pixel
-            mask = inside[:, None] & (c < C)[None, :]
-            values = tl.load(x + pixels[:, None] + c[None, :], mask=mask, other=0.0)
             index = (K * K - 1 - tap) if FLIPPED else tap
-            factor = tl.load(weight + index * C + c, mask=c < C, other=0.0)
-            total += values.to(tl.float32) * factor.to(tl.float32)[None, :]
-        out = y + (row.to(tl.int64) * W + w)[:, None] * C + c[None, :]
-        tl.store(out, total.to(y.dtype.element_ty), mask=(w < W)[:, None] & (c < C)[None, :])
+            total += _values(x + pixels, inside, c, C) * _vector(weight + index * C, c, C)
+        _store(y, total, row.to(tl.int64) * W + w, w < W, c, C)
 
     @triton.jit
     def _depthwise_weight_kernel(
@@ -331,18 +303,23 @@ if triton is not None:
             for start in range(0, W, BLOCK_W):
                 w = start + tl.arange(0, BLOCK_W)
                 at = batch.to(tl.int64) * g_batch + (h * W + w) * g_pixel
-                mask = (w < W)[:, None] & (c < C)[None, :]
-                gradient = tl.load(g + at[:, None] + c[None, :], mask=mask, other=0.0)
+                gradient = _values(g + at, w < W, c, C)
                 from_w = w[None, :] + j[:, None] - K // 2
                 from_h = h + i - K // 2 + tl.zeros_like(from_w)
                 inside = (from_h >= 0) & (from_h < H) & (from_w >= 0) & (from_w < W)
                 at_x = batch.to(tl.int64) * x_batch + (from_h * W + from_w) * x_pixel
                 mask_x = inside[:, :, None] & (c < C)[None, None, :]
                 values = tl.load(x + at_x[:, :, None] + c[None, None, :], mask=mask_x, other=0.0)
-                products = values.to(tl.float32) * gradient.to(tl.float32)[None, :, :]
-                total += tl.sum(products, axis=1)
-        at_out = ((part * K + i) * K + j[:, None]) * C + c[None, :]
-        tl.store(out + at_out, total, mask=(j < K)[:, None] & (c < C)[None, :])
+                total += tl.sum(values.to(tl.float32) * gradient[None, :, :], axis=1)
+        _store(out, total, (part * K + i) * K + j, j < K, c, C)
+
+    @triton.jit
+    def _complex(at, row, c, ROWS, C):
+        """Real and imaginary part, the halves of a matrix (2, ROWS, C); 0 outside."""
+        mask = (row < ROWS)[:, None] & (c < C)[None, :]
+        at_real = at + row[:, None] * C + c[None, :]
+        real = tl.load(at_real, mask=mask, other=0.0)
+        return real, tl.load(at_real + ROWS * C, mask=mask, other=0.0)
 
     @triton.jit
     def _spectral_kernel(
@@ -354,56 +331,42 @@ if triton is not None:
         batch = tl.program_id(0).to(tl.int64)
         c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
         p = tl.arange(0, BLOCK_P)
-        mask = (p < PIXELS)[:, None] & (c < C)[None, :]
-        at = x + batch * x_batch + p[:, None] * x_pixel + c[None, :]
-        image = tl.load(at, mask=mask, other=0.0).to(tl.float32)
+        image = _values(x + batch * x_batch + p * x_pixel, p < PIXELS, c, C)
         total = tl.zeros([BLOCK_P, BLOCK_C], tl.float32)
         for start in range(0, FREQUENCIES, BLOCK_F):
             f = start + tl.arange(0, BLOCK_F)
-            rows = f[:, None] * PIXELS + p[None, :]
-            rows_mask = (f < FREQUENCIES)[:, None] & (p < PIXELS)[None, :]
-            imaginary = FREQUENCIES * PIXELS
-            of_real = tl.load(analysis + rows, mask=rows_mask, other=0.0)
-            of_imag = tl.load(analysis + imaginary + rows, mask=rows_mask, other=0.0)
+            of_real, of_imag = _complex(analysis, f, p, FREQUENCIES, PIXELS)
             # three TF32 products have nearly the precision of float32
             real = tl.dot(of_real, image, input_precision="tf32x3")
             imag = tl.dot(of_imag, image, input_precision="tf32x3")
-            at_k = planes + f[:, None] * C + c[None, :]
-            k_mask = (f < FREQUENCIES)[:, None] & (c < C)[None, :]
-            k_real = tl.load(at_k, mask=k_mask, other=0.0)
-            k_imag = tl.load(at_k + FREQUENCIES * C, mask=k_mask, other=0.0)
-            to_real = tl.load(synthesis + rows, mask=rows_mask, other=0.0)
-            to_imag = tl.load(synthesis + imaginary + rows, mask=rows_mask, other=0.0)
-            total += tl.dot(
-                tl.trans(to_real), real * k_real - imag * k_imag, input_precision="tf32x3"
-            )
-            total += tl.dot(
-                tl.trans(to_imag), real * k_imag + imag * k_real, input_precision="tf32x3"
-            )
-        out = y + (batch * PIXELS + p)[:, None] * C + c[None, :]
-        tl.store(out, total.to(y.dtype.element_ty), mask=mask)
+            k_real, k_imag = _complex(planes, f, c, FREQUENCIES, C)
+            to_real, to_imag = _complex(synthesis, f, p, FREQUENCIES, PIXELS)
+            real, imag = real * k_real - imag * k_imag, real * k_imag + imag * k_real
+            total += tl.dot(tl.trans(to_real), real, input_precision="tf32x3")
+            total += tl.dot(tl.trans(to_imag), imag, input_precision="tf32x3")
+        _store(y, total, batch * PIXELS + p, p < PIXELS, c, C)
 
 
 def _map_like(x: Tensor, dtype: torch.dtype, channels: int | None = None) -> Tensor:
     """Return an empty channels-last map of the size of x, perhaps with other channels."""
-    batch, as_many, height, width = x.shape
-    y = x.new_empty(batch, height, width, channels or as_many, dtype=dtype)
-    return y.permute(0, 3, 1, 2)
+    shape = (len(x), *x.shape[2:], channels or x.shape[1])
+    return x.new_empty(shape, dtype=dtype).permute(0, 3, 1, 2)
 
 
 def _power_of_two(number: int, most: int) -> int:
     return min(most, max(16, 1 << (number - 1).bit_length()))
 
 
-def _depthwise_run(x: Tensor, taps: Tensor, flipped: bool) -> Tensor:
+def _depthwise_run(x: Tensor, weight: Tensor, flipped: bool) -> Tensor:
     y = _map_like(x, x.dtype)
+    taps = weight.flatten(1).t().contiguous()  # (K * K, C)
     batch, channels, height, width = x.shape
     block_w, block_c = 16, _power_of_two(channels, 32)  # twice as many would spill registers
     grid = (batch * height, triton.cdiv(width, block_w), triton.cdiv(channels, block_c))
     with torch.cuda.device_of(x):
         _depthwise_kernel[grid](
             x, taps, y, height, width, channels, x.stride(0), x.stride(3),
-            K=int(len(taps) ** 0.5), FLIPPED=flipped, BLOCK_W=block_w, BLOCK_C=block_c,
+            K=weight.shape[-1], FLIPPED=flipped, BLOCK_W=block_w, BLOCK_C=block_c,
         )  # fmt: skip
     return y
 
@@ -435,37 +398,21 @@ def _gated_projection(
     y = _map_like(p, weights[-1].dtype, channels)
     rows, block_r = batch * height * width, 32
     widths = [p.shape[1], *(len(weight) for weight in weights[:-1])]
-    three = len(widths) == 3
     blocks = [_power_of_two(width, 256) for width in widths]
     with torch.cuda.device_of(p):
         _gated_kernel[(triton.cdiv(rows, block_r),)](
             p, q, weights[0], biases[0], weights[-2], biases[-2], weights[-1], biases[-1], y,
             rows, widths[0], widths[1], widths[-1], channels, height * width,
             p.stride(0), p.stride(3), q.stride(0), q.stride(3),
-            THREE=three, BLOCK_R=block_r, BLOCK_0=blocks[0], BLOCK_1=blocks[1], BLOCK_2=blocks[-1],
-            BLOCK_N=32, num_stages=1,
+            THREE=len(widths) == 3, BLOCK_0=blocks[0], BLOCK_1=blocks[1], BLOCK_2=blocks[-1],
+            BLOCK_R=block_r, BLOCK_N=32, num_stages=1,
         )  # fmt: skip
     return y
 
 
-@_norm_linear.register_fake
-def _(x, weight, bias, scale, shift, eps):
-    return _map_like(x, weight.dtype, len(weight))
-
-
-@_gated_projection.register_fake
-def _(p, q, weights, biases):
-    return _map_like(p, weights[-1].dtype, len(weights[-1]))
-
-
-def _taps(weight: Tensor) -> Tensor:
-    """(C, 1, K, K) -> (K * K, C)."""
-    return weight.flatten(1).t().contiguous()
-
-
 @torch.library.custom_op("hornet::depthwise", mutates_args=())
 def _depthwise(x: Tensor, weight: Tensor) -> Tensor:
-    return _depthwise_run(x, _taps(weight), flipped=False)
+    return _depthwise_run(x, weight, flipped=False)
 
 
 @torch.library.custom_op("hornet::depthwise_backward", mutates_args=())
@@ -473,7 +420,7 @@ def _depthwise_backward(g: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, T
     g = g if not reason_against(g) else g.contiguous(memory_format=torch.channels_last)
     batch, channels, height, width = x.shape
     kernel = weight.shape[-1]
-    of_x = _depthwise_run(g, _taps(weight), flipped=True)
+    of_x = _depthwise_run(g, weight, flipped=True)
     rows = batch * height
     parts = min(rows, 64)  # summed afterwards, in a fixed order
     out = x.new_empty(parts, kernel, kernel, channels, dtype=torch.float32)
@@ -489,14 +436,13 @@ def _depthwise_backward(g: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, T
 
 @torch.library.custom_op("hornet::spectral", mutates_args=())
 def _spectral(x: Tensor, planes: Tensor) -> Tensor:
-    analysis, synthesis = _transforms(x.shape[2], x.shape[3], x.device)
-    return _spectral_run(x, planes, analysis, synthesis)
+    return _spectral_run(x, planes, *_transforms(*x.shape[2:], x.device))
 
 
 @torch.library.custom_op("hornet::spectral_backward", mutates_args=())
 def _spectral_backward(g: Tensor, x: Tensor, planes: Tensor) -> tuple[Tensor, Tensor]:
     g = g if not reason_against(g) else g.contiguous(memory_format=torch.channels_last)
-    analysis, synthesis = _transforms(x.shape[2], x.shape[3], x.device)
+    analysis, synthesis = _transforms(*x.shape[2:], x.device)
     # the transposed function: transforms swapped, filter conjugated
     conjugated = torch.stack((planes[0], -planes[1]))
     of_x = _spectral_run(g, conjugated, synthesis, analysis).to(x.dtype)
@@ -512,8 +458,7 @@ def _spectral_run(x: Tensor, planes: Tensor, analysis: Tensor, synthesis: Tensor
     y = _map_like(x, torch.float32)
     batch, channels, height, width = x.shape
     pixels = height * width
-    block_p = _power_of_two(pixels, MOST_PIXELS)
-    block_c = 32
+    block_p, block_c = _power_of_two(pixels, MOST_PIXELS), 32
     with torch.cuda.device_of(x):
         _spectral_kernel[(batch, triton.cdiv(channels, block_c))](
             x, planes, analysis, synthesis, y, pixels, planes.shape[1], channels,
@@ -532,32 +477,10 @@ def _transforms(height: int, width: int, device: torch.device) -> tuple[Tensor, 
     spectrum = torch.fft.rfft2(units, norm="ortho").flatten(1).t()
     forward = torch.stack((spectrum.real, spectrum.imag))
     lines = torch.eye(frequencies, dtype=torch.complex128).reshape(frequencies, height, -1)
-    back = [
-        torch.fft.irfft2(factor * lines, s=(height, width), norm="ortho").flatten(1)
-        for factor in (1, 1j)
-    ]
-    inverse = torch.stack(back)
+    inverse = torch.fft.irfft2(
+        torch.stack((lines, 1j * lines)), s=(height, width), norm="ortho"
+    ).flatten(2)
     return tuple(m.float().contiguous().to(device) for m in (forward, inverse))  # type: ignore
-
-
-@_depthwise.register_fake
-def _(x: Tensor, weight: Tensor) -> Tensor:
-    return _map_like(x, x.dtype)
-
-
-@_depthwise_backward.register_fake
-def _(g: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    return _map_like(x, x.dtype), torch.empty_like(weight)
-
-
-@_spectral.register_fake
-def _(x: Tensor, planes: Tensor) -> Tensor:
-    return _map_like(x, torch.float32)
-
-
-@_spectral_backward.register_fake
-def _(g: Tensor, x: Tensor, planes: Tensor) -> tuple[Tensor, Tensor]:
-    return _map_like(x, x.dtype), torch.empty_like(planes)
 
 
 def _save(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
@@ -569,4 +492,17 @@ _depthwise.register_autograd(
 )
 _spectral.register_autograd(
     lambda ctx, g: _spectral_backward(g, *ctx.saved_tensors), setup_context=_save
+)
+
+_norm_linear.register_fake(lambda x, weight, *_: _map_like(x, weight.dtype, len(weight)))
+_gated_projection.register_fake(
+    lambda p, q, weights, biases: _map_like(p, weights[-1].dtype, len(weights[-1]))
+)
+_depthwise.register_fake(lambda x, weight: _map_like(x, x.dtype))
+_depthwise_backward.register_fake(
+    lambda g, x, weight: (_map_like(x, x.dtype), torch.empty_like(weight))
+)
+_spectral.register_fake(lambda x, planes: _map_like(x, torch.float32))
+_spectral_backward.register_fake(
+    lambda g, x, planes: (_map_like(x, x.dtype), torch.empty_like(planes))
 )

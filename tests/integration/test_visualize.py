@@ -282,7 +282,7 @@ def test_eval_data_path_counts_as_in_training(digits, tmp_path):
 
 def test_images_are_spread_over_the_classes(digits):
     files = find_images([str(digits / "val")])
-    assert [file.parent.name for file in report.spread(files, 6)] == [
+    assert [file.parent.name for file in pictures.spread(files, 6)] == [
         "0",
         "0",
         "3",
@@ -290,4 +290,4 @@ def test_images_are_spread_over_the_classes(digits):
         "7",
         "7",
     ]
-    assert report.spread(files, 1000) == files
+    assert pictures.spread(files, 1000) == files

@@ -10,7 +10,6 @@ from torch import nn
 
 import models
 from config.command_line import parse_args
-from config.flags import LoggingConfig
 from engine import evaluate, train_one_epoch, train_step
 from runtime.distributed import DistributedContext
 from runtime.logging import Throughput
@@ -149,9 +148,10 @@ def test_overflow_in_float16_skips_the_step_and_lowers_the_scale():
 
 
 def test_metrics_are_means_over_images():
-    state, setup = small_training("--batch_size=4", "--lr=1e-30", "--min_lr=0", "--smoothing=0")
+    flags = ["--batch_size=4", "--lr=1e-30", "--min_lr=0", "--smoothing=0", "--log_interval=2"]
+    state, setup = small_training(*flags)
     data = batches(3, 4)
-    metrics = train_one_epoch(state, setup, data, LoggingConfig(log_interval=2))
+    metrics = train_one_epoch(state, setup, data)
     images, labels = joined(data, 3)[0]
     with torch.no_grad():
         logits = state.model.eval()(images)

@@ -52,8 +52,8 @@ def test_a_signal_to_a_worker_that_starts(monkeypatch):
 
     monkeypatch.setattr(signal_handling, "_set_worker_signal_handlers", install_and_be_told)
     config = DataConfig(num_workers=2, pin_mem=False)
-    images, source = ImageSet(None, [], None), TensorDataset(torch.arange(8))
-    loader = _loader(images, source, None, 2, config, SINGLE_PROCESS, drop_last=False)
+    images, source = ImageSet([], None, []), TensorDataset(torch.arange(8))
+    loader = _loader(images, source, config, SINGLE_PROCESS, batch_size=2)
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
     assert sorted(value for (batch,) in loader for value in batch.tolist()) == list(range(8))
     assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == before
