@@ -71,8 +71,8 @@ def fetch_data(config: DataConfig, context: DistributedContext = SINGLE_PROCESS)
         return
     if not config.has_path:
         raise UserError(f"--data_set {name} needs a folder: give --data_path FOLDER")
-    try:
-        with first_on_each_machine(context):
+    with first_on_each_machine(context):
+        try:
             if name == "digits":
                 write_digits(Path(path))
             elif name == "CIFAR":
@@ -80,10 +80,10 @@ def fetch_data(config: DataConfig, context: DistributedContext = SINGLE_PROCESS)
             else:
                 for split in (config.train_split, config.val_split):
                     create_dataset(name, root=path, split=split, download=True)
-    except (OSError, RuntimeError, AssertionError) as error:
-        by_hand = f"; or put {CIFAR100.url} there yourself" if name == "CIFAR" else ""
-        what = f"--data_set {name} cannot be stored in --data_path {path}"
-        raise UserError(f"{what}: {error}{by_hand}") from None
+        except (OSError, RuntimeError, AssertionError) as error:
+            by_hand = f"; or put {CIFAR100.url} there yourself" if name == "CIFAR" else ""
+            what = f"--data_set {name} cannot be stored in --data_path {path}"
+            raise UserError(f"{what}: {error}{by_hand}") from None
 
 
 def _open_folders(config: DataConfig, transforms: dict[str, Any]) -> dict[str, ImageSet]:

@@ -80,7 +80,7 @@ def train_step(
     sums = torch.zeros(5, dtype=torch.float64, device=context.device)
     for micro in range(config.optim.update_freq):
         images, labels = _next_batch(batches, context.device, step, speed)
-        # random numbers depend on the step only, so that a run can resume here
+        # random numbers depend on seed, step and rank only, so that a run can resume here
         seed_everything(stream_seed("step", config.runtime.seed, step, micro, context.rank))
         ends_step = micro + 1 == config.optim.update_freq
         # to be clipped, a running sum has to be that of all ranks

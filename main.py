@@ -91,10 +91,10 @@ def train(
                 trackers.write(record, progress.step)
                 saver.end_epoch(record | {"epoch": epoch} | facts, best)
         logger.info("trained in %.0f s", time.perf_counter() - started)
-        if folder.writes:
-            logger.info("curves: %s", curves.save_curves(folder.path))
         uploads = config.logging.wandb_ckpt and folder.writes
         trackers.finish(sorted(folder.path.glob("checkpoint-*.pth")) if uploads else [])
+        if folder.writes:
+            logger.info("curves: %s", curves.save_curves(folder.path))
 
 
 def main(config: Config) -> None:

@@ -136,7 +136,8 @@ class Schedule:
                 group["weight_decay"] = decay
 
 
-_HAVE_FLAGS = {"lr", "lr_scale", "weight_decay", "eps", "momentum"}
+_SET_BY_FLAGS = {"lr", "lr_scale", "weight_decay", "eps", "momentum"}
+"""Numbers in param_groups that a resumed run takes from its flags, not from the checkpoint."""
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
@@ -152,7 +153,7 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -
             if not is_like(group[name], own[name]):
                 raise ValueError(f"its {name} is {group[name]!r}")
             # other numbers may be estimates that the optimizer keeps in its groups
-            if name in _HAVE_FLAGS or type(own[name]) not in (int, float):
+            if name in _SET_BY_FLAGS or type(own[name]) not in (int, float):
                 group[name] = own[name]
     for index, values in saved["state"].items():
         if not isinstance(values, dict):

@@ -168,7 +168,12 @@ def _read_folder_config(path: Path) -> dict[str, Any]:
         channels, height, width = cfg["input_size"]
         if (channels, height) != (3, width):
             raise ValueError(f"images of {cfg['input_size']}")
-        kwargs = {k: v for k, v in facts.get("model_args", {}).items() if k != "num_classes"}
+        kwargs = facts.get("model_args", {})
+        # timm records all arguments; these are left to the flags of the next run
+        free = {"num_classes", "drop_path_rate", "head_init_scale"}
+        if kwargs.get("layer_scale_init_value"):  # 0: the weights have none
+            free.add("layer_scale_init_value")
+        kwargs = {name: value for name, value in kwargs.items() if name not in free}
         flags = {"model": facts["architecture"], "model_kwargs": kwargs, "input_size": height}
         flags |= {name: cfg[name] for name in PREPROCESSING}
         names = facts.get("label_names")

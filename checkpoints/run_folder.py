@@ -21,6 +21,7 @@ model, model_ema, optimizer, scaler, epoch (the last finished one, -1 for the st
 (running sums), args (the flags), classes and versions.
 """
 
+import errno
 import fcntl
 import json
 import logging
@@ -186,17 +187,17 @@ class RunFolder:
 
 def save_checkpoint(state: dict[str, Any], path: Path) -> None:
     """Write a checkpoint completely or not at all; UserError if that fails."""
-    needed, free = size_of(state), shutil.disk_usage(path.parent).free
-    if needed > free:
-        raise UserError(f"{path} cannot be written: it takes {needed:,} bytes, {free:,} are free")
     with written_whole(path) as temporary:
+        needed, free = size_of(state), shutil.disk_usage(path.parent).free
+        if needed > free:
+            raise OSError(f"it takes {needed:,} bytes, {free:,} are free")
         try:
             with temporary.open("wb") as file:
                 torch.save(state, file)
         except RuntimeError as error:  # torch's own for a file that refuses bytes
             raise OSError(str(error)) from None
         line = checksum_line(temporary, path.name)
-        # a kill from here on leaves a complete file, with its own checksum or without one
+        # from here on a kill leaves the old file or the new one, at worst without a checksum
         checksum_file(path).unlink(missing_ok=True)
     with written_whole(checksum_file(path)) as temporary:
         temporary.write_text(line)
@@ -270,7 +271,7 @@ def _lock(file: IO[str]) -> None:
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        if _is_restarted() or not isinstance(error, BlockingIOError | PermissionError):
+        if _is_restarted() or error.errno not in (errno.EACCES, errno.EAGAIN):
             logger.warning("%s cannot be locked against other runs: %s", file.name, error)
             return
         file.seek(0)

@@ -9,6 +9,7 @@ from typing import Any
 import safetensors.torch
 import timm
 import torch
+from safetensors import SafetensorError
 
 from checkpoints import reading
 from checkpoints.sources import local_file
@@ -131,7 +132,10 @@ def _write_folder(classifier: Classifier, folder: Path, is_published: bool) -> N
     cfg = {name: flags[name] for name in reading.PREPROCESSING} | {"input_size": (3, size, size)}
     model.pretrained_cfg = model.pretrained_cfg | cfg
     names = {} if classes == numbered_classes(len(classes)) else {"label_names": classes}
-    timm.models.save_for_hf(model, str(folder), names, kwargs, safe_serialization=True)
+    try:
+        timm.models.save_for_hf(model, str(folder), names, kwargs, safe_serialization=True)
+    except SafetensorError as error:  # a full disk
+        raise OSError(str(error)) from None
     # timm's file is readable by its owner only
     (folder / reading.FOLDER_WEIGHTS).chmod((folder / reading.FOLDER_CONFIG).stat().st_mode)
     card = CARD.format(

@@ -47,8 +47,9 @@ class Facts:
         size = 1 if self.batch_size is None else self.batch_size
         if type(size) is not int or size < 1:
             raise ValueError(f"its batch size is {size!r}")
-        mean, std = tuple(map(float, self.mean)), tuple(map(float, self.std))
-        return Preprocessing(self.input_size, mean, std, self.crop_pct)
+        if max(self.mean) > 9:
+            raise ValueError(f"its mean is {self.mean}")
+        return Preprocessing(self.input_size, tuple(self.mean), tuple(self.std), self.crop_pct)
 
 
 class Exported(nn.Module):

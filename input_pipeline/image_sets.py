@@ -127,7 +127,7 @@ class Part(ImageSet):
     def __init__(self, whole: ImageSet, indices: list[int]) -> None:
         labels = None if whole.labels is None else [whole.labels[index] for index in indices]
         super().__init__(indices, whole.transform, whole.classes, labels)
-        self.whole = whole
+        self.whole, self.needs_fork = whole, whole.needs_fork
 
     def read(self, index: int) -> tuple[Any, int]:
         return self.whole.read(self.source[index])

@@ -111,8 +111,8 @@ class TrainLoader:
     def batches(self, epoch: int, position: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yield the batches of an epoch after `position`.
 
-        Streams are read from the start and skip batches; with the same world size and number of
-        workers, that repeats the order of an uninterrupted run.
+        Of streams, the batches up to `position` are read and discarded; with the same world size
+        and number of workers, that repeats the order of an uninterrupted run.
         """
         if isinstance(self.images, ImageStream):
             # for the random numbers of its workers

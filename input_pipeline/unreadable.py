@@ -2,7 +2,7 @@
 
 Training replaces each by another image of its class (loaders.TrainImages), evaluation leaves it out
 (loaders.EvalImages). All ranks and loader workers share the file; the one that finds an image too
-many raises an error, which ends the run on all ranks.
+many raises an error, and the others end when they miss it (naming_absent_ranks).
 """
 
 import tempfile

@@ -129,10 +129,7 @@ class GlobalLocalFilter(nn.Module):
 
     def set_impl(self, impl: str) -> None:
         """Choose 'fft' or 'matmul'; the parameters are the same."""
-        if impl not in IMPLEMENTATIONS:
-            known = ", ".join(IMPLEMENTATIONS)
-            raise ValueError(f"unknown global filter implementation {impl!r}: use {known}")
-        self.impl = impl
+        self.impl = _known_impl(impl)
 
     def forward(self, x: Tensor) -> Tensor:
         local, spectral = self.pre_norm(x).chunk(2, dim=1)
@@ -168,6 +165,14 @@ def recursion_widths(channels: int, order: int) -> list[int]:
 
 def set_global_filter_impl(module: nn.Module, impl: str) -> None:
     """Set every GlobalLocalFilter inside `module` to 'fft' or 'matmul'; ValueError for others."""
+    _known_impl(impl)
     for child in module.modules():
         if isinstance(child, GlobalLocalFilter):
             child.set_impl(impl)
+
+
+def _known_impl(impl: str) -> str:
+    if impl not in IMPLEMENTATIONS:
+        known = ", ".join(IMPLEMENTATIONS)
+        raise ValueError(f"unknown global filter implementation {impl!r}: use {known}")
+    return impl

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 import torch.fx
-from timm.layers import DropPath, LayerNorm2d, SelectAdaptivePool2d, calculate_drop_path_rates
+from timm.layers import DropPath, LayerNorm2d, SelectAdaptivePool2d
 from timm.models import checkpoint_seq
 from timm.models._features import FeatureGetterNet, feature_take_indices
 from torch import Tensor, nn
@@ -31,7 +31,7 @@ class Block(nn.Module):
         mlp_ratio: Hidden width of the MLP as a multiple of dim.
         drop_path: Probability of dropping each of the two branches, per sample.
         layer_scale_init_value: Initial gamma1 and gamma2; None or 0 leaves them out.
-        gnconv: Further arguments of GnConv, which may raise ValueError.
+        kernel_size, global_filter, global_filter_impl: Those of GnConv, which may raise ValueError.
     """
 
     gamma1: Tensor | None
@@ -41,13 +41,15 @@ class Block(nn.Module):
         self,
         dim: int,
         order: int,
+        kernel_size: int = 7,
         scale: float = 1 / 3,
+        global_filter: tuple[int, int] | None = None,
+        global_filter_impl: str = "fft",
         mlp_ratio: float = 4.0,
         drop_path: float = 0.0,
         layer_scale_init_value: float | None = 1e-6,
         device=None,
         dtype=None,
-        **gnconv: Any,
     ) -> None:
         super().__init__()
         factory = {"device": device, "dtype": dtype}
@@ -58,7 +60,8 @@ class Block(nn.Module):
             self.register_parameter(name, gamma)
         self.reset_parameters()
         self.norm1 = LayerNorm2d(dim, eps=NORM_EPS, **factory)
-        self.gnconv = GnConv(dim, order=order, scale=scale, **gnconv, **factory)
+        self.gnconv = GnConv(dim, dim, order, kernel_size, scale, global_filter,
+                             global_filter_impl, **factory)  # fmt: skip
         self.norm2 = LayerNorm2d(dim, eps=NORM_EPS, **factory)
         self.pwconv1 = ChannelLinear(dim, hidden, **factory)
         self.act = nn.GELU()
@@ -125,8 +128,7 @@ class HorNet(nn.Module):
         drop_rate: Dropout before the head.
         drop_path_rate: Stochastic depth of the last block; it grows linearly from 0.
         head_init_scale: Factor on the head's initial weights.
-        block: Further arguments of the blocks: kernel_size, global_filter_impl, mlp_ratio and
-            layer_scale_init_value.
+        kernel_size, global_filter_impl, mlp_ratio, layer_scale_init_value: Those of the blocks.
 
     Raises:
         ValueError: lists of different lengths, an unknown pooling, or what GnConv refuses.
@@ -140,18 +142,21 @@ class HorNet(nn.Module):
         depths: Sequence[int] = (2, 3, 18, 2),
         base_dim: int = 64,
         orders: Sequence[int] = (2, 3, 4, 5),
+        kernel_size: int = 7,
         s: float = 1 / 3,
         global_filters: Sequence[tuple[int, int] | None] | None = None,
+        global_filter_impl: str = "fft",
+        mlp_ratio: float = 4.0,
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
+        layer_scale_init_value: float | None = 1e-6,
         head_init_scale: float = 1.0,
         device=None,
         dtype=None,
-        **block: Any,
     ) -> None:
         super().__init__()
         factory = {"device": device, "dtype": dtype}
-        filters = global_filters or [None] * len(depths)
+        filters = [None] * len(depths) if global_filters is None else global_filters
         if not len(depths) == len(orders) == len(filters):
             raise ValueError(
                 "depths, orders and global_filters need one entry per stage, "
@@ -175,12 +180,14 @@ class HorNet(nn.Module):
             downsample = nn.Conv2d(narrow, wide, 2, stride=2, **factory)
             self.downsample_layers.append(nn.Sequential(norm, downsample))
         self.stages = nn.ModuleList()
-        drop_rates: Any = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
+        # in float32, as in the release
+        drop_rates = torch.linspace(0, drop_path_rate, sum(depths), device="cpu").split(depths)
         for dim, order, filter_size, rates in zip(dims, orders, filters, drop_rates):
-            options: dict[str, Any] = {"scale": s, "global_filter": filter_size, **block, **factory}
-            self.stages.append(
-                Stage(*[Block(dim, order, drop_path=rate, **options) for rate in rates])
-            )
+            self.stages.append(Stage(*[
+                Block(dim, order, kernel_size, s, filter_size, global_filter_impl, mlp_ratio, rate,
+                      layer_scale_init_value, **factory)
+                for rate in rates.tolist()
+            ]))  # fmt: skip
         self.norm: nn.Module = LayerNorm2d(self.num_features, eps=NORM_EPS, **factory)
         self._set_head(num_classes, global_pool, **factory)
         self.head_drop = nn.Dropout(drop_rate)
@@ -226,8 +233,9 @@ class HorNet(nn.Module):
     def group_matcher(self, coarse: bool = False) -> dict[str, str]:
         """Parameter groups, first to last, each a pattern of names.
 
-        Fine (layer decay): the stem; stages 0, 1 and 3, and every two blocks of stage 2, each
-        with the downsampling before it; norm and head match nothing and so come last.
+        Fine (layer decay): 0 is the stem, 1 stage 0, 2 stage 1, from 3 on every two blocks of
+        stage 2, then stage 3. A downsampling is in the first group of the stage after it
+        (downsample_layers.2 always in 3); norm and head match nothing and so come last.
         Coarse: the stem, the stages.
         """
         groups = {"stem": r"^downsample_layers\.0\."}

@@ -28,8 +28,8 @@ RELEASED_FLAGS: list[Any] = [
     (PosixPath, "pathlib.PosixPath"),
     (PosixPath, "pathlib._local.PosixPath"),
 ]
-WEIGHT_KEYS = ("model", "module", "state_dict", "model_ema")
-"""Keys of checkpoints that may hold the weights, the likeliest first."""
+WEIGHT_KEYS = ("model", "module", "model_ema", "state_dict")
+"""Keys of checkpoints that may hold the weights; the first that is there does."""
 # of DistributedDataParallel, torch.compile, and detectors and segmentors
 _PREFIXES = ("module.", "_orig_mod.", "backbone.")
 
@@ -53,13 +53,13 @@ def checkpoint_filter_fn(checkpoint: dict[str, Any], model: nn.Module) -> dict[s
 
 
 def find_weights(checkpoint: dict[str, Any], keys: Sequence[str] = ()) -> dict[str, Tensor]:
-    """Return the state dict under the first of `keys` that holds one; {} if none does.
+    """Return what is under the first of `keys` that is there; {} if none is, or if it is no dict.
 
     Without `keys`, WEIGHT_KEYS are tried, then the checkpoint itself is the state dict.
     """
     for key in keys or WEIGHT_KEYS:
-        if isinstance(checkpoint.get(key), dict):
-            return checkpoint[key]
+        if key in checkpoint:
+            return checkpoint[key] if isinstance(checkpoint[key], dict) else {}
     return {} if keys else checkpoint
 
 

@@ -170,8 +170,8 @@ class TrainState:
 def _saved_progress(saved: dict[str, Any], path: Path, start_epoch: int) -> Progress:
     """Return how far the run of a checkpoint had come.
 
-    In the release's files without a number, the epoch is a word. They have no best accuracy, which
-    is read from the log.txt beside them.
+    `start_epoch` (--start_epoch) is for files of the release whose epoch is a word. They have no
+    best accuracy, which is read from the log.txt beside them.
     """
     epoch = saved.get("epoch")
     if epoch == "start":

@@ -20,12 +20,13 @@ MEMORY = ("normal", "lean")
 def accelerate(model: Model, memory: str = "normal", triton: bool = False) -> Model:
     """Compute the HorNet blocks and gnConvs inside `model` faster, in place; `plain` undoes it.
 
-    Layers of other types, and layers with forward hooks, stay as they are: register hooks before.
+    Layers of other types, and layers with hooks, stay as they are: register hooks before.
     For inference, fold first: accelerate(timm.utils.reparameterize_model(model)).
 
     Args:
         memory: 'normal', or 'lean' for about half the memory: norms, GELU and gates are recomputed
-            in the backward pass. It has no effect on compiled models. Others raise ValueError.
+            in the backward pass. It has no effect on compiled models, and undoes what gradient
+            checkpointing saves: choose one of them. Others raise ValueError.
         triton: Use this project's GPU kernels where Triton, the device and the shape allow it.
     """
     if memory not in MEMORY:
@@ -60,7 +61,8 @@ def accelerate(model: Model, memory: str = "normal", triton: bool = False) -> Mo
 def plain(model: Model) -> Model:
     """Undo `accelerate`, in place, for TorchScript, torch.fx, exports or hooks."""
     for module in model.modules():
-        if isinstance(module, Fast):
+        # but not classes derived from ours, as by torch.nn.utils.parametrize
+        if isinstance(module, Fast) and type(module).__module__.startswith(f"{__package__}."):
             module.__class__ = module.plain  # type: ignore[assignment]
     return model
 
@@ -74,7 +76,9 @@ def _swap(fast: type[Fast], *layers: nn.Module) -> None:
 
 def _fits(fast: type[Fast], layer: nn.Module) -> bool:
     """Return whether this is exactly the plain layer of a fast one, without hooks."""
-    is_known = type(layer) is fast.plain and not (layer._forward_hooks or layer._forward_pre_hooks)
+    hooks = (layer._forward_hooks, layer._forward_pre_hooks,
+             layer._backward_hooks, layer._backward_pre_hooks)  # fmt: skip
+    is_known = type(layer) is fast.plain and not any(hooks)
     return is_known and (fast not in _OPTIONS or _OPTIONS[fast](layer))
 
 

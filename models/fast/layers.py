@@ -114,12 +114,14 @@ class FastFilter(Fast, GlobalLocalFilter):
         return _times(self.post_norm, mixed, factor)
 
     def filter(self, x: Tensor) -> Tensor:
-        is_of_size = self.complex_weight.shape[1:3] == (x.shape[2], x.shape[3] // 2 + 1)
-        return spectral_filter(x, self.complex_weight, self.impl, resize=not is_of_size)
+        # a comparison would fix the size of what is traced or exported
+        is_recorded = torch.jit.is_tracing() or torch.compiler.is_exporting()
+        resize = is_recorded or self.complex_weight.shape[1:3] != (x.shape[2], x.shape[3] // 2 + 1)
+        return spectral_filter(x, self.complex_weight, self.impl, resize)
 
 
 class FastGnConv(Fast, GnConv):
-    """Multiplies s into the weights of the mixer."""
+    """Multiplies `scale` (s) into the weights of dwconv; main.py trains this, not the plain one."""
 
     plain = GnConv
 
@@ -163,8 +165,8 @@ class FastBlock(Fast, Block):
     def scales_weights(self, x: Tensor) -> bool:
         """Return whether to multiply the layer scale into weights.
 
-        Not if there are fewer pixels than rows of the weight: then the activations are smaller. Not
-        in float16, where an initial scale of 1e-6 times a weight is 0.
+        Not if there are fewer pixels than inputs of pwconv2: then its weight is larger than the
+        activations. Not in float16, where an initial scale of 1e-6 times a weight is 0.
         """
         return (
             isinstance(self.gnconv, FastGnConv)
@@ -176,7 +178,7 @@ class FastBlock(Fast, Block):
 
 
 class LeanBlock(FastBlock):
-    """Recomputes norms, GELU and gates in the backward pass."""
+    """Runs inside `lean_memory`: what is marked `cheap`, norms, GELU and gates, isn't saved."""
 
     def forward(self, x: Tensor) -> Tensor:
         if not torch.is_grad_enabled() or torch.compiler.is_compiling():

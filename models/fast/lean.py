@@ -27,11 +27,11 @@ class _Recipe:
         self.original = weakref.ref(result if result._base is None else result._base)
         dtype = autocast_dtype(result)
         self.autocast: Any = torch.autocast(result.device.type, dtype) if dtype else nullcontext()
-        self.wanted = 0
+        self.uses_left = 0
         self.result: Tensor | None = None
 
     def make(self) -> Tensor:
-        self.wanted -= 1
+        self.uses_left -= 1
         result = self.result
         if result is None:
             if self.versions != _versions(self.inputs):
@@ -42,7 +42,7 @@ class _Recipe:
             inputs = [_unpack(packed) for packed in self.inputs]
             with torch.no_grad(), self.autocast:
                 result = self.function(*inputs).to(self.dtype)
-        self.result = result if self.wanted > 0 else None
+        self.result = result if self.uses_left > 0 else None
         return result
 
 
@@ -68,7 +68,7 @@ class _Recipes:
         # if the original is gone, another tensor may have its address
         if recipe is None or recipe.original() is None or recipe.dtype != tensor.dtype:
             return tensor
-        recipe.wanted += 1
+        recipe.uses_left += 1
         return recipe, tensor.shape, tensor.stride(), tensor.storage_offset()
 
 
