@@ -9,10 +9,17 @@ import sys
 from dataclasses import Field, fields
 from typing import Any
 
-from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
+from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, set_parsing_settings
 
 from config.flags import SECTIONS, Config
 from runtime.errors import UserError
+
+
+class _Help(DefaultHelpFormatter):
+    def _expand_help(self, action: Any) -> str:
+        """Write `Annotated[int, at least 1]` as `int, at least 1`."""
+        text = super()._expand_help(action)
+        return re.sub(r"(?:Optional\[)?Annotated\[(.+?), ((?:at|from) [^\]]+)\]+", r"\1, \2", text)
 
 
 def parse_args(argv: list[str] | None = None) -> Config:
@@ -26,7 +33,9 @@ def parse_args_with(argv: list[str] | None = None, *extra: type) -> tuple[Config
     flags = {f.name: f for section in sections for f in fields(section)}
     argv = _published_spellings(sys.argv[1:] if argv is None else argv, flags)
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = ArgumentParser(description=__doc__, exit_on_error=False, allow_abbrev=False)
+    parser = ArgumentParser(
+        description=__doc__, exit_on_error=False, allow_abbrev=False, formatter_class=_Help
+    )
     parser.add_argument("--config", action="config", help="Recipe: a YAML file of flags.")
     for section in sections:
         parser.add_class_arguments(section)

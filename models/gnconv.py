@@ -1,6 +1,7 @@
 """gnConv, the recursive gated convolution, and the global filter of the GF models.
 
 Source: HorNet (Rao et al., NeurIPS 2022, arXiv 2207.14284), section 3. Shapes: (B, C, H, W).
+These are the definitions; `accelerate` replaces them by fast/layers.py, in main.py and the tools.
 """
 
 from collections.abc import Callable

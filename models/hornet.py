@@ -350,8 +350,8 @@ class HorNetFeatures(FeatureGetterNet):
 def _require_size(x: Tensor, stages: int) -> None:
     """Raise a ValueError if the last stage's map would be empty."""
     height, width = x.shape[2], x.shape[3]
-    smallest = 4 << (stages - 1)
-    if height < smallest or width < smallest:
+    smallest = 4 << (stages - 1)  # the stem's stride, then 2 per stage
+    if not torch.jit.is_tracing() and (height < smallest or width < smallest):
         raise ValueError(
             f"images of {height} x {width} are too small: this model takes {smallest} x {smallest}"
             " or larger"
