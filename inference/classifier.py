@@ -38,7 +38,7 @@ class Classifier:
     @cached_property
     def labels(self) -> list[str]:
         """The classes, with those of ImageNet in words."""
-        return in_words(self.classes)
+        return in_words(self.folders)
 
     @cached_property
     def folders(self) -> list[str]:
@@ -141,10 +141,8 @@ def _num_classes(weights: dict[str, torch.Tensor], head: str, path: Path) -> int
 
 
 def in_words(classes: list[str]) -> list[str]:
-    """Replace ImageNet-1K's synsets, or a thousand bare numbers, by descriptions."""
+    """Replace ImageNet-1K's synsets by descriptions."""
     info = ImageNetInfo()
-    if classes == numbered_classes(info.num_classes()):
-        return [info.index_to_description(label) for label in range(len(classes))]
     if set(classes) <= set(info.label_names()):
         return [info.label_name_to_description(name) for name in classes]
     return classes

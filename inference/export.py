@@ -53,14 +53,12 @@ def export(classifier: Classifier, output: Path, options: Options) -> dict[str, 
         return _write(classifier, written, options)
 
 
-def export_int8(
-    classifier: Classifier, output: Path, options: Options, calibration: Path
-) -> Quality:
-    """Write an ONNX file that computes in int8, calibrated with some images of a folder.
+def export_int8(classifier: Classifier, output: Path, options: Options, folder: Path) -> Quality:
+    """Write an ONNX file that computes in int8, calibrated with some images of `folder`.
 
     Return its quality on the other images. Raises UserError as `export`, or for too few images.
     """
-    images, held_out = split(calibration)
+    images, held_out = split(folder)
     size = options.batch_size or 8
     with written_whole(output) as written:
         in_float32 = written.with_name(f"{written.stem}.float32.onnx")
@@ -68,7 +66,7 @@ def export_int8(
         with _exporting("onnx", classifier.config.model):
             quantize(in_float32, written, batches(images, classifier, size))
         in_float32.unlink()
-        return quality(classifier.model, Exported(written), held_out, classifier, size)
+        return quality(classifier, Exported(written), held_out, size)
 
 
 def _write(classifier: Classifier, path: Path, options: Options) -> dict[str, float]:
@@ -195,8 +193,7 @@ def random_classifier(model: str, input_size: int | None = None) -> Classifier:
     size = input_size or (cfg.input_size[-1] if cfg else 224)
     torch.manual_seed(0)
     network = timm.create_model(model).eval()
-    with torch.no_grad():
-        for name, parameter in network.named_parameters():
-            if "gamma" in name:
-                parameter.fill_(0.5)
+    for name, parameter in network.named_parameters():
+        if "gamma" in name:
+            nn.init.constant_(parameter, 0.5)
     return untrained_classifier(network, model, size)

@@ -78,11 +78,10 @@ def quantize(source: Path, target: Path, images: Iterator[Tensor]) -> None:
 
 
 @torch.no_grad()
-def quality(
-    before: nn.Module, after: nn.Module, files: list[Path], classifier: Classifier, size: int
-) -> Quality:
-    """Compare two networks on images; accuracies need images in class folders."""
-    logits = [(before(batch), after(batch)) for batch in batches(files, classifier, size)]
+def quality(classifier: Classifier, after: nn.Module, files: list[Path], size: int) -> Quality:
+    """Compare a network with a classifier's; accuracies need images in class folders."""
+    every = batches(files, classifier, size)
+    logits = [(classifier.model(batch), after(batch)) for batch in every]
     first, second = (torch.cat(parts)[: len(files)] for parts in zip(*logits, strict=True))
     error = float((second - first).abs().max() / first.abs().max())
     labels = [first.argmax(1), second.argmax(1)]

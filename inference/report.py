@@ -31,10 +31,8 @@ STYLE = (
 def report(run: Path, source: str | None, images: Path | None, count: int) -> str:
     """Return the page; UserError if `run` is not the folder of a run, or its images are not found.
 
-    Args:
-        source: The checkpoint; by default the best, or the newest.
-        images: Folder of class folders; by default the run's evaluation images.
-        count: Number of images to look at one by one.
+    `source` is the checkpoint, by default the best or the newest; `images` a folder of class
+    folders, by default the run's evaluation images; `count` of them are drawn one by one.
     """
     run = run.resolve()
     curves = draw_curves([run])

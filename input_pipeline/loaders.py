@@ -8,12 +8,13 @@ any world size and number of workers, at `position`: the images that all ranks h
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from config.flags import DataConfig
 from input_pipeline.image_sets import Images, ImageSet, ImageStream, Sample
@@ -26,32 +27,16 @@ from utils import seed_everything, seed_host, stream_seed
 UNREADABLE = -1  # label of an unreadable image
 
 
-class EpochSampler(Sampler[int]):
-    """Every world_size-th image of a random order, from `position`."""
-
-    def __init__(self, length: int, seed: int, rank: int, world_size: int) -> None:
-        self.length, self.seed, self.rank, self.world_size = length, seed, rank, world_size
-        self.epoch = self.position = 0
-
-    def order(self) -> list[int]:
-        """Return the indices of all images in the order of the epoch."""
-        # no other seed has this order in one of its first 100,000 epochs
-        generator = torch.Generator().manual_seed(100_000 * self.seed + self.epoch)
-        return torch.randperm(self.length, generator=generator).tolist()
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self.order()[self.position + self.rank :: self.world_size])
-
-
 class TrainImages(Dataset[Sample]):
     """Images whose augmentation depends on seed, epoch and index only.
 
     An unreadable image is listed, and replaced by another of its class, chosen likewise.
     """
 
-    def __init__(self, images: ImageSet, seed: int, unreadable: UnreadableImages) -> None:
-        self.images, self.seed, self.unreadable = images, seed, unreadable
-        self.epoch = 0
+    def __init__(
+        self, images: ImageSet, seed: int, unreadable: UnreadableImages, epoch: int = 0
+    ) -> None:
+        self.images, self.seed, self.unreadable, self.epoch = images, seed, unreadable, epoch
 
     def __getitem__(self, index: int) -> Sample:
         seed_host(stream_seed("image", self.seed, self.epoch, index))
@@ -86,27 +71,20 @@ class EvalImages(Dataset[Sample]):
             return self.images.transform(Image.new("RGB", (256, 256))), UNREADABLE
 
 
+@dataclass
 class TrainLoader:
     """Shuffled full batches of this rank, one epoch at a time."""
 
-    def __init__(
-        self,
-        images: Images,
-        config: DataConfig,
-        context: DistributedContext,
-        unreadable: UnreadableImages,
-        seed: int = 0,
-    ) -> None:
-        self.images, self.config, self.context, self.seed = images, config, context, seed
-        options: dict[str, Any] = {"batch_size": config.batch_size, "drop_last": True}
-        if isinstance(images, ImageStream):
-            images.prepare(config.num_workers, share=True, unreadable=unreadable)
-            self.loader = _loader(images, images, config, context, **options)
-        else:
-            self.sampler = EpochSampler(len(images), seed, context.rank, context.world_size)
-            self.source = TrainImages(images, seed, unreadable)
-            options["sampler"] = self.sampler
-            self.loader = _loader(images, self.source, config, context, **options)
+    images: Images
+    config: DataConfig
+    context: DistributedContext
+    unreadable: UnreadableImages
+    seed: int = 0
+    epoch: int = 0
+
+    def __post_init__(self) -> None:
+        if isinstance(self.images, ImageStream):
+            self.images.prepare(self.config.num_workers, share=True, unreadable=self.unreadable)
 
     def batches(self, epoch: int, position: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yield the batches of an epoch after `position`.
@@ -114,15 +92,23 @@ class TrainLoader:
         Of streams, the batches up to `position` are read and discarded; with the same world size
         and number of workers, that repeats the order of an uninterrupted run.
         """
-        if isinstance(self.images, ImageStream):
+        images, config, context, self.epoch = self.images, self.config, self.context, epoch
+        options: dict[str, Any] = {"batch_size": config.batch_size, "drop_last": True}
+        if isinstance(images, ImageStream):
             # for the random numbers of its workers
-            seed_everything(stream_seed("epoch", self.seed, epoch, self.context.rank))
-            self.images.set_epoch(epoch)
-            ranks = self.context.world_size
-            return islice(self.loader, position // (self.config.batch_size * ranks), None)
-        self.sampler.epoch = self.source.epoch = epoch
-        self.sampler.position = position
-        return iter(self.loader)
+            seed_everything(stream_seed("epoch", self.seed, epoch, context.rank))
+            images.set_epoch(epoch)
+            loader = _loader(images, images, config, context, **options)
+            return islice(loader, position // (config.batch_size * context.world_size), None)
+        source = TrainImages(images, self.seed, self.unreadable, epoch)
+        options["sampler"] = self._order()[position + context.rank :: context.world_size]
+        return iter(_loader(images, source, config, context, **options))
+
+    def _order(self) -> list[int]:
+        """Return the indices of all images in the order of the epoch."""
+        # no other seed has this order in one of its first 100,000 epochs
+        generator = torch.Generator().manual_seed(100_000 * self.seed + self.epoch)
+        return torch.randperm(self.images.length, generator=generator).tolist()
 
     def names_of_step(self, total_batch: int, position: int, steps_since: int) -> list[str]:
         """Return the images, of all ranks, of the step `steps_since` steps before `position`.
@@ -132,7 +118,7 @@ class TrainLoader:
         start = position - steps_since * total_batch
         if start < 0 or isinstance(self.images, ImageStream):
             return []
-        return [self.images.name(i) for i in self.sampler.order()[start : start + total_batch]]
+        return [self.images.name(i) for i in self._order()[start : start + total_batch]]
 
 
 def eval_loader(

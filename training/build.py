@@ -77,9 +77,7 @@ def prepare_model(model: nn.Module, config: ComputeConfig, device: torch.device)
     for flag, on in (("--memory lean", config.memory == "lean"), ("--triton true", config.triton)):
         if on and not has_blocks:
             raise UserError(f"{flag}: this model can't, it has no HorNet blocks")
-    # a checkpointed block saves nothing, so that lean memory would only add to it
-    memory = "normal" if config.grad_checkpointing else config.memory
-    model = models.accelerate(model, memory, config.triton)
+    model = models.accelerate(model, config.memory, config.triton)
     # in the layout of the computation, gradients have the strides of their weights, as
     # DistributedDataParallel expects
     layout = torch.channels_last if config.channels_last else torch.contiguous_format

@@ -111,6 +111,9 @@ def test_a_run_starts_from_it(source, tmp_path, form):
     model = with_model_of_weights(config, context).model
     assert model.model == "hornet_atto_gf"
     assert model.model_kwargs["global_filters"] == [None, None, [6, 5], [2, 2]]
+    # the new run's flags give these
+    assert not {"num_classes", "head_init_scale", "drop_path_rate"} & model.model_kwargs.keys()
+    assert not model.model_kwargs.get("layer_scale_init_value")
 
 
 @pytest.mark.parametrize(

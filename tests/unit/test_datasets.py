@@ -16,7 +16,7 @@ from config.flags import AugmentConfig, DataConfig, MixupConfig
 from datasets import build_data
 from engine import evaluate
 from input_pipeline.digits import write_digits
-from input_pipeline.image_sets import ImageSet, open_folder
+from input_pipeline.image_sets import ImageSet, open_folder, spread_evenly
 from input_pipeline.images import load_image
 from input_pipeline.loaders import TrainLoader, eval_loader
 from input_pipeline.timm_sets import _class_names
@@ -99,6 +99,8 @@ def test_max_images_are_spread_evenly(tmp_path):
     data = build_data(config, AugmentConfig(), 64)
     for _, part in parts(data):
         assert [part[i][1] for i in range(len(part))] == [0, 0, 1, 1, 2, 2]
+    data.train.whole.needs_fork = True
+    assert spread_evenly(data.train.whole, 2).needs_fork
 
 
 def test_first_of_several_names_of_a_class():

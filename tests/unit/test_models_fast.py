@@ -97,6 +97,44 @@ def test_only_known_layers_are_converted():
         models.accelerate(net, memory="less")
 
 
+def test_layers_with_backward_hooks_stay(pair):
+    ours = models.plain(pair[0])
+    block = ours.stages[2][0]
+    seen = []
+    block.pwconv1.register_full_backward_hook(lambda *arguments: seen.append(arguments[2][0]))
+    x = formula_input(2, 64, 64)
+    ours(x).sum().backward()
+    models.accelerate(ours)(x).sum().backward()
+    assert type(block.pwconv1) is models.layers.ChannelLinear
+    assert_near(seen[1], seen[0])
+
+
+def test_classes_derived_from_fast_ones_stay(pair):
+    """weight_norm gives a layer a class of its own, which computes its weight."""
+    ours, _ = pair
+    layer = ours.stages[0][0].gnconv.proj_in
+    nn.utils.parametrizations.weight_norm(layer)
+    x = formula_input(2, 64, 64)
+    with torch.no_grad():
+        expected = ours.eval()(x)
+        assert_near(models.plain(ours)(x), expected)
+        assert_near(models.accelerate(ours, "lean")(x), expected)
+
+
+@pytest.mark.parametrize("how", ["trace", "export"])
+def test_recorded_for_any_size(pair, how):
+    ours = pair[0].eval()
+    example, other = formula_input(2, 128, 128), formula_input(2, 96, 160)
+    with torch.no_grad():
+        expected = ours(other)
+        if how == "trace":
+            recorded = torch.jit.trace(ours, example, check_trace=False)
+        else:
+            dims = ({2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC},)
+            recorded = torch.export.export(ours, (example,), dynamic_shapes=dims).module()
+        assert_near(recorded(other), expected)
+
+
 @pytest.mark.parametrize("size", SIZES)
 def test_evaluation(pair, size):
     ours, plain = (model.eval() for model in pair)
