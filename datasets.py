@@ -56,7 +56,7 @@ def build_data(
         parts = {**_open_folders(config, transforms)}
     else:
         open_part = _open_cifar if prefix == "CIFAR" else open_timm_set
-        parts = {part: open_part(config, part, view) for part, view in transforms.items()}
+        parts = {part: open_part(config, part, transform) for part, transform in transforms.items()}
     classes = _common_classes(config, parts)
     for part, images in parts.items():
         if isinstance(images, ImageSet):  # streams are opened with max_images
@@ -94,7 +94,7 @@ def _open_folders(config: DataConfig, transforms: dict[str, Any]) -> dict[str, I
     elif config.data_set == "image_folder":
         train, val = (folder if folder.is_dir() else root for folder in (train, val))
         if config.val_fraction and val == root:
-            opened = {part: open_folder(train, view) for part, view in transforms.items()}
+            opened = {part: open_folder(train, transform) for part, transform in transforms.items()}
             chosen = image_sets.held_out(next(iter(opened.values())), config.val_fraction)
             return {part: image_sets.Part(images, chosen[part]) for part, images in opened.items()}
         if len(transforms) == 2 and root in (train, val):
@@ -103,7 +103,7 @@ def _open_folders(config: DataConfig, transforms: dict[str, Any]) -> dict[str, I
                 "--eval_data_path FOLDER, --val_fraction 0.2, or --disable_eval true"
             )
     folders = {"train": train, "val": val}
-    return {part: open_folder(folders[part], view) for part, view in transforms.items()}
+    return {part: open_folder(folders[part], transform) for part, transform in transforms.items()}
 
 
 def _open_cifar(config: DataConfig, part: str, transform: Any) -> ImageSet:

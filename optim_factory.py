@@ -2,7 +2,7 @@
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -136,24 +136,21 @@ class Schedule:
                 group["weight_decay"] = decay
 
 
-_SET_BY_FLAGS = {"lr", "lr_scale", "weight_decay", "eps", "momentum"}
-"""Numbers in param_groups that a resumed run takes from its flags, not from the checkpoint."""
-
-
 def restore_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
     """Restore the state of an optimizer; hyperparameters that have flags stay as they are.
 
     Raises ValueError, KeyError, TypeError, ... if the state doesn't fit, or is damaged.
     """
     parameters: dict[Any, nn.Parameter] = {}
+    have_flags = {"lr", "lr_scale"} | {f.name.removeprefix("opt_") for f in fields(OptimConfig)}
     for own, group in zip(optimizer.param_groups, saved["param_groups"], strict=True):
         parameters |= zip(group["params"], own["params"], strict=True)
         group |= {"fused": own["fused"]} if "fused" in own else {}  # missing in older files
         for name in own.keys() & group.keys() - {"params"}:
             if not is_like(group[name], own[name]):
                 raise ValueError(f"its {name} is {group[name]!r}")
-            # other numbers may be estimates that the optimizer keeps in its groups
-            if name in _SET_BY_FLAGS or type(own[name]) not in (int, float):
+            # other numbers may be estimates that the optimizer keeps, so the checkpoint's stay
+            if name in have_flags or type(own[name]) not in (int, float):
                 group[name] = own[name]
     for index, values in saved["state"].items():
         if not isinstance(values, dict):

@@ -67,6 +67,9 @@ def load_classifier(
 ) -> Classifier:
     """Load a checkpoint of this project, the release or timm, or a file of tools.export.
 
+    A checkpoint is found (checkpoints/sources.py), read (reading.py), and its weights, under the
+    model's names (models/pretrained.py), loaded into a new model (fitting.py).
+
     Args:
         source: Path, URL, or name of published weights; a folder in timm's format.
         model: Name of the model, if the checkpoint does not name it.

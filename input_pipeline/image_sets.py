@@ -29,7 +29,7 @@ class ImageSet(Dataset[Sample]):
         source: What the images are read from, with a length.
         transform: Image -> tensor (3, H, W).
         classes: Class names in the order of the labels.
-        labels: Label per image, by default source.targets; None if only known after reading.
+        labels: Label per image, if the source has no `targets`; None if only known after reading.
     """
 
     needs_fork = False  # whether loader workers have to be forked
@@ -63,7 +63,7 @@ class ImageStream(IterableDataset[Sample]):
     """Images that can only be read from the start, without names.
 
     `classes` are in the order of the labels; `length` is the images per epoch, of all ranks.
-    Iterating yields the share of this rank and loader worker.
+    Subclasses define `__iter__`, which yields the samples of this rank and loader worker.
     """
 
     needs_fork = False

@@ -1,8 +1,9 @@
 """Unreadable images: listed in a file; too many of them end the run.
 
 Training replaces each by another image of its class (loaders.TrainImages), evaluation leaves it out
-(loaders.EvalImages). All ranks and loader workers share the file; the one that finds an image too
-many raises an error, and the others end when they miss it (naming_absent_ranks).
+(loaders.EvalImages). All loader workers share the file, and with an output_dir all ranks. The rank
+that finds an image too many raises a UserError; the others then end with an error that names it
+(runtime.distributed.naming_absent_ranks).
 """
 
 import tempfile

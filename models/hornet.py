@@ -233,10 +233,9 @@ class HorNet(nn.Module):
     def group_matcher(self, coarse: bool = False) -> dict[str, str]:
         """Parameter groups, first to last, each a pattern of names.
 
-        Fine (layer decay): 0 is the stem, 1 stage 0, 2 stage 1, from 3 on every two blocks of
-        stage 2, then stage 3. A downsampling is in the first group of the stage after it
-        (downsample_layers.2 always in 3); norm and head match nothing and so come last.
-        Coarse: the stem, the stages.
+        Fine (layer decay): group 0 is the stem, 1 stage 0, 2 stage 1, from 3 on every two blocks of
+        stage 2, then stage 3. downsample_layers.i is in the first group of stage i, so 2 is always
+        in group 3. Norm and head match nothing and so come last. Coarse: the stem, the stages.
         """
         groups = {"stem": r"^downsample_layers\.0\."}
         for i, depth in enumerate(self.depths):
@@ -244,8 +243,8 @@ class HorNet(nn.Module):
                 groups[f"stage{i}"] = rf"^(?:downsample_layers|stages)\.{i}\."
                 continue
             for j in range(0, depth, 2):
-                before = rf"|downsample_layers\.{i}\." if j == 0 else ""
-                groups[f"stage{i}_{j}"] = rf"^(?:stages\.{i}\.(?:{j}|{j + 1})\.{before})"
+                or_downsampling = rf"|downsample_layers\.{i}\." if j == 0 else ""
+                groups[f"stage{i}_{j}"] = rf"^(?:stages\.{i}\.(?:{j}|{j + 1})\.{or_downsampling})"
         return groups
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:

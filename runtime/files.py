@@ -14,8 +14,9 @@ from runtime.errors import UserError
 def written_whole(path: Path) -> Iterator[Path]:
     """Yield a temporary path, for a file or a folder, that is renamed to `path` on success.
 
-    What the body writes beside it is moved, too. Everything is flushed to disk before the renaming,
-    so neither an error nor a kill damages what was there; a kill leaves a hidden folder '*.tmp'.
+    Other files that the body writes beside it get their places in the same way. Everything is
+    flushed to disk before the renaming, so neither an error nor a kill damages what was there; a
+    kill leaves a hidden folder '*.tmp'.
 
     Raises:
         UserError: it can't be written.

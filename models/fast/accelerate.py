@@ -24,9 +24,9 @@ def accelerate(model: Model, memory: str = "normal", triton: bool = False) -> Mo
     For inference, fold first: accelerate(timm.utils.reparameterize_model(model)).
 
     Args:
-        memory: 'normal', or 'lean' for about half the memory: norms, GELU and gates are recomputed
-            in the backward pass. It has no effect on compiled models, and undoes what gradient
-            checkpointing saves: choose one of them. Others raise ValueError.
+        memory: 'normal', or 'lean' for about half the memory (LeanBlock, lean.py): norms, GELU and
+            gates are recomputed in the backward pass. Any other value raises ValueError. 'lean' has
+            no effect on compiled models, and undoes what gradient checkpointing saves.
         triton: Use this project's GPU kernels where Triton, the device and the shape allow it.
     """
     if memory not in MEMORY:

@@ -94,6 +94,8 @@ class DepthwiseConv(Fast, nn.Conv2d):
 
 
 class Norm(Fast, LayerNorm2d):
+    """A norm whose result is `cheap`: with lean memory the next layer does not save it."""
+
     plain = LayerNorm2d
 
     def forward(self, x: Tensor, factor: float = 1.0) -> Tensor:
@@ -135,7 +137,7 @@ class FastGnConv(Fast, GnConv):
         return self.gates(p, _times(self.dwconv, q, self.scale), gamma)
 
     def gates(self, p: Tensor, q_all: Tensor, gamma: Tensor | None) -> Tensor:
-        """p_0 and all s q_k -> output."""
+        """p_0, and s times the depthwise output of all q_k -> output."""
         q = torch.split(q_all, self.dims, dim=1)
         p = cheap(torch.mul, p, q[0])
         for k, pw in enumerate(self.pws):
@@ -178,7 +180,7 @@ class FastBlock(Fast, Block):
 
 
 class LeanBlock(FastBlock):
-    """Runs inside `lean_memory`: what is marked `cheap`, norms, GELU and gates, isn't saved."""
+    """Inside `lean_memory`, results of `cheap` (norms, GELU, gates) are recomputed, not saved."""
 
     def forward(self, x: Tensor) -> Tensor:
         if not torch.is_grad_enabled() or torch.compiler.is_compiling():
