@@ -122,7 +122,7 @@ def draw_cam(classifier: Classifier, examples: Examples, columns: int = 4) -> Fi
         if examples.truth is not None and examples.truth[index] != found:
             title += f"\n(true {names[examples.truth[index]][:24]})"
         if not maps[index].any():
-            title += "\n(nothing there speaks for it)"
+            title += "\n(no evidence for it)"
         axes.set_title(title, fontsize=8, parse_math=False)
     return figure
 
@@ -169,7 +169,7 @@ def _truth(classifier: Classifier, files: list[Path]) -> Tensor:
     if truth is None:
         unknown = next(file for file in files if file.parent.name not in known)
         some = ", ".join(known[:5]) + (", ..." if len(known) > 5 else "")
-        raise UserError(f"{unknown}: its folder is none of the model's classes ({some})")
+        raise UserError(f"{unknown}: its folder is not one of the model's classes ({some})")
     return truth
 
 

@@ -63,7 +63,7 @@ def report(run: Path, source: str | None, images: Path | None, count: int) -> st
         _section("Training", "Losses and accuracies after each epoch.", lambda: curves),
         _section("Confusions", "How often images of the class on the left were classified as the "
                  "class below.", pictures.draw_confusion, classifier, files),
-        _section("Where it looks (Grad-CAM)", "The redder, the more speaks for the predicted "
+        _section("Where it looks (Grad-CAM)", "The redder, the more evidence for the predicted "
                  "class.", pictures.draw_cam, classifier, examples),
         _section("What each order gates with", "Mean magnitude of the gates of the last gnConv of "
                  "each stage, by order: the brighter, the more passes.",

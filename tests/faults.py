@@ -72,7 +72,7 @@ def main() -> int:
             runs[processes] += 1
             say(f"{sum(kills.values())} kills in {sum(runs.values())} runs, all equal so far")
     say(f"{sum(kills.values())} kills in {sum(runs.values())} runs, all equal bit for bit:")
-    say("| processes | killed in | times |\n| --- | --- | --- |")
+    say("| processes | killed during | kills |\n| --- | --- | --- |")
     for (processes, where), count in sorted(kills.items()):
         say(f"| {processes} | {where} | {count} |")
     return 0

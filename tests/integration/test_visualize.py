@@ -125,7 +125,7 @@ def odd_files(tmp_path_factory):
             ["cam", "x.png", "--checkpoint", "gf.pth", "--output", "a.png", "--count", "0"],
             "at least 1",
         ),
-        (["confusion", "x.png", *GF], "is none of the model"),
+        (["confusion", "x.png", *GF], "is not one of the model"),
     ],
 )
 def test_mistakes_are_one_line(odd_files, monkeypatch, capsys, arguments, message):
