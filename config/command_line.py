@@ -43,6 +43,8 @@ def parse_args_with(argv: list[str] | None = None, *extra: type) -> tuple[Config
         flat = parser.parse_args(argv)
     except ArgumentError as error:
         raise UserError(_one_line(str(error), flags)) from None
+    except UnicodeDecodeError:
+        raise UserError("--config: a recipe is a YAML file, but this is not a text file") from None
     for name, flag in flags.items():
         for bound in getattr(flag.type, "__metadata__", ()):
             if flat[name] is not None and not bound.low <= flat[name] <= bound.high:

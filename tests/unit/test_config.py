@@ -136,6 +136,12 @@ def test_recipe_that_is_no_yaml_mapping(tmp_path, text):
         parse_args(["--config", str(recipe)])
 
 
+def test_a_recipe_that_is_no_text(tmp_path):
+    (tmp_path / "checkpoint.pth").write_bytes(b"PK\x03\x04\x80")
+    with pytest.raises(UserError, match="a recipe is a YAML file, but this is not a text file"):
+        parse_args(["--config", str(tmp_path / "checkpoint.pth")])
+
+
 def test_every_recipe_is_parsed_and_commented():
     recipes = list((Path(__file__).parents[2] / "recipes").rglob("*.yaml"))
     assert recipes
