@@ -199,7 +199,8 @@ def _check_size(path: Path, model: nn.Module | None) -> None:
 
 
 def _damage(path: Path, error: Exception) -> str:
-    if isinstance(error, OSError) and error.errno != errno.EINVAL:  # that: torch, half a zip file
+    # torch raises EINVAL for a truncated zip file
+    if isinstance(error, OSError) and error.errno != errno.EINVAL:
         return str(error)
     with path.open("rb") as file:
         start = file.read(2)

@@ -61,7 +61,7 @@ def accelerate(model: Model, memory: str = "normal", triton: bool = False) -> Mo
 def plain(model: Model) -> Model:
     """Undo `accelerate`, in place, for TorchScript, torch.fx, exports or hooks."""
     for module in model.modules():
-        # but not classes derived from ours, as by torch.nn.utils.parametrize
+        # classes derived from ours stay, such as those of torch.nn.utils.parametrize
         if isinstance(module, Fast) and type(module).__module__.startswith(f"{__package__}."):
             module.__class__ = module.plain  # type: ignore[assignment]
     return model
