@@ -1,20 +1,37 @@
 """build_data: opens the data sets that a run needs."""
 
+import logging
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from timm.data import create_dataset
 from torchvision.datasets import CIFAR100
 
+from checkpoints.sources import SavedRun
 from config.flags import AugmentConfig, DataConfig
-from input_pipeline import image_sets
 from input_pipeline.digits import write_digits
-from input_pipeline.image_sets import Images, ImageSet, open_folder
+from input_pipeline.folders import list_classes
+from input_pipeline.image_sets import (
+    Images,
+    ImageSet,
+    ListedImages,
+    Part,
+    TorchvisionImages,
+    spread_evenly,
+)
+from input_pipeline.listing import held_out, held_out_by_draw, listed_once
+from input_pipeline.parts import find_parts
+from input_pipeline.tar_files import TarImages, list_tars
 from input_pipeline.timm_sets import PREFIXES, open_timm_set
 from input_pipeline.transforms import eval_transform, mean_std, train_transform
 from runtime.distributed import SINGLE_PROCESS, DistributedContext, first_on_each_machine
-from runtime.errors import UserError
+from runtime.errors import UserError, some
+from utils import are_names, numbered_classes
+
+logger = logging.getLogger(__name__)
 
 FOLDERS = ("IMNET", "image_folder", "digits")
 """Values of --data_set with one folder per class."""
@@ -35,8 +52,14 @@ def build_data(
     input_size: int,
     with_train: bool = True,
     with_val: bool = True,
+    saved: SavedRun | None = None,
+    context: DistributedContext = SINGLE_PROCESS,
 ) -> Data:
-    """Open the data sets that a run needs; UserError if one is missing or empty."""
+    """Open the data sets that a run needs.
+
+    `saved` is the checkpoint to evaluate or to resume: the labels are numbered as in it. Raises
+    UserError if a data set is missing or empty, or has other classes than the checkpoint.
+    """
     prefix = config.data_set.partition("/")[0]
     if prefix not in (*FOLDERS, "CIFAR", "tar", *PREFIXES):
         raise UserError(
@@ -53,14 +76,24 @@ def build_data(
         transforms["val"] = eval_transform(input_size, mean, std, augment.crop_pct)
     parts: dict[str, Images]
     if prefix in FOLDERS:
-        parts = {**_open_folders(config, transforms)}
+        parts = {**_open_folders(config, transforms, context)}
+    elif prefix == "tar":
+        parts = {**_open_tars(config, transforms, context)}
     else:
         open_part = _open_cifar if prefix == "CIFAR" else open_timm_set
         parts = {part: open_part(config, part, transform) for part, transform in transforms.items()}
-    classes = _common_classes(config, parts)
+    classes = _common_classes(config, parts, saved)
+    _check_classes(config, parts, classes)
     for part, images in parts.items():
+        images.number_by(classes)
+        _check_counts(config.data_path, part, images)
         if isinstance(images, ImageSet):  # streams are opened with max_images
-            parts[part] = image_sets.spread_evenly(images, config.max_images)
+            parts[part] = spread_evenly(images, config.max_images)
+    sizes = ", ".join(
+        f"{images.length} {'training' if part == 'train' else 'evaluation'} images"
+        for part, images in parts.items()
+    )
+    logger.info("%d classes (%s): %s", len(classes), some(classes), sizes)
     return Data(parts.get("train"), parts.get("val"), classes)
 
 
@@ -86,24 +119,80 @@ def fetch_data(config: DataConfig, context: DistributedContext = SINGLE_PROCESS)
             raise UserError(f"{what}: {error}{by_hand}") from None
 
 
-def _open_folders(config: DataConfig, transforms: dict[str, Any]) -> dict[str, ImageSet]:
+def _open_folders(
+    config: DataConfig, transforms: dict[str, Any], context: DistributedContext
+) -> dict[str, ImageSet]:
+    train, val = _find_folders(config, [*transforms])
+    if train == val and config.val_fraction:
+        listing = listed_once(partial(list_classes, train), context)
+        choose = held_out if config.val_choice == "hash" else held_out_by_draw
+        chosen = choose(listing, config.val_fraction)
+        logger.info("%d of the %d images of %s are held out for evaluation",
+                    len(chosen["val"]), len(listing), train)  # fmt: skip
+        return {
+            part: Part(ListedImages(listing, transform), chosen[part])
+            for part, transform in transforms.items()
+        }
+    opened: dict[str, ImageSet] = {}
+    # an evaluation folder inside the training folder is not a class
+    for part, folder, leave_out in (("train", train, val), ("val", val, None)):
+        if part in transforms:
+            listing = listed_once(partial(list_classes, folder, leave_out), context)
+            opened[part] = ListedImages(listing, transforms[part])
+    return opened
+
+
+def _find_folders(config: DataConfig, wanted: list[str]) -> tuple[Path, Path]:
+    """Return the folders of training and of evaluation images, the same one to share it.
+
+    Raises UserError if a wanted one is missing or cannot be told.
+    """
     root = Path(config.data_path)
-    train, val = root / "train", root / "val"
-    if config.data_set == "image_folder" and config.eval_data_path:
-        train, val = root, Path(config.eval_data_path)
-    elif config.data_set == "image_folder":
-        train, val = (folder if folder.is_dir() else root for folder in (train, val))
-        if config.val_fraction and val == root:
-            opened = {part: open_folder(train, transform) for part, transform in transforms.items()}
-            chosen = image_sets.held_out(next(iter(opened.values())), config.val_fraction)
-            return {part: image_sets.Part(images, chosen[part]) for part, images in opened.items()}
-        if len(transforms) == 2 and root in (train, val):
-            raise UserError(
-                f"no evaluation images: {root} does not hold both train/ and val/, so give "
-                "--eval_data_path FOLDER, --val_fraction 0.2, or --disable_eval true"
-            )
-    folders = {"train": train, "val": val}
-    return {part: open_folder(folders[part], transform) for part, transform in transforms.items()}
+    parts = find_parts(root)
+    if config.data_set != "image_folder":
+        return parts.get("train", root / "train"), parts.get("val", root / "val")
+    if config.eval_data_path:
+        given = Path(config.eval_data_path)
+        for folder in parts.values() if "train" in wanted else ():
+            is_class = (given / folder.name).is_dir()
+            if not is_class and not (given.exists() and folder.samefile(given)):
+                raise UserError(
+                    f"--data_path {root} holds {folder.name}/, which is no class of "
+                    f"--eval_data_path {given}: give the folder that holds the class folders"
+                )
+        return root, given
+    if parts and "train" not in parts and "train" in wanted:
+        raise UserError(
+            f"{root} holds {some(p.name for p in parts.values())} but no train/: move the class "
+            "folders for training into train/"
+        )
+    train = parts.get("train", root)
+    held_out = config.val_fraction and "val" not in parts
+    val: Path | None = parts.get("val") or (train if held_out else parts.get("test"))
+    unused = [path.name for path in parts.values() if path not in (train, val)]
+    if unused:
+        logger.info("%s: %s is not used", root, ", ".join(unused))
+    if config.val_fraction and not held_out:
+        logger.warning("--val_fraction %g is not used: %s holds the evaluation images",
+                       config.val_fraction, val)  # fmt: skip
+    if val is None and ("train" in wanted or parts) and "val" in wanted:
+        raise UserError(
+            f"no evaluation images: {root} does not hold both train/ and val/, so give "
+            "--eval_data_path FOLDER, --val_fraction 0.2, or --disable_eval true"
+        )
+    return train, val or root
+
+
+def _open_tars(
+    config: DataConfig, transforms: dict[str, Any], context: DistributedContext
+) -> dict[str, ImageSet]:
+    opened: dict[str, ImageSet] = {}
+    for part, transform in transforms.items():
+        file = Path(config.data_path) / f"{part}.tar"
+        path = file if file.is_file() else file.with_suffix("")
+        listing = listed_once(partial(list_tars, path), context)
+        opened[part] = TarImages(listing, transform)
+    return opened
 
 
 def _open_cifar(config: DataConfig, part: str, transform: Any) -> ImageSet:
@@ -111,19 +200,47 @@ def _open_cifar(config: DataConfig, part: str, transform: Any) -> ImageSet:
         source = CIFAR100(config.data_path, train=part == "train")
     except RuntimeError as error:
         raise UserError(f"--data_path {config.data_path} has no CIFAR-100: {error}") from None
-    return image_sets.TorchvisionImages(source, transform, source.classes)
+    return TorchvisionImages(source, transform, source.classes)
 
 
-def _common_classes(config: DataConfig, parts: dict[str, Images]) -> list[str]:
-    """Return the classes of all parts; UserError if they differ or don't fit --data_set."""
-    path, known = config.data_path, {part: images.classes for part, images in parts.items()}
-    if len(known) == 2 and known["train"] != known["val"]:
-        train, val = set(known["train"]), set(known["val"])
-        raise UserError(
-            f"{path}: training and evaluation images have different classes: only in training "
-            f"{_some(train - val)}, only in evaluation {_some(val - train)}"
-        )
-    classes = next(iter(known.values()))
+def _common_classes(
+    config: DataConfig, parts: dict[str, Images], saved: SavedRun | None
+) -> list[str]:
+    """Return the classes to number the labels by: the checkpoint's, or the first part's own.
+
+    Raises UserError if a part has other classes.
+    """
+    own = next(iter(parts.values())).classes
+    numbers = numbered_classes(len(own))
+    if not are_names(own, config.data_set) or saved is None:
+        classes = own
+    elif saved.classes:
+        classes = saved.classes
+    else:  # a checkpoint without names: numbers are all that can be matched
+        classes = numbers if sorted(own) == sorted(numbers) else own
+        if classes != own:
+            logger.info("%s does not name its classes: the folders 0 to %d are sorted as numbers",
+                        saved.source, len(own) - 1)  # fmt: skip
+    for images in parts.values():
+        unknown = sorted(set(images.classes) - set(classes))
+        if unknown and saved and classes is saved.classes:
+            raise UserError(
+                f"checkpoint {saved.source} has {len(classes)} classes ({some(classes)}), without "
+                f"{some(unknown)} of {config.data_path}: to train on, use --finetune with another "
+                "--output_dir"
+            )
+        if unknown:
+            raise UserError(
+                f"{config.data_path}: training and evaluation images have different classes: only "
+                f"in training {some(sorted(set(classes) - set(images.classes)))}, only in "
+                f"evaluation {some(unknown)}"
+            )
+    return classes
+
+
+def _check_classes(config: DataConfig, parts: dict[str, Images], classes: list[str]) -> None:
+    """Refuse classes that do not fit --data_set."""
+    path = config.data_path
     if "train" in parts and len(classes) < 2:
         raise UserError(f"{path} has a single class, {classes[0]}: give two or more")
     if config.data_set == "digits" and classes != list("0123456789"):
@@ -133,8 +250,16 @@ def _common_classes(config: DataConfig, parts: dict[str, Images]) -> list[str]:
             f"{path} has {len(classes)} classes, ImageNet-1K has 1000: use --data_set image_folder "
             "for other data"
         )
-    return classes
 
 
-def _some(names: set[str]) -> str:
-    return ", ".join(sorted(names)[:5]) + (", ..." if len(names) > 5 else "") or "none"
+def _check_counts(path: str, part: str, images: Images) -> None:
+    """Refuse class folders without training images, and tell of those without evaluation images."""
+    if not isinstance(images, ListedImages | Part) or images.labels is None:
+        return
+    counts = torch.bincount(images.labels, minlength=len(images.classes)).tolist()
+    empty = [name for name, count in zip(images.classes, counts, strict=True) if not count]
+    if empty and part == "train":
+        raise UserError(f"{path} has no training images of class {some(empty)}")
+    if empty:
+        logger.warning("no evaluation images of %d of the %d classes: %s",
+                       len(empty), len(counts), some(empty))  # fmt: skip

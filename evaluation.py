@@ -27,14 +27,56 @@ from training.state import TrainState
 logger = logging.getLogger(__name__)
 
 
+class Evaluation:
+    """The evaluation images of a run with their loader, whose workers live through all epochs."""
+
+    def __init__(self, config: Config, data: Data, context: DistributedContext) -> None:
+        assert data.val is not None
+        self.config, self.images, self.context = config, data.val, context
+        # each rank evaluates all images of a stream
+        self.is_shared = config.evaluation.dist_eval and isinstance(data.val, ImageSet)
+        self.unreadable = UnreadableImages.of_run(config)
+        self.loader = eval_loader(
+            data.val, config.data, context, self.unreadable, config.evaluation.dist_eval
+        )
+
+    def of(
+        self, model: nn.Module, suffix: str, before_batch: Callable[[], None] = lambda: None
+    ) -> tuple[dict[str, float], torch.Tensor]:
+        """Evaluate a model and log its accuracy; return metrics and `engine.evaluate`'s rows."""
+        batch_size: Any = self.loader.batch_size
+        common = 0  # batches that all ranks have for certain: with damaged shards, none
+        if isinstance(self.images, ImageSet):
+            ranks = self.context.world_size if self.is_shared else 1
+            common = math.ceil(len(self.images) / batch_size) // ranks
+
+        def ask(index: int) -> None:
+            if index < common:
+                before_batch()
+
+        size, precision = batch_size if self.is_shared else None, amp_dtype(self.config.compute)
+        metrics, rows = evaluate(model, self.loader, self.context, size, precision, ask)
+        images = metrics.pop("images")
+        if metrics.pop("unreadable"):
+            logger.warning("unreadable images are left out: see %s", self.unreadable.path)
+        logger.info(
+            "test%s on %d images: top-1 %.2f%%  top-5 %.2f%%  loss %.4f",
+            " EMA" if suffix else "", images, metrics["acc1"], metrics["acc5"], metrics["loss"],
+        )  # fmt: skip
+        return metrics, rows
+
+
 def evaluate_epoch(
-    state: TrainState, setup: TrainSetup, data: Data, before_batch: Callable[[], None]
+    state: TrainState,
+    setup: TrainSetup,
+    evaluation: Evaluation | None,
+    before_batch: Callable[[], None],
 ) -> tuple[dict[str, float], list[str]]:
     """Return the test_* entries of log.txt, and the names of the best checkpoints to save.
 
     `before_batch` is called the same number of times on all ranks.
     """
-    if data.val is None:
+    if evaluation is None:
         return {}, []
     models = {"": state.bare_model}
     if state.ema and setup.config.ema.model_ema_eval:
@@ -42,7 +84,7 @@ def evaluate_epoch(
     record: dict[str, float] = {}
     for suffix, model in models.items():
         broadcast_buffers(model, setup.context)
-        metrics, _ = _evaluate(setup.config, model, data, setup.context, suffix, before_batch)
+        metrics, _ = evaluation.of(model, suffix, before_batch)
         record |= {f"test_{name}{suffix}": value for name, value in metrics.items()}
     # after all of them, since a run that is stopped in between evaluates again
     improved = []
@@ -66,54 +108,20 @@ def evaluate_checkpoint(
     """
     path = config.checkpoint.resume
     checkpoint = reading.read_checkpoint(local_file(path, context), model)
-    fitting.check_classes(checkpoint, data.classes, path)
     evaluated = {"": reading.weights_in(checkpoint, path)}
     if config.ema.model_ema_eval:
         ema = reading.ema_weights_in(checkpoint, path)
         if ema is None:
             raise UserError(f"--model_ema_eval true: checkpoint {path} has no EMA")
         evaluated["_ema"] = ema
+    evaluation = Evaluation(config, data, context)
     for suffix, saved in evaluated.items():
         weights = checkpoint_filter_fn(saved, model)
         fitting.check_head(weights, model, data.classes, path)
         fitting.load_exactly(model, weights, path)
-        _, predictions = _evaluate(config, model, data, context, suffix)
+        _, predictions = evaluation.of(model, suffix)
         if config.checkpoint.output_dir and context.is_main:
             _write_predictions(Path(config.checkpoint.output_dir), data, predictions, suffix)
-
-
-def _evaluate(
-    config: Config,
-    model: nn.Module,
-    data: Data,
-    context: DistributedContext,
-    suffix: str,
-    before_batch: Callable[[], None] = lambda: None,
-) -> tuple[dict[str, float], torch.Tensor]:
-    assert data.val is not None
-    # each rank evaluates all images of a stream
-    shares = config.evaluation.dist_eval and isinstance(data.val, ImageSet)
-    unreadable = UnreadableImages.of_run(config)
-    loader = eval_loader(data.val, config.data, context, unreadable, shares)
-    batch_size: Any = loader.batch_size
-    common = 0  # batches that all ranks have for certain: with damaged shards, none
-    if isinstance(data.val, ImageSet):
-        common = math.ceil(len(data.val) / batch_size) // (context.world_size if shares else 1)
-
-    def ask(index: int) -> None:
-        if index < common:
-            before_batch()
-
-    size, precision = batch_size if shares else None, amp_dtype(config.compute)
-    metrics, rows = evaluate(model, loader, context, size, precision, ask)
-    images = metrics.pop("images")
-    if metrics.pop("unreadable"):
-        logger.warning("unreadable images are left out: see %s", unreadable.path)
-    logger.info(
-        "test%s on %d images: top-1 %.2f%%  top-5 %.2f%%  loss %.4f",
-        " EMA" if suffix else "", images, metrics["acc1"], metrics["acc5"], metrics["loss"],
-    )  # fmt: skip
-    return metrics, rows
 
 
 def _write_predictions(folder: Path, data: Data, rows: torch.Tensor, suffix: str) -> None:

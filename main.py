@@ -23,7 +23,7 @@ from config.flags import Config
 from config.smoke import shrunk
 from datasets import Data, build_data, fetch_data
 from engine import train_one_epoch
-from evaluation import evaluate_checkpoint, evaluate_epoch
+from evaluation import Evaluation, evaluate_checkpoint, evaluate_epoch
 from input_pipeline.loaders import TrainLoader, naming_dead_workers
 from input_pipeline.unreadable import UnreadableImages
 from runtime import curves, distributed, signals
@@ -41,32 +41,37 @@ def run(config: Config) -> None:
     context = distributed.init_distributed(config.runtime.device, **asdict(config.processes))
     setup_logging(context)
     logger.info("%s, %d process(es), %s", context.device, context.world_size, versions())
-    config = sources.with_model_of_weights(shrunk(config), context)
-    fetch_data(config.data, context)
-    is_eval = config.evaluation.eval
-    with_val = is_eval or not config.evaluation.disable_eval
-    data = build_data(config.data, config.augment, config.model.input_size, not is_eval, with_val)
-    seed_everything(config.runtime.seed)  # the same initial weights on all ranks
-    model = build_model(config.model, len(data.classes))
-    model = prepare_model(model, config.compute, context.device)
-    timeout = config.processes.dist_timeout
+    config = shrunk(config)
+    timeout, is_eval = config.processes.dist_timeout, config.evaluation.eval
     with distributed.naming_absent_ranks(context, timeout), naming_dead_workers():
+        config, saved = sources.continued(config, context)
+        fetch_data(config.data, context)
+        with_val = is_eval or not config.evaluation.disable_eval
+        data = build_data(
+            *(config.data, config.augment, config.model.input_size, not is_eval, with_val),
+            *(saved, context),
+        )
+        seed_everything(config.runtime.seed)  # the same initial weights on all ranks
+        model = build_model(config.model, len(data.classes))
+        model = prepare_model(model, config.compute, context.device)
         if is_eval:
             evaluate_checkpoint(config, model, data, context)
         else:
-            train(config, model, data, context)
+            train(config, model, data, saved.source if saved else "", context)
 
 
 def train(
-    config: Config, model: nn.Module, data: Data, context: distributed.DistributedContext
+    config: Config,
+    model: nn.Module,
+    data: Data,
+    resume_from: str,
+    context: distributed.DistributedContext,
 ) -> None:
     """Train all epochs, each with its evaluation, log record and checkpoints."""
     images, classes = data.train, data.classes
     assert images is not None
     folder = run_folder.RunFolder(config.checkpoint, context.is_main)
     with folder.claimed():
-        chosen = folder.to_resume() if context.is_main else ""
-        resume_from = distributed.all_gather(chosen, context)[0]
         state, setup = start_training(config, model, images.length, classes, resume_from, context)
         progress, epochs = state.progress, config.schedule.epochs
         if progress.epoch + 1 >= epochs:
@@ -79,13 +84,14 @@ def train(
         trackers = Trackers(config.logging.log_dir, config.wandb_options(), context.is_main)
         unreadable = UnreadableImages.of_run(config)
         loader = TrainLoader(images, config.data, context, unreadable, config.runtime.seed)
+        evaluation = Evaluation(config, data, context) if data.val else None
         started = time.perf_counter()
         with saver.watch.listening():
             for epoch in range(progress.epoch + 1, epochs):
                 batches = loader.batches(epoch, progress.position)
                 with saver.reporting(loader):
                     metrics = train_one_epoch(state, setup, batches, trackers, saver.save_or_stop)
-                results, best = evaluate_epoch(state, setup, data, saver.save_or_stop)
+                results, best = evaluate_epoch(state, setup, evaluation, saver.save_or_stop)
                 state.end_epoch()
                 record = {f"train_{name}": value for name, value in metrics.items()} | results
                 trackers.write(record, progress.step)

@@ -37,6 +37,12 @@ def numbered_classes(count: int) -> list[str]:
     return [str(label) for label in range(count)]
 
 
+def are_names(classes: list[str], data_set: str) -> bool:
+    """Return whether classes have names: numbers are names if they are those of folders."""
+    has_folders = data_set in ("IMNET", "image_folder", "digits", "tar")
+    return has_folders or classes != numbered_classes(len(classes))
+
+
 def count_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 

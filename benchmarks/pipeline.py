@@ -22,7 +22,8 @@ from torchvision.datasets import ImageFolder
 from benchmarks.measure import Row, paired
 from config.flags import AugmentConfig, DataConfig, OptimConfig
 from engine import clip_gradient
-from input_pipeline.image_sets import open_folder
+from input_pipeline.folders import list_classes
+from input_pipeline.image_sets import ListedImages
 from input_pipeline.loaders import TrainImages
 from input_pipeline.transforms import allow_zero_bits, mean_std, train_transform
 from input_pipeline.unreadable import UnreadableImages
@@ -81,13 +82,14 @@ def loader(rounds: int, _: torch.device) -> Iterator[Row]:
             try:
                 view = train_transform(replace(config, fast_decode=fast), 224,
                                        *mean_std(DataConfig()))  # fmt: skip
-                contenders[name] = TrainImages(open_folder(Path(folder), view), 0, unreadable)
+                images = ListedImages(list_classes(Path(folder)), view)
+                contenders[name] = TrainImages(images, 0, unreadable)
             except UserError as error:  # packages are missing
                 yield Row(case, f"loader, {name}", None, str(error))
 
         def load(images: Dataset) -> None:
             for index in range(32):
-                images[index]
+                images[(0, index) if isinstance(images, TrainImages) else index]
 
         runs = {name: partial(load, images) for name, images in contenders.items()}
         timings = paired(runs, rounds, CPU)

@@ -64,9 +64,16 @@ def _first(names: list[str]) -> str:
 
 
 def load_start_weights(
-    model: nn.Module, config: FinetuneConfig, classes: list[str], context: DistributedContext
+    model: nn.Module,
+    config: FinetuneConfig,
+    classes: list[str],
+    context: DistributedContext,
+    named: bool = True,
 ) -> None:
-    """Load --finetune into `model`; UserError if more than the head doesn't fit."""
+    """Load --finetune into `model`; UserError if more than the head doesn't fit.
+
+    The head's rows are matched by `classes`, if these are `named`.
+    """
     path = local_file(config.finetune, context)
     checkpoint = read_checkpoint(path, model)
     found = weights_in(checkpoint, path, config.model_key, config.model_prefix)
@@ -74,7 +81,7 @@ def load_start_weights(
     own = {k: v for k, v in found.items() if re.match(r"backbone\.(?!norm\d)", k)}
     weights = pretrained.checkpoint_filter_fn(own or found, model)
     heads, known = heads_of(model), classes_in(checkpoint, path)
-    weights, done = _fit_head(weights, known, classes, heads)
+    weights, done = _fit_head(weights, known, classes, named, heads)
     may_lack = _head_names(heads)
     if any(name.startswith("backbone.") for name in found):
         may_lack |= {"norm.weight", "norm.bias"}
@@ -85,7 +92,7 @@ def load_start_weights(
 
 
 def _fit_head(
-    weights: Weights, known: list[str], classes: list[str], heads: tuple[str, ...]
+    weights: Weights, known: list[str], classes: list[str], named: bool, heads: tuple[str, ...]
 ) -> tuple[Weights, str]:
     """Fit the head to the data's classes; return the weights and what was done.
 
@@ -99,8 +106,11 @@ def _fit_head(
         if len(classes) == 1000 and pretrained.is_imagenet22k(rows) and heads == ("head",):
             return pretrained.select_imagenet1k(weights), f"1000 of the head's {rows} rows"
         return without_head, f"a new head: {rows} classes in the file, {len(classes)} here"
-    if not known or known == classes or numbered_classes(len(classes)) in (known, classes):
-        return weights, ""  # the same classes, or unnamed ones
+    numbers = numbered_classes(len(classes))
+    # if the file has no names, classes that are numbers are matched as numbers
+    known = known or (numbers if sorted(classes) == sorted(numbers) else classes)
+    if known == classes or not named:
+        return weights, ""
     if sorted(known) == sorted(classes):
         order = torch.tensor([known.index(name) for name in classes])
         ordered = {name: weights[name][order] for name in names}
@@ -118,18 +128,6 @@ def heads_of(source: Any) -> tuple[str, ...]:
 
 def _head_names(heads: tuple[str, ...]) -> set[str]:
     return {f"{head}.{kind}" for head in heads for kind in ("weight", "bias")}
-
-
-def check_classes(checkpoint: dict[str, Any], classes: list[str], path: str | Path) -> None:
-    """Refuse a checkpoint of other classes; one that doesn't name its classes passes."""
-    saved = classes_in(checkpoint, path) or classes
-    unnamed = len(saved) == len(classes) and numbered_classes(len(classes)) in (saved, classes)
-    if saved != classes and not unnamed:
-        raise UserError(
-            f"checkpoint {path} has {len(saved)} classes ({', '.join(saved[:5])}, ...), the data "
-            f"{len(classes)} ({', '.join(classes[:5])}, ...): to train on, use --finetune with "
-            "another --output_dir"
-        )
 
 
 def check_head(weights: Weights, model: nn.Module, classes: list[str], path: str | Path) -> None:

@@ -9,6 +9,7 @@ import errno
 import json
 import math
 import pickle
+import unicodedata
 import warnings
 import zipfile
 from pathlib import Path
@@ -22,6 +23,7 @@ from config.flags import FinetuneConfig
 from models.pretrained import RELEASED_FLAGS, find_weights
 from runtime.errors import UserError
 from runtime.files import checksum_file, matches_checksum
+from utils import are_names
 
 METADATA = "hornet"
 """Metadata key of .safetensors files for the rest of a checkpoint (args, classes), as JSON."""
@@ -30,22 +32,25 @@ PREPROCESSING = ("mean", "std", "crop_pct", "crop_mode", "interpolation")
 """Preprocessing in config.json, beside the image size."""
 
 
-def read_checkpoint(path: str | Path, model: nn.Module | None = None) -> dict[str, Any]:
+def read_checkpoint(
+    path: str | Path, model: nn.Module | None = None, lazily: bool = False
+) -> dict[str, Any]:
     """Read a checkpoint, a dict, on the CPU; a folder gives model, args and classes.
 
-    Raises UserError if there is no such file, it is damaged, differs from its checksum, holds more
-    than tensors and plain values, or is far too large for `model`, if given.
+    `lazily` leaves most tensors in the file, and its checksum unread. Raises UserError if there is
+    no such file, it is damaged, differs from its checksum, holds more than tensors and plain
+    values, or is far too large for `model`, if given.
     """
     path = Path(path)
     if (path / FOLDER_CONFIG).is_file():
-        weights = read_checkpoint(path / FOLDER_WEIGHTS, model)
+        weights = read_checkpoint(path / FOLDER_WEIGHTS, model, lazily)
         return {"model": weights, **_read_folder_config(path / FOLDER_CONFIG)}
     if not path.is_file():
         is_what = "is a folder; give a file of it" if path.is_dir() else "does not exist"
         raise UserError(f"checkpoint {path} {is_what}")
     try:
         _check_size(path, model)
-        if not matches_checksum(path):
+        if not lazily and not matches_checksum(path):
             raise UserError(
                 f"checkpoint {path} cannot be read: it differs from its checksum; if you changed "
                 f"it, remove {checksum_file(path)}"
@@ -55,7 +60,8 @@ def read_checkpoint(path: str | Path, model: nn.Module | None = None) -> dict[st
             if path.suffix == ".safetensors":
                 state = _read_safetensors(path)
             else:
-                state = torch.load(path, map_location="cpu", weights_only=True)
+                mmap = lazily and zipfile.is_zipfile(path)  # torch's oldest format is not
+                state = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except UserError:
         raise
     except Exception as error:  # torch and zipfile raise many types for damaged files
@@ -132,7 +138,8 @@ def classes_in(checkpoint: dict[str, Any], path: str | Path) -> list[str]:
     classes = checkpoint.get("classes") or []
     if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
         raise UserError(f"checkpoint {path}: its classes are not a list of names")
-    return classes
+    named = are_names(classes, str(flags_in(checkpoint).get("data_set", "")))
+    return [unicodedata.normalize("NFC", name) for name in classes] if named else []
 
 
 def size_of(value: Any) -> int:

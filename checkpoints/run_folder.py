@@ -41,7 +41,7 @@ import torch
 from checkpoints.reading import damage_of, read_checkpoint, size_of
 from config.flags import CheckpointConfig, Config
 from runtime.errors import UserError
-from runtime.files import checksum_file, checksum_line, written_whole
+from runtime.files import RUN_LOCK, checksum_file, checksum_line, written_whole
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +81,7 @@ class RunFolder:
                 if self.config.output_dir:  # on all ranks, so that all get an error
                     self.path.mkdir(parents=True, exist_ok=True)
                 if self.writes:
-                    _lock(stack.enter_context((self.path / ".lock").open("a+")))
+                    _lock(stack.enter_context((self.path / RUN_LOCK).open("a+")))
             yield
 
     def begin(self, config: Config) -> None:

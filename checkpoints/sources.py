@@ -1,21 +1,36 @@
 """From a path, a URL or a published name to a file, and to the model it was made for."""
 
 import logging
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import timm
 
-from checkpoints.reading import flags_in, read_checkpoint
+from checkpoints.reading import classes_in, flags_in, read_checkpoint
 from checkpoints.run_folder import RunFolder
 from config.flags import Config, ModelConfig
 from models import download, download_published
-from runtime.distributed import SINGLE_PROCESS, DistributedContext, first_on_each_machine
+from runtime.distributed import (
+    SINGLE_PROCESS,
+    DistributedContext,
+    all_gather,
+    first_on_each_machine,
+)
 from runtime.errors import UserError, near_names
 from utils import is_like
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class SavedRun:
+    """What a checkpoint tells of its run; `classes` is empty if they have no names."""
+
+    source: str
+    classes: list[str]
+    flags: dict[str, Any]
+
 
 REFUSED_ARGUMENTS = frozenset(
     {"checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"}
@@ -61,14 +76,33 @@ def model_of(source: str, flags: dict[str, Any]) -> ModelConfig:
     return ModelConfig(**known)
 
 
-def with_model_of_weights(config: Config, context: DistributedContext) -> Config:
-    """Return the config with `--model auto` replaced by the model of the start weights."""
+def continued(config: Config, context: DistributedContext) -> tuple[Config, SavedRun | None]:
+    """Return the config, completed by the checkpoint that it evaluates or resumes, and the latter.
+
+    `--model auto` becomes the model of that checkpoint, or of --finetune; evaluation images that
+    are held out stay the same.
+    """
+    source = config.checkpoint.resume
+    if not config.evaluation.eval:
+        folder = RunFolder(config.checkpoint, context.is_main)
+        source = all_gather(folder.to_resume() if context.is_main else "", context)[0]
+    saved = _read_saved(source, context) if source else None
+    if saved and saved.flags.get("val_fraction"):
+        choice = saved.flags.get("val_choice", "draw")  # runs without the flag drew them
+        config = replace(config, data=replace(config.data, val_choice=choice))
     if config.model.model != "auto":
-        return config
-    source = RunFolder(config.checkpoint, context.is_main).to_resume() or config.finetune.finetune
-    if not source:
+        return config, saved
+    start = saved or (config.finetune.finetune and _read_saved(config.finetune.finetune, context))
+    if not start:
         raise UserError("--model auto needs weights that name it: give --finetune or --resume")
-    saved = model_of(source, flags_in(read_checkpoint(local_file(source, context))))
-    logger.info("model %s, as %s names it", saved.model, source)
-    kwargs = saved.model_kwargs | config.model.model_kwargs
-    return replace(config, model=replace(config.model, model=saved.model, model_kwargs=kwargs))
+    model = model_of(start.source, start.flags)
+    logger.info("model %s, as %s names it", model.model, start.source)
+    kwargs = model.model_kwargs | config.model.model_kwargs
+    model = replace(config.model, model=model.model, model_kwargs=kwargs)
+    return replace(config, model=model), saved
+
+
+def _read_saved(source: str, context: DistributedContext) -> SavedRun:
+    path = local_file(source, context)
+    checkpoint = read_checkpoint(path, lazily=True)
+    return SavedRun(source, classes_in(checkpoint, path), flags_in(checkpoint))

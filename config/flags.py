@@ -72,18 +72,21 @@ class DataConfig:
 
     data_set: str = "IMNET"
     """IMNET: data_path holds train/ and val/ with the 1000 classes of ImageNet. image_folder:
-    data_path and eval_data_path hold one folder per class. CIFAR: CIFAR-100, downloaded to
-    data_path. digits: scikit-learn's handwritten digits, written to data_path as image folders.
-    tar: data_path holds train.tar and val.tar, or folders of tar files. wds/, hfds/NAME,
-    hfids/NAME, tfds/NAME, torch/NAME: formats that timm reads."""
+    data_path holds train/ and val/, or one folder per class, as eval_data_path does. CIFAR:
+    CIFAR-100, downloaded to data_path. digits: scikit-learn's handwritten digits, written to
+    data_path as image folders. tar: data_path holds train.tar and val.tar, or folders of tar
+    files. wds/, hfds/NAME, hfids/NAME, tfds/NAME, torch/NAME: formats that timm reads."""
     data_path: str = "/path/to/dataset"
     """Folder of the data set; for hfds/ and hfids/ the cache folder, if not the default one."""
     eval_data_path: str | None = None
     """Folder of the evaluation images (image_folder only). If not given, data_path has to hold
-    train/ and val/, or val_fraction is set."""
+    train/ and val/ (or validation/, test/, ...), or val_fraction is set."""
     val_fraction: Annotated[float, Range(0, 0.9)] = 0.0
     """Fraction of the images of each class to hold out for evaluation if there is no folder of
     evaluation images (image_folder only); the same images for every seed."""
+    val_choice: Literal["hash", "draw"] = "hash"
+    """How val_fraction chooses. hash: by class and file name, so that other images that are added
+    or removed move none to the other side. draw: as runs before this flag did; they continue so."""
     train_split: str = "train"
     """Training split of data sets with a prefix; for wds/ also shards with the number of images, as
     in 'train-{000..099}.tar|50000'."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from inference.classifier import Classifier
-from input_pipeline.images import find_images
+from input_pipeline.folders import find_images
 from runtime.errors import UserError
 
 CALIBRATION_IMAGES = 128  # most images that give the ranges of the activations

@@ -14,8 +14,9 @@ from config.flags import AugmentConfig, DataConfig
 from datasets import FOLDERS, build_data
 from inference import pictures
 from inference.classifier import load_classifier
+from input_pipeline.folders import find_images
 from input_pipeline.image_sets import ImageSet
-from input_pipeline.images import find_images, load_image
+from input_pipeline.images import load_image
 from runtime.curves import draw_curves
 from runtime.errors import UserError
 from runtime.logging import read_log
@@ -112,6 +113,7 @@ def images_of(flags: dict[str, Any]) -> list[Path]:
             data_path=path,
             eval_data_path=folder and str(folder),
             val_fraction=float(flags.get("val_fraction", 0.0)),
+            val_choice="hash" if flags.get("val_choice") == "hash" else "draw",
             max_images=None if most is None else max(1, int(most)),
         )
         data = build_data(config, AugmentConfig(), input_size=32, with_train=False)

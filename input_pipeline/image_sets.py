@@ -3,21 +3,16 @@
 To add a format, write a subclass and open it in datasets.py.
 """
 
-import logging
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch.utils.data import Dataset, IterableDataset
-from torchvision.datasets import ImageFolder
 
-from input_pipeline.images import is_image, load_image, load_lazily, readable
+from input_pipeline.images import load_image, load_lazily, readable
+from input_pipeline.listing import Listing
 from input_pipeline.transforms import crops_fast
 from input_pipeline.unreadable import UnreadableImages
-from runtime.errors import UserError
-
-logger = logging.getLogger(__name__)
+from runtime.errors import UserError, some
 
 Sample = tuple[torch.Tensor, int]  # transformed image (3, H, W), label
 
@@ -29,7 +24,8 @@ class ImageSet(Dataset[Sample]):
         source: What the images are read from, with a length.
         transform: Image -> tensor (3, H, W).
         classes: Class names in the order of the labels.
-        labels: Label per image, if the source has no `targets`; None if only known after reading.
+        labels: Label per image (N), if the source has no `targets`; None if only known after
+            reading.
     """
 
     needs_fork = False  # whether loader workers have to be forked
@@ -37,7 +33,9 @@ class ImageSet(Dataset[Sample]):
     def __init__(self, source: Any, transform: Any, classes: list[str], labels: Any = None) -> None:
         self.source, self.transform, self.classes = source, transform, classes
         labels = getattr(source, "targets", labels)
-        self.labels = None if labels is None else [int(label) for label in labels]
+        # a tensor is shared with loader workers, a list would be copied
+        self.labels = None if labels is None else torch.as_tensor(labels, dtype=torch.int32)
+        self._numbers: list[int] | None = None
 
     def __len__(self) -> int:
         return len(self.source)
@@ -47,15 +45,31 @@ class ImageSet(Dataset[Sample]):
         return len(self)
 
     def read(self, index: int) -> tuple[Any, int]:
-        """Return an image, as the transform takes it, and its label; UserError if unreadable."""
+        """Return an image, as the transform takes it, and its label in the source.
+
+        Raises UserError if it is unreadable.
+        """
         raise NotImplementedError
 
     def name(self, index: int) -> str:
         """Return the file of an image, or its index if it has none."""
         return str(index)
 
+    def number_by(self, classes: list[str]) -> None:
+        """Number the labels by `classes`, which include all classes of this set."""
+        if classes != self.classes:
+            numbers = {name: number for number, name in enumerate(classes)}
+            self._numbers = [numbers[name] for name in self.classes]
+            if self.labels is not None:
+                self.labels = torch.tensor(self._numbers, dtype=torch.int32)[self.labels]
+            self.classes = classes
+
     def __getitem__(self, index: int) -> Sample:
         image, label = self.read(index)
+        if self.labels is not None:
+            label = int(self.labels[index])
+        elif self._numbers:
+            label = self._numbers[label]
         return self.transform(image), label
 
 
@@ -71,6 +85,14 @@ class ImageStream(IterableDataset[Sample]):
     def __init__(self, classes: list[str], length: int) -> None:
         self.classes, self.length = classes, length
 
+    def number_by(self, classes: list[str]) -> None:
+        """Refuse classes in another order than this stream's."""
+        if classes != self.classes:
+            raise UserError(
+                f"the classes of this data set are in another order: {some(self.classes)} here, "
+                f"{some(classes)} in the checkpoint or the training images"
+            )
+
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch, which determines the order."""
 
@@ -84,33 +106,19 @@ class ImageStream(IterableDataset[Sample]):
 Images = ImageSet | ImageStream
 
 
-class FolderImages(ImageSet):
-    """Image files found by torchvision in class folders."""
+class ListedImages(ImageSet):
+    """The images of a listing, here files."""
 
-    def __init__(self, found: ImageFolder, transform: Any, classes: list[str]) -> None:
-        super().__init__([path for path, _ in found.samples], transform, classes, found.targets)
-        self.folder = Path(found.root)
+    def __init__(self, listing: Listing, transform: Any) -> None:
+        super().__init__(listing, transform, listing.classes, listing.labels)
 
     def read(self, index: int) -> tuple[Any, int]:
         # FastCrop takes JPEGs that are not decoded yet
         load = load_lazily if crops_fast(self.transform) else load_image
-        assert self.labels is not None
-        return load(self.source[index]), self.labels[index]
+        return load(self.source[index]), int(self.source.labels[index])
 
     def name(self, index: int) -> str:
         return self.source[index]
-
-
-def open_folder(folder: Path, transform: Any) -> FolderImages:
-    """Open a folder with one folder per class; UserError if there is none."""
-    if not folder.is_dir():
-        raise UserError(f"{folder} is not a folder")
-    try:
-        found = ImageFolder(str(folder), is_valid_file=is_image)
-    except FileNotFoundError as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{folder} needs one folder of images per class: {reason}") from None
-    return FolderImages(found, transform, found.classes)
 
 
 class TorchvisionImages(ImageSet):
@@ -124,37 +132,20 @@ class TorchvisionImages(ImageSet):
 class Part(ImageSet):
     """A subset of an ImageSet."""
 
-    def __init__(self, whole: ImageSet, indices: list[int]) -> None:
-        labels = None if whole.labels is None else [whole.labels[index] for index in indices]
+    def __init__(self, whole: ImageSet, indices: torch.Tensor) -> None:
+        labels = None if whole.labels is None else whole.labels[indices]
         super().__init__(indices, whole.transform, whole.classes, labels)
         self.whole, self.needs_fork = whole, whole.needs_fork
 
     def read(self, index: int) -> tuple[Any, int]:
-        return self.whole.read(self.source[index])
+        return self.whole.read(int(self.source[index]))
 
     def name(self, index: int) -> str:
-        return self.whole.name(self.source[index])
+        return self.whole.name(int(self.source[index]))
 
 
 def spread_evenly(images: ImageSet, most: int | None) -> ImageSet:
     """Return at most `most` images, spread evenly over the set."""
     if most is None or most >= len(images):
         return images
-    return Part(images, [i * len(images) // most for i in range(most)])
-
-
-def held_out(images: FolderImages, fraction: float) -> dict[str, list[int]]:
-    """Return indices for 'train' and 'val', a fixed draw per class; UserError if too few."""
-    labels, val = np.array(images.labels), []
-    for label, name in enumerate(images.classes):
-        indices = np.random.RandomState(0).permutation(np.flatnonzero(labels == label))
-        count = max(1, round(fraction * len(indices)))
-        if count == len(indices):
-            raise UserError(
-                f"{images.folder}/{name} has {len(indices)} image(s): --val_fraction {fraction} "
-                "leaves none for training"
-            )
-        val += indices[:count].tolist()
-    logger.info("%d of the %d images of %s are held out for evaluation",
-                len(val), len(labels), images.folder)  # fmt: skip
-    return {"train": sorted(set(range(len(labels))) - set(val)), "val": sorted(val)}
+    return Part(images, torch.arange(most) * len(images) // most)

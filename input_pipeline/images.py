@@ -13,30 +13,33 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
-from torchvision.datasets.folder import IMG_EXTENSIONS
+from PIL import Image, ImageFile
 
 from runtime.errors import UserError
+
+with suppress(ImportError):  # HEIC, if its plug-in is installed
+    from pillow_heif import register_heif_opener
+
+    register_heif_opener()
 
 MOST_ASPECT = 4000  # longer images would take gigabytes when their short side is enlarged
 MOST_PIXELS = 50_000_000  # larger JPEGs are read by Pillow, with its warnings
 
 
-def is_image(path: str) -> bool:
-    return path.lower().endswith((*IMG_EXTENSIONS, ".gif"))
+@cache
+def image_suffixes() -> frozenset[str]:
+    """Return the suffixes, in lower case, of the files that Pillow reads here.
 
-
-def find_images(arguments: list[str]) -> list[Path]:
-    """Return the files, and all images inside folders, sorted; UserError if a folder has none."""
-    files: list[Path] = []
-    for path in map(Path, arguments):
-        inside = [path]
-        if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.is_file() and is_image(p.name))
-        if not inside:
-            raise UserError(f"folder {path} has no images")
-        files += inside
-    return files
+    Without those that it only recognises, and without PostScript, which would run Ghostscript.
+    """
+    Image.init()
+    readers = {
+        name
+        for name, (factory, _) in Image.OPEN.items()
+        if name not in ("MPEG", "EPS")
+        and not (isinstance(factory, type) and issubclass(factory, ImageFile.StubImageFile))
+    }
+    return frozenset(s for s, name in Image.registered_extensions().items() if name in readers)
 
 
 def load_image(path: str) -> Image.Image:

@@ -5,16 +5,16 @@ augmentation of an image depends on seed, epoch and index. So a run can resume i
 any world size and number of workers, at `position`: the images that all ranks have used.
 """
 
+import multiprocessing
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from config.flags import DataConfig
 from input_pipeline.image_sets import Images, ImageSet, ImageStream, Sample
@@ -28,18 +28,17 @@ UNREADABLE = -1  # label of an unreadable image
 
 
 class TrainImages(Dataset[Sample]):
-    """Images whose augmentation depends on seed, epoch and index only.
+    """Images by (epoch, index), whose augmentation depends on seed, epoch and index only.
 
     An unreadable image is listed, and replaced by another of its class, chosen likewise.
     """
 
-    def __init__(
-        self, images: ImageSet, seed: int, unreadable: UnreadableImages, epoch: int = 0
-    ) -> None:
-        self.images, self.seed, self.unreadable, self.epoch = images, seed, unreadable, epoch
+    def __init__(self, images: ImageSet, seed: int, unreadable: UnreadableImages) -> None:
+        self.images, self.seed, self.unreadable = images, seed, unreadable
 
-    def __getitem__(self, index: int) -> Sample:
-        seed_host(stream_seed("image", self.seed, self.epoch, index))
+    def __getitem__(self, item: tuple[int, int]) -> Sample:
+        epoch, index = item
+        seed_host(stream_seed("image", self.seed, epoch, index))
         for candidate in self._candidates(index):
             try:
                 return self.images[candidate]
@@ -52,8 +51,9 @@ class TrainImages(Dataset[Sample]):
 
     def _candidates(self, index: int) -> Iterator[int]:
         yield index
-        labels, every = self.images.labels, range(len(self.images))
-        others = [i for i in every if labels is None or labels[i] == labels[index]]
+        labels, others = self.images.labels, list(range(len(self.images)))
+        if labels is not None:
+            others = (labels == labels[index]).nonzero().flatten().tolist()
         yield from random.sample(others, len(others))
 
 
@@ -71,20 +71,49 @@ class EvalImages(Dataset[Sample]):
             return self.images.transform(Image.new("RGB", (256, 256))), UNREADABLE
 
 
-@dataclass
+class EpochOrder(Sampler[tuple[int, int]]):
+    """The images of this rank in an epoch after `position`, as (epoch, index).
+
+    It is set before each epoch: loader workers live through all of them.
+    """
+
+    def __init__(self, length: int, seed: int, context: DistributedContext) -> None:
+        self.length, self.seed, self.context = length, seed, context
+        self.epoch = self.position = 0
+
+    def of_all_ranks(self) -> torch.Tensor:
+        """Return the indices of all images in the order of the epoch."""
+        # no other seed has this order in one of its first 100,000 epochs
+        generator = torch.Generator().manual_seed(100_000 * self.seed + self.epoch)
+        return torch.randperm(self.length, generator=generator)
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        epoch, start = self.epoch, self.position + self.context.rank
+        own = self.of_all_ranks()[start :: self.context.world_size].clone()
+        return ((epoch, int(index)) for index in own.numpy())
+
+
 class TrainLoader:
     """Shuffled full batches of this rank, one epoch at a time."""
 
-    images: Images
-    config: DataConfig
-    context: DistributedContext
-    unreadable: UnreadableImages
-    seed: int = 0
-    epoch: int = 0
-
-    def __post_init__(self) -> None:
-        if isinstance(self.images, ImageStream):
-            self.images.prepare(self.config.num_workers, share=True, unreadable=self.unreadable)
+    def __init__(
+        self,
+        images: Images,
+        config: DataConfig,
+        context: DistributedContext,
+        unreadable: UnreadableImages,
+        seed: int = 0,
+    ) -> None:
+        self.images, self.context, self.seed = images, context, seed
+        self.order = EpochOrder(images.length, seed, context)
+        options: dict[str, Any] = {"batch_size": config.batch_size, "drop_last": True}
+        if isinstance(images, ImageStream):
+            images.prepare(config.num_workers, share=True, unreadable=unreadable)
+            # the random numbers of its workers depend on the seed at their start
+            self.loader = _loader(images, images, config, context, persistent=False, **options)
+        else:
+            source = TrainImages(images, seed, unreadable)
+            self.loader = _loader(images, source, config, context, sampler=self.order, **options)
 
     def batches(self, epoch: int, position: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yield the batches of an epoch after `position`.
@@ -92,23 +121,13 @@ class TrainLoader:
         Of streams, the batches up to `position` are read and discarded; with the same world size
         and number of workers, that repeats the order of an uninterrupted run.
         """
-        images, config, context, self.epoch = self.images, self.config, self.context, epoch
-        options: dict[str, Any] = {"batch_size": config.batch_size, "drop_last": True}
-        if isinstance(images, ImageStream):
-            # for the random numbers of its workers
-            seed_everything(stream_seed("epoch", self.seed, epoch, context.rank))
-            images.set_epoch(epoch)
-            loader = _loader(images, images, config, context, **options)
-            return islice(loader, position // (config.batch_size * context.world_size), None)
-        source = TrainImages(images, self.seed, self.unreadable, epoch)
-        options["sampler"] = self._order()[position + context.rank :: context.world_size]
-        return iter(_loader(images, source, config, context, **options))
-
-    def _order(self) -> list[int]:
-        """Return the indices of all images in the order of the epoch."""
-        # no other seed has this order in one of its first 100,000 epochs
-        generator = torch.Generator().manual_seed(100_000 * self.seed + self.epoch)
-        return torch.randperm(self.images.length, generator=generator).tolist()
+        self.order.epoch, self.order.position = epoch, position
+        if not isinstance(self.images, ImageStream):
+            return iter(self.loader)
+        seed_everything(stream_seed("epoch", self.seed, epoch, self.context.rank))
+        self.images.set_epoch(epoch)
+        total_batch = self.loader.batch_size * self.context.world_size  # type: ignore[operator]
+        return islice(self.loader, position // total_batch, None)
 
     def names_of_step(self, total_batch: int, position: int, steps_since: int) -> list[str]:
         """Return the images, of all ranks, of the step `steps_since` steps before `position`.
@@ -118,7 +137,8 @@ class TrainLoader:
         start = position - steps_since * total_batch
         if start < 0 or isinstance(self.images, ImageStream):
             return []
-        return [self.images.name(i) for i in self._order()[start : start + total_batch]]
+        indices = self.order.of_all_ranks()[start : start + total_batch].tolist()
+        return [self.images.name(index) for index in indices]
 
 
 def eval_loader(
@@ -163,14 +183,21 @@ class _Loader(DataLoader):
 
 
 def _loader(
-    images: Images, source: Dataset, config: DataConfig, context: DistributedContext, **options: Any
+    images: Images,
+    source: Dataset,
+    config: DataConfig,
+    context: DistributedContext,
+    persistent: bool = True,
+    **options: Any,
 ) -> DataLoader:
     if config.num_workers:
         end_workers_at_exit()
-    # workers aren't persistent: their random numbers depend on the epoch's seed
+        # where workers are not forked, from Python 3.14 on, each would import these by itself
+        multiprocessing.set_forkserver_preload(["torch", "torchvision", "timm.data"])
     return _Loader(
         source,
         num_workers=config.num_workers,
+        persistent_workers=persistent and config.num_workers > 0,
         pin_memory=config.pin_mem and context.device.type == "cuda",
         multiprocessing_context="fork" if images.needs_fork and config.num_workers else None,
         worker_init_fn=ignore_signals_in_worker,

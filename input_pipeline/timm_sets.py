@@ -1,19 +1,24 @@
-"""Data sets that timm reads: tar files, wds/, hfds/, hfids/, tfds/ and torch/."""
+"""Data sets that timm reads: wds/, hfds/, hfids/, tfds/ and torch/."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from timm.data import create_dataset
 from timm.data.dataset import ImageDataset, IterableImageDataset
-from timm.data.readers.reader_image_in_tar import ReaderImageInTar
 from torchvision.datasets import ImageFolder
 
 from config.flags import DataConfig
-from input_pipeline import image_sets
 from input_pipeline.hugging_face import import_hugging_face_datasets
-from input_pipeline.image_sets import Images, ImageSet, ImageStream, Sample
+from input_pipeline.image_sets import (
+    Images,
+    ImageSet,
+    ImageStream,
+    ListedImages,
+    Sample,
+    TorchvisionImages,
+)
 from input_pipeline.images import decoded, readable
+from input_pipeline.listing import Listing
 from input_pipeline.timm_patches import list_damaged_shards
 from input_pipeline.unreadable import UnreadableImages
 from runtime.errors import UserError, reason_of
@@ -68,25 +73,20 @@ class ReaderStream(ImageStream):
 
 
 def open_timm_set(config: DataConfig, part: str, transform: Any) -> Images:
-    """Open 'train' or 'val' of tar files or of a timm prefix; UserError if it can't be opened."""
+    """Open 'train' or 'val' of a timm prefix; UserError if it can't be opened."""
     split = config.train_split if part == "train" else config.val_split
     prefix = config.data_set.partition("/")[0]
     try:
-        if prefix == "tar":
-            file = Path(config.data_path) / f"{part}.tar"
-            path = file if file.is_file() else file.with_suffix("")
-            source: Any = ImageDataset("", ReaderImageInTar(str(path)))
-        else:
-            if prefix in ("hfds", "hfids"):
-                import_hugging_face_datasets()
-            source = create_dataset(
-                config.data_set,
-                root=config.data_path if config.has_path else None,
-                split=split,
-                is_training=part == "train",
-                batch_size=config.batch_size,
-                num_samples=config.max_images,
-            )
+        if prefix in ("hfds", "hfids"):
+            import_hugging_face_datasets()
+        source: Any = create_dataset(
+            config.data_set,
+            root=config.data_path if config.has_path else None,
+            split=split,
+            is_training=part == "train",
+            batch_size=config.batch_size,
+            num_samples=config.max_images,
+        )
     except ImportError as error:
         raise UserError(f"--data_set {config.data_set} needs a package: {error}") from None
     except Exception as error:  # each reader raises its own types
@@ -101,9 +101,10 @@ def open_timm_set(config: DataConfig, part: str, transform: Any) -> Images:
     elif isinstance(source, ImageDataset):  # not used itself: it replaces unreadable images
         images = ReaderImages(source.reader, transform, classes)
     elif isinstance(source, ImageFolder):
-        images = image_sets.FolderImages(source, transform, classes)
+        found = ((label, path) for path, label in source.samples)
+        images = ListedImages(Listing.of("", classes, found, {}), transform)
     else:
-        images = image_sets.TorchvisionImages(source, transform, classes)
+        images = TorchvisionImages(source, transform, classes)
     # spawned workers would import this project's datasets.py instead of Hugging Face's package
     images.needs_fork = prefix in ("wds", "hfds", "hfids")
     return images
@@ -112,7 +113,6 @@ def open_timm_set(config: DataConfig, part: str, transform: Any) -> Images:
 def _class_names(source: Any) -> list[str]:
     """Return the class names in the order of the labels, if there are any."""
     source = getattr(source, "reader", source)
-    # tar files have the index under another name
-    index = getattr(source, "class_to_idx", getattr(source, "class_name_to_idx", None)) or {}
+    index = getattr(source, "class_to_idx", None) or {}
     names = {label: str(name) for name, label in reversed(index.items())}
     return [names[label] for label in sorted(names)]

@@ -2,10 +2,12 @@
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -183,6 +185,42 @@ def first_on_each_machine(context: DistributedContext) -> Iterator[None]:
     finally:  # after an error too, so that the others don't wait but get the same error
         if not context.local_rank:
             barrier()
+
+
+def shared_on_machine(
+    make: Callable[[], dict[str, Any]], context: DistributedContext
+) -> dict[str, Any]:
+    """Return make() of one process per machine, tensors and plain values, on all ranks.
+
+    All ranks map its tensors from the same file, so that a machine holds them once. A UserError of
+    `make` is raised on all ranks.
+    """
+    if not context.is_distributed:
+        return make()
+    host, file, problem = "", "", ""
+    with first_on_each_machine(context):
+        if not context.local_rank:
+            host = os.uname().nodename
+            try:
+                value = make()
+                handle, file = tempfile.mkstemp(prefix="hornet-", suffix=".pt")
+                with open(handle, "wb") as opened:
+                    torch.save(value, opened)
+            except (UserError, OSError) as error:
+                problem = str(error)
+    notes = all_gather((host, file, problem), context)
+    problem = next((problem for *_, problem in notes if problem), "")
+    if not problem:
+        # the first process of a machine has the lowest rank on it
+        upwards = reversed(notes[: context.rank + 1])
+        path = next(path for host, path, _ in upwards if host == os.uname().nodename)
+        value = torch.load(path, mmap=True, weights_only=True)
+    barrier()
+    if file:
+        Path(file).unlink()
+    if problem:
+        raise UserError(problem)
+    return value
 
 
 def barrier() -> None:

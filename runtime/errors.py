@@ -65,6 +65,12 @@ def near_names(name: str, known: Iterable[str]) -> str:
     return f"; near names: {', '.join(near)}" if near else ""
 
 
+def some(names: Iterable[str], most: int = 5) -> str:
+    """Return the first of several names for a message; 'none' without any."""
+    names = list(names)
+    return ", ".join(names[:most]) + (", ..." if len(names) > most else "") or "none"
+
+
 def reason_of(error: BaseException, most: int = 300) -> str:
     """Return a library's error message as one line of at most that many characters."""
     return " ".join(str(error).split())[:most] or type(error).__name__

@@ -9,6 +9,9 @@ from tempfile import TemporaryDirectory
 
 from runtime.errors import UserError
 
+RUN_LOCK = ".lock"
+"""Name of the file that a run locks in its folder; it begins with 'process'."""
+
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
@@ -63,3 +66,11 @@ def _sha256(path: Path) -> str:
         while chunk := file.read(2**20):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def holds_run(folder: Path) -> bool:
+    """Return whether a folder is the output_dir of a run."""
+    try:
+        return (folder / RUN_LOCK).read_bytes().startswith(b"process ")
+    except OSError:
+        return False

@@ -13,7 +13,8 @@ import torch
 from PIL import ImageDraw, ImageFont, ImageOps
 
 from inference.classifier import Classifier, add_flags, classifier_of
-from input_pipeline.images import find_images, load_image
+from input_pipeline.folders import find_images
+from input_pipeline.images import load_image
 from runtime.errors import UserError, check_positive, program
 
 CAPTION_WIDTH = 320  # pixels

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from inference import pictures
 from inference.classifier import add_flags, classifier_of
 from inference.report import report
-from input_pipeline.images import find_images
+from input_pipeline.folders import find_images
 from runtime.curves import draw_curves
 from runtime.errors import UserError, check_positive, program
 from runtime.files import written_whole

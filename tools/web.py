@@ -22,7 +22,7 @@ from inference import insight
 from inference.classifier import Classifier, add_flags, classifier_of
 from inference.pictures import CAM_ALPHA, examples_of, hornet, spread
 from inference.report import images_of
-from input_pipeline.images import find_images
+from input_pipeline.folders import find_images
 from runtime.errors import MissingPackageError, UserError, check_positive, program, reason_of
 
 SHOWN_SIDE = 448  # pixels of the picture of where the network looks

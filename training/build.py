@@ -21,7 +21,7 @@ from runtime.distributed import DistributedContext
 from runtime.errors import UserError, near_names
 from training.nonfinite import NonFiniteSteps
 from training.state import Meters, Progress, TrainState
-from utils import count_gmacs, count_parameters
+from utils import are_names, count_gmacs, count_parameters
 
 logger = logging.getLogger(__name__)
 
@@ -182,12 +182,12 @@ def start_training(
     Raises UserError if the checkpoint can't be read or doesn't fit.
     """
     if config.finetune.finetune and not resume_from:
-        fitting.load_start_weights(model, config.finetune, classes, context)
+        named = are_names(classes, config.data.data_set)
+        fitting.load_start_weights(model, config.finetune, classes, context, named)
     state, setup = build_training(config, model, images, len(classes), context)
     if not resume_from:
         return state, setup
     saved = reading.read_checkpoint(sources.local_file(resume_from, context), model)
-    fitting.check_classes(saved, classes, resume_from)
     old, places = reading.flags_in(saved), ("resume", "output_dir", "log_dir", "local_rank")
     for name, value in config.flat().items():
         if old.get(name, value) != value and name not in places:

@@ -16,7 +16,7 @@ from config.command_line import parse_args
 from config.flags import ModelConfig
 from inference import insight, pictures, report
 from inference.classifier import Classifier, Preprocessing, load_classifier
-from input_pipeline.images import find_images
+from input_pipeline.folders import find_images
 from runtime.curves import PANELS, draw_curves
 from runtime.errors import UserError
 from tools import visualize

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import nn
 
-from checkpoints.fitting import check_classes, load_exactly
+from checkpoints.fitting import load_exactly
 from checkpoints.reading import damage_of, read_checkpoint, weights_in
 from checkpoints.run_folder import RunFolder, remove_old, save_checkpoint
 from config.flags import CheckpointConfig, Config
@@ -351,15 +351,6 @@ def test_paths_in_released_flags_whatever_python_wrote_them(tmp_path, monkeypatc
     torch.save({"model": {"w": torch.ones(1)}, "args": flags}, tmp_path / "w.pth")
     assert module.encode() in (tmp_path / "w.pth").read_bytes()
     assert read_checkpoint(tmp_path / "w.pth")["args"] == flags
-
-
-def test_classes_without_names_need_the_same_count():
-    named, numbers = {"classes": ["ant", "bee"]}, ["0", "1"]
-    check_classes(named, numbers, "f")
-    check_classes({"classes": numbers}, ["ant", "bee"], "f")
-    for other in (["0", "1", "2"], ["ant", "cow"]):
-        with pytest.raises(UserError, match="to train on, use --finetune"):
-            check_classes(named, other, "f")
 
 
 def test_what_a_killed_save_has_left_is_removed(tmp_path):

@@ -11,7 +11,7 @@ import torch
 
 from checkpoints.reading import read_checkpoint
 from checkpoints.run_folder import save_checkpoint
-from checkpoints.sources import with_model_of_weights
+from checkpoints.sources import continued
 from config.command_line import parse_args
 from inference import convert as conversion
 from inference.classifier import load_classifier
@@ -108,7 +108,7 @@ def test_a_run_starts_from_it(source, tmp_path, form):
     path = convert(source, tmp_path / form)
     config = parse_args(["--model", "auto", "--finetune", str(path)])
     context = DistributedContext(0, 0, 1, torch.device("cpu"))
-    model = with_model_of_weights(config, context).model
+    model = continued(config, context)[0].model
     assert model.model == "hornet_atto_gf"
     assert model.model_kwargs["global_filters"] == [None, None, [6, 5], [2, 2]]
     # the new run's flags give these

@@ -1,5 +1,6 @@
 """Folders, transforms, shards and loaders."""
 
+import multiprocessing
 import os
 import random
 import tarfile
@@ -16,7 +17,8 @@ from config.flags import AugmentConfig, DataConfig, MixupConfig
 from datasets import build_data
 from engine import evaluate
 from input_pipeline.digits import write_digits
-from input_pipeline.image_sets import ImageSet, open_folder, spread_evenly
+from input_pipeline.folders import list_classes
+from input_pipeline.image_sets import ImageSet, ListedImages, spread_evenly
 from input_pipeline.images import load_image
 from input_pipeline.loaders import TrainLoader, eval_loader
 from input_pipeline.timm_sets import _class_names
@@ -72,35 +74,13 @@ def test_training_without_val_takes_the_train_folder(tmp_path):
         build_data(config, AugmentConfig(), 64)
 
 
-def test_held_out_images_are_the_same_for_every_class_and_run(tmp_path):
-    write_images(tmp_path, {"ant": 10, "bee": 5, "cow": 2})
-    config = DataConfig("image_folder", str(tmp_path), val_fraction=0.2)
-    data = build_data(config, AugmentConfig(), 64)
-    files = {part: {s.name(i) for i in range(len(s))} for part, s in parts(data)}
-    assert not files["train"] & files["val"]
-    assert len(files["train"] | files["val"]) == 17
-    counts = [sum(f"/{name}/" in file for file in files["val"]) for name in ("ant", "bee", "cow")]
-    assert counts == [2, 1, 1]
-    again = build_data(config, AugmentConfig(), 64, with_train=False)
-    assert {again.val.name(i) for i in range(4)} == files["val"]
-    # labels follow their files
-    assert all(
-        f"/{data.classes[data.val[i][1]]}/" in data.val.name(i) for i in range(len(data.val))
-    )
-    # more classes leave the choice of the others as it was
-    write_images(tmp_path, {"aardvark": 5})
-    more = build_data(config, AugmentConfig(), 64, with_train=False).val
-    assert files["val"] < {more.name(i) for i in range(len(more))}
-
-
 def test_max_images_are_spread_evenly(tmp_path):
     write_images(tmp_path, {"ant": 10, "bee": 10, "cow": 10})
-    config = DataConfig("image_folder", str(tmp_path), val_fraction=0.5, max_images=6)
-    data = build_data(config, AugmentConfig(), 64)
-    for _, part in parts(data):
-        assert [part[i][1] for i in range(len(part))] == [0, 0, 1, 1, 2, 2]
-    data.train.whole.needs_fork = True
-    assert spread_evenly(data.train.whole, 2).needs_fork
+    config = DataConfig("image_folder", str(tmp_path), max_images=6)
+    data = build_data(config, AugmentConfig(), 64, with_train=False)
+    assert [data.val[i][1] for i in range(6)] == [0, 0, 1, 1, 2, 2]
+    data.val.whole.needs_fork = True
+    assert spread_evenly(data.val.whole, 2).needs_fork
 
 
 def test_first_of_several_names_of_a_class():
@@ -368,6 +348,31 @@ def test_augmentation_follows_from_seed_epoch_and_image(workers):
     assert len(set(first.flatten().tolist())) == 66
 
 
+class Processes(Numbers):
+    def __getitem__(self, index):
+        return torch.tensor([random.random(), os.getpid()], dtype=torch.float64)
+
+
+@pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
+def test_workers_live_through_epochs(method):
+    before = multiprocessing.get_start_method()
+    multiprocessing.set_start_method(method, force=True)
+    try:
+        config = DataConfig(batch_size=2, num_workers=2, pin_mem=False)
+        loader = TrainLoader(Processes(), config, context(), NO_BAD)
+        next(loader.batches(0, 0))  # an epoch that is left early
+        epochs = [torch.cat(list(loader.batches(*place))) for place in ((0, 0), (1, 0), (1, 8))]
+    finally:
+        multiprocessing.set_start_method(before, force=True)
+    pids = [set(epoch[:, 1].tolist()) for epoch in epochs]
+    assert pids[0] == pids[1] == pids[2]
+    assert len(pids[0]) == 2
+    assert os.getpid() not in pids[0]
+    by_hand = TrainLoader(Processes(), replace(config, num_workers=0), context(), NO_BAD)
+    for values, place in zip(epochs, ((0, 0), (1, 0), (1, 8)), strict=True):
+        assert torch.equal(values[:, 0], torch.cat(list(by_hand.batches(*place)))[:, 0])
+
+
 def test_order_follows_epoch_and_seed():
     config = DataConfig(batch_size=22, num_workers=0, pin_mem=False)
     orders = []
@@ -420,7 +425,7 @@ def image_files(folder, count=6):
 
 
 def whole_image(path):
-    return open_folder(path, transforms.ToTensor())
+    return ListedImages(list_classes(path), transforms.ToTensor())
 
 
 SPOIL = {

@@ -26,9 +26,9 @@ def small(num_classes=5, name="hornet_atto_gf", seed=0, **kwargs):
     return timm.create_model(name, num_classes=num_classes, **SMALL, **kwargs)
 
 
-def start(model, classes=None, **flags):
+def start(model, classes=None, named=True, **flags):
     classes = classes or [f"class{label}" for label in range(model.num_classes)]
-    load_start_weights(model, FinetuneConfig(**flags), classes, CPU)
+    load_start_weights(model, FinetuneConfig(**flags), classes, CPU, named)
 
 
 def assert_same(model, expected):
@@ -148,8 +148,26 @@ def test_unnamed_classes_keep_the_head(tmp_path):
     saved = small(3, seed=1).state_dict()
     torch.save({"model": saved, "classes": ["ant", "bee", "cow"]}, tmp_path / "w.pth")
     model = small(3)
-    start(model, ["0", "1", "2"], finetune=str(tmp_path / "w.pth"))
+    start(model, ["0", "1", "2"], named=False, finetune=str(tmp_path / "w.pth"))
     assert_same(model, saved)
+
+
+def test_folders_that_are_numbers_match_the_numbered_rows_of_a_file_without_names(tmp_path):
+    saved = small(12, seed=1).state_dict()
+    torch.save({"model": saved}, tmp_path / "w.pth")
+    names = sorted(str(number) for number in range(12))  # 0, 1, 10, 11, 2, ...
+    model = small(12)
+    start(model, names, finetune=str(tmp_path / "w.pth"))
+    for row, name in enumerate(names):
+        assert torch.equal(model.head.weight[row], saved["head.weight"][int(name)])
+    # names that are numbers are names, too
+    flags = {"data_set": "image_folder"}
+    torch.save(
+        {"model": saved, "classes": [*map(str, range(12))], "args": flags}, tmp_path / "w.pth"
+    )
+    other = small(12)
+    start(other, names, finetune=str(tmp_path / "w.pth"))
+    assert torch.equal(other.head.weight, model.head.weight)
 
 
 def test_large_head_that_is_not_of_imagenet22k(tmp_path):

@@ -1,0 +1,58 @@
+"""Which folders of a data set hold its training and its evaluation images, by their names."""
+
+import re
+from pathlib import Path
+
+from runtime.errors import UserError, some
+
+NAMES = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation", "eval", "evaluation", "dev"),
+    "test": ("test", "testing"),
+}
+"""Words of folder names, in lower case."""
+FILLERS = ("set", "data", "dataset", "images", "image", "imgs", "img", "split", "folder", "files")
+"""Words that such a name may have in addition, as in training_set."""
+
+
+def find_parts(root: Path) -> dict[str, Path]:
+    """Return the folders of the parts 'train', 'val' and 'test' that a folder holds.
+
+    Raises UserError if two folders have the name of the same part, or if other names look like
+    parts, so that nobody trains a classifier of seg_train and seg_test.
+    """
+    folders = [path for path in sorted(root.iterdir()) if path.is_dir() and path.name[0] != "."]
+    parts: dict[str, Path] = {}
+    for folder in folders:
+        part = part_of(folder.name)
+        if part in parts:
+            raise UserError(f"{root} holds both {parts[part].name}/ and {folder.name}/: remove one")
+        if part:
+            parts[part] = folder
+    if not parts:
+        train, others = (
+            [folder.name for folder in folders if _words(folder.name) & words]
+            for words in ({*NAMES["train"]}, {*NAMES["val"], *NAMES["test"]})
+        )
+        if train and others:
+            raise UserError(
+                f"{root} holds {some(train)} and {some(others)}, "
+                "which look like parts of a data set: call them train/ and val/, or give one as "
+                "--data_path and the other as --eval_data_path"
+            )
+    return parts
+
+
+def part_of(name: str) -> str:
+    """Return the part that a folder's name says it is: 'train', 'val', 'test' or ''."""
+    words = _words(name) - {*FILLERS}
+    for part, names in NAMES.items():
+        joined = {name + filler for name in names for filler in FILLERS}  # trainset
+        if len(words) == 1 and words <= {*names} | joined:
+            return part
+    return ""
+
+
+def _words(name: str) -> set[str]:
+    # TrainImages, train-images, Train_Images
+    return set(re.findall(r"[a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).casefold()))

@@ -1,0 +1,99 @@
+"""Images in tar files, which stay packed: their places are listed from the headers.
+
+The folder of an image is its class; without a folder, the name of its tar file. Numbers in names
+sort as numbers, as in timm's reader of tar files.
+"""
+
+import io
+import os
+import posixpath
+import tarfile
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from timm.utils.misc import natural_key
+
+from input_pipeline.folders import is_hidden, suffix_of
+from input_pipeline.image_sets import ListedImages
+from input_pipeline.images import decoded, image_suffixes, readable
+from input_pipeline.listing import Listing
+from runtime.errors import UserError
+
+
+class TarImages(ListedImages):
+    """Images in tar files."""
+
+    def __init__(self, listing: Listing, transform: Any) -> None:
+        super().__init__(listing, transform)
+        self._opened: dict[str, BinaryIO] = {}
+
+    def read(self, index: int) -> tuple[Any, int]:
+        tar, offset, size = self.source.places[index].tolist()
+        path = self.source.tars[tar]
+        with readable(f"{self.name(index)} in {path}"):
+            if path not in self._opened:
+                self._opened[path] = open(path, "rb")  # noqa: SIM115 - stays open
+            # forked workers share the position in the file, which pread does not use
+            content = os.pread(self._opened[path].fileno(), size, offset)
+            if len(content) < size:
+                raise OSError("the tar file ends inside the image")
+            return decoded(io.BytesIO(content)), int(self.source.labels[index])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"_opened": {}}  # other workers open the files themselves
+
+
+def list_tars(path: Path) -> Listing:
+    """List the images in a tar file, in a folder of tar files, and in tar files inside these."""
+    if path.is_dir():
+        files = sorted(path.glob("*.tar"), key=lambda file: natural_key(file.name))
+        folders = [file.stem for file in files]
+    else:
+        files, folders = [path], [""]
+    if not files or not path.exists():
+        raise UserError(f"{path} is neither a tar file nor a folder of tar files")
+    skipped = Counter[str]()
+    found: list[tuple[str, str, int, int, int]] = []
+    for number, (file, folder) in enumerate(zip(files, folders, strict=True)):
+        try:
+            with tarfile.open(file, "r:") as tar:
+                for class_name, name, offset, size in _images(tar, folder, 0, skipped):
+                    found.append((class_name, name, number, offset, size))
+        except (OSError, tarfile.TarError) as error:
+            raise UserError(f"tar file {file} cannot be read: {error}") from None
+    found.sort(key=lambda image: natural_key(image[1]))
+    classes = sorted({image[0] for image in found}, key=natural_key)
+    labels = {name: label for label, name in enumerate(classes)}
+    return Listing.of(
+        path, classes, ((labels[name], inside) for name, inside, *_ in found), dict(skipped),
+        tars=[str(file) for file in files],
+        places=torch.tensor([place for _, _, *place in found], dtype=torch.int64),
+    )  # fmt: skip
+
+
+def _images(
+    tar: tarfile.TarFile, folder: str, start: int, skipped: Counter[str]
+) -> Iterator[tuple[str, str, int, int]]:
+    """Yield class, path, offset and size of each image of a tar file that begins at `start`."""
+    suffixes = image_suffixes()
+    while member := tar.next():
+        tar.members.clear()  # type: ignore[attr-defined] # they take a kilobyte each
+        path = posixpath.normpath(posixpath.join(folder, member.name))
+        suffix = suffix_of(path)
+        if member.isdir() or any(map(is_hidden, path.split("/"))):
+            continue
+        if not member.isreg():
+            skipped["links"] += 1
+        elif suffix == ".tar":
+            inner = posixpath.splitext(path)[0]
+            with tarfile.open(fileobj=tar.extractfile(member), mode="r:") as nested:
+                yield from _images(nested, inner, start + member.offset_data, skipped)
+        elif suffix not in suffixes or "/" not in path:
+            skipped[suffix if suffix not in suffixes else f"{suffix} in no class folder"] += 1
+        else:
+            name = unicodedata.normalize("NFC", posixpath.basename(posixpath.dirname(path)))
+            yield name, path, start + member.offset_data, member.size

@@ -1,0 +1,386 @@
+"""Which images a data set has, in which classes, and which of them are held out."""
+
+import os
+import tarfile
+import unicodedata
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torchvision.datasets import ImageFolder
+
+from checkpoints.sources import SavedRun
+from config.flags import AugmentConfig, DataConfig
+from datasets import build_data
+from input_pipeline.folders import find_images, list_classes
+from input_pipeline.listing import Listing, held_out, held_out_by_draw
+from input_pipeline.parts import find_parts
+from input_pipeline.tar_files import list_tars
+from runtime.errors import UserError
+
+
+def write(root, *paths):
+    """Image files, or whatever the suffix says, of a few bytes that are the path."""
+    for path in paths:
+        file = root / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(os.fsencode(path))
+
+
+def images(root, counts):
+    for label, (name, count) in enumerate(counts.items()):
+        (root / name).mkdir(parents=True, exist_ok=True)
+        for index in range(count):
+            colour = (20 * label + index, 0, 0)
+            Image.new("RGB", (8, 8), colour).save(root / name / f"{index:02d}.png")
+
+
+def found(listing):
+    """Class and path of each image."""
+    root = listing.root + "/"
+    return [
+        (listing.classes[label], listing[i].removeprefix(root))
+        for i, label in enumerate(listing.labels.tolist())
+    ]
+
+
+def opened(root, saved=None, **flags):
+    config = DataConfig("image_folder", str(root), **flags)
+    return build_data(config, AugmentConfig(), 32, saved=saved)
+
+
+def test_the_order_is_that_of_torchvision(tmp_path):
+    paths = [
+        "b/2.png",
+        "b/10.png",
+        "b/sub/1.png",
+        "b/sub-2/1.png",
+        "b/Z.jpg",
+        "a b/x.PNG",
+        "a/x.jpg",
+    ]
+    write(tmp_path, *paths, "b/sub/deep/q.webp", "B/1.png")
+    theirs = ImageFolder(tmp_path)
+    ours = list_classes(tmp_path)
+    assert ours.classes == theirs.classes
+    assert [(ours[i], int(ours.labels[i])) for i in range(len(ours))] == theirs.samples
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["cat/._0.png", "cat/.hidden/0.png", ".cache/0.png", "cat/@eaDir/0.png/THUMB_M.png"]
+    + ["__MACOSX/cat/0.png", "cat/Thumbs.db", "cat/.ipynb_checkpoints/0-checkpoint.png"]
+    + ["#recycle/0.png", "cat/lost+found/0.png", "$RECYCLE.BIN/a/0.png", ".DS_Store"],
+)
+def test_hidden_files_and_those_of_systems_are_not_images(tmp_path, path):
+    write(tmp_path, "cat/0.png", "dog/0.png", path)
+    listing = list_classes(tmp_path)
+    assert found(listing) == [("cat", "cat/0.png"), ("dog", "dog/0.png")]
+    assert listing.skipped == {}
+    assert find_images([str(tmp_path)]) == [tmp_path / "cat/0.png", tmp_path / "dog/0.png"]
+
+
+def test_folders_of_runs_are_not_classes(tmp_path):
+    write(tmp_path, "cat/0.png", "dog/0.png", "runs/a/curves.png", "out/curves.png")
+    for run in ("runs/a", "out"):
+        (tmp_path / run / ".lock").write_text("process 7 on host\n")
+    assert list_classes(tmp_path).classes == ["cat", "dog"]
+    assert len(find_images([str(tmp_path)])) == 2
+    (tmp_path / "cat/.lock").write_text("of another program")
+    assert len(find_images([str(tmp_path)])) == 2
+
+
+def test_links_are_followed_and_each_folder_counts_once(tmp_path):
+    write(tmp_path, "real/cat/0.png", "real/dog/0.png", "real/dog/sub/1.png", "other/2.png")
+    linked = tmp_path / "linked"
+    linked.mkdir()
+    for name in ("cat", "dog"):
+        (linked / name).symlink_to(tmp_path / "real" / name)
+    inside = [("cat", "cat/0.png"), ("dog", "dog/0.png"), ("dog", "dog/sub/1.png")]
+    assert found(list_classes(linked)) == inside
+    assert len(find_images([str(linked)])) == 3
+    # loops, and links from one class into another, bring no image twice
+    real = tmp_path / "real"
+    for name, target in {"all": "..", "dogs": "../dog", "sub": "../dog/sub", "self": "."}.items():
+        (real / "cat" / name).symlink_to(target)
+    (real / "cat/above").symlink_to("../..")
+    assert found(list_classes(real)) == inside
+    assert len(find_images([str(real)])) == 3
+    (real / "cat/more").symlink_to(tmp_path / "other")
+    (real / "cat/3.png").symlink_to(tmp_path / "other/2.png")
+    assert [path for _, path in found(list_classes(real))][:3] == [
+        "cat/0.png", "cat/3.png", "cat/more/2.png",
+    ]  # fmt: skip
+
+
+def test_every_suffix_that_pillow_reads(tmp_path):
+    suffixes = [
+        "jpg",
+        "JPEG",
+        "jfif",
+        "jpe",
+        "png",
+        "PNG",
+        "webp",
+        "bmp",
+        "tif",
+        "gif",
+        "jp2",
+        "avif",
+    ]
+    write(tmp_path, *(f"cat/{i}.{suffix}" for i, suffix in enumerate(suffixes)), "cat/a.txt")
+    write(tmp_path, "cat/b.txt", "cat/c.json", "cat/movie.mpg", "cat/none", "readme.md", "x.png")
+    listing = list_classes(tmp_path)
+    assert len(listing) == len(suffixes)
+    kinds = {".txt": 2, ".json": 1, ".mpg": 1, "without a suffix": 1}
+    assert listing.skipped == kinds | {".md in no class folder": 1, ".png in no class folder": 1}
+
+
+def test_names_are_compared_in_nfc_and_may_be_any_bytes(tmp_path):
+    composed, decomposed = "caf\u00e9", unicodedata.normalize("NFD", "caf\u00e9")
+    images(tmp_path / "train", {composed: 2, "dog": 2, os.fsdecode(b"b\xe9"): 1})
+    images(tmp_path / "val", {decomposed: 1, "dog": 1, os.fsdecode(b"b\xe9"): 1})
+    data = opened(tmp_path)
+    assert data.classes == [os.fsdecode(b"b\xe9"), composed, "dog"]
+    assert [data.val[i][1] for i in range(3)] == [0, 1, 2]
+    both = tmp_path / "both"
+    images(both, {composed: 2, decomposed: 3, "dog": 1})
+    assert list_classes(both).counts().tolist() == [5, 1]
+
+
+@pytest.mark.parametrize(
+    ("folders", "parts"),
+    [
+        (["Train", "Val"], {"train": "Train", "val": "Val"}),
+        (
+            ["training", "validation", "test"],
+            {"train": "training", "val": "validation", "test": "test"},
+        ),
+        (["Training", "Testing"], {"train": "Training", "test": "Testing"}),
+        (["train", "valid", "test"], {"train": "train", "val": "valid", "test": "test"}),
+        (["training_set", "test_set"], {"train": "training_set", "test": "test_set"}),
+        (["TrainImages", "dev-images"], {"train": "TrainImages", "val": "dev-images"}),
+        (["trainset", "val2017"], {"train": "trainset", "val": "val2017"}),
+        (["freight_train", "express_train", "bus"], {}),
+        (["constrain", "contest", "evaluator", "validator"], {}),
+    ],
+)
+def test_parts_by_the_names_of_folders(tmp_path, folders, parts):
+    for folder in folders:
+        (tmp_path / folder).mkdir()
+    assert {part: path.name for part, path in find_parts(tmp_path).items()} == parts
+
+
+@pytest.mark.parametrize(
+    ("folders", "message"),
+    [
+        (["seg_train", "seg_test"], "which look like parts of a data set"),
+        (["train", "Training", "val"], "holds both .*Training/.* remove one"),
+    ],
+)
+def test_names_that_may_be_parts_are_refused(tmp_path, folders, message):
+    for folder in folders:
+        (tmp_path / folder).mkdir()
+    with pytest.raises(UserError, match=message):
+        find_parts(tmp_path)
+
+
+def test_parts_are_never_classes(tmp_path, caplog):
+    caplog.set_level("INFO")
+    for part in ("Training", "Testing"):
+        images(tmp_path / "a" / part, {"cat": 3, "dog": 3})
+    data = opened(tmp_path / "a")
+    assert (data.classes, len(data.train), len(data.val)) == (["cat", "dog"], 6, 6)
+    assert "2 classes (cat, dog): 6 training images, 6 evaluation images" in caplog.text
+    # a share of the training images leaves test images alone
+    data = opened(tmp_path / "a", val_fraction=0.3)
+    assert (len(data.train) + len(data.val), "Testing is not used" in caplog.text) == (6, True)
+    images(tmp_path / "b", {"cat": 3, "dog": 3, "test": 3})
+    with pytest.raises(UserError, match="holds test but no train/"):
+        opened(tmp_path / "b", val_fraction=0.3)
+    # given as the evaluation folder, it is left out of the training folder
+    images(tmp_path / "b/test", {"cat": 1, "dog": 1})
+    for file in (tmp_path / "b/test").glob("*.png"):
+        file.unlink()
+    data = opened(tmp_path / "b", eval_data_path=str(tmp_path / "b/test"))
+    assert (data.classes, len(data.train), len(data.val)) == (["cat", "dog"], 6, 2)
+    with pytest.raises(UserError, match="holds Testing/, which is no class of"):
+        opened(tmp_path / "a", eval_data_path=str(tmp_path / "b/test"))
+    # in both folders it is the name of a class
+    for part in "xy":
+        images(tmp_path / "c" / part, {"bus": 1, "train": 1})
+    data = opened(tmp_path / "c/x", eval_data_path=str(tmp_path / "c/y"))
+    assert data.classes == ["bus", "train"]
+
+
+def test_a_class_without_evaluation_images_is_told(tmp_path, caplog):
+    images(tmp_path / "train", {"cat": 2, "dog": 2, "emu": 2})
+    images(tmp_path / "val", {"cat": 1, "emu": 1})
+    for folder in (None, "dog"):  # no folder, and an empty one
+        if folder:
+            (tmp_path / "val" / folder).mkdir()
+        data = opened(tmp_path)
+        assert data.classes == ["cat", "dog", "emu"]
+        assert [data.val[i][1] for i in range(2)] == [0, 2]
+        assert "no evaluation images of 1 of the 3 classes: dog" in caplog.text
+        caplog.clear()
+    (tmp_path / "train/fox").mkdir()
+    with pytest.raises(UserError, match="no training images of class fox"):
+        opened(tmp_path)
+
+
+def run_of(*classes):
+    return SavedRun("c.pth", [*classes], {"data_set": "image_folder"})
+
+
+def test_labels_are_those_of_the_checkpoint_by_name(tmp_path, caplog):
+    caplog.set_level("INFO")
+    numbers = [str(number) for number in range(12)]
+    images(tmp_path, dict.fromkeys(numbers, 1))
+    config = DataConfig("image_folder", str(tmp_path))
+
+    def labels(saved):
+        data = build_data(config, AugmentConfig(), 32, with_train=False, saved=saved)
+        return {Path(data.val.name(i)).parent.name: data.val[i][1] for i in range(12)}
+
+    by_text = {name: label for label, name in enumerate(sorted(numbers))}
+    by_number = {name: int(name) for name in numbers}
+    assert labels(None) == by_text
+    assert labels(run_of(*numbers)) == by_number
+    assert labels(run_of(*sorted(numbers))) == by_text
+    assert "sorted as numbers" not in caplog.text
+    assert labels(run_of()) == by_number
+    assert (
+        "c.pth does not name its classes: the folders 0 to 11 are sorted as numbers" in caplog.text
+    )
+    with pytest.raises(
+        UserError, match=r"has 12 classes \(a, b, .*\), without 0, 1, 10, 11, 2, \.\.\."
+    ):
+        labels(run_of(*"abcdefghijkl"))
+    # a resumed training numbers its images by the checkpoint, too
+    images(tmp_path / "p/train", {"cat": 1, "dog": 1})
+    images(tmp_path / "p/val", {"dog": 1})
+    data = opened(tmp_path / "p", run_of("dog", "cat"))
+    assert [data.train[i][1] for i in range(2)] == [1, 0]
+    assert [data.train.labels.tolist(), data.val[0][1]] == [[1, 0], 0]
+    with pytest.raises(UserError, match="no training images of class emu"):
+        opened(tmp_path / "p", run_of("dog", "cat", "emu"))
+
+
+def listing_of(counts, root="/data"):
+    """A listing without files."""
+    paths = [(label, f"{name}/{i:04d}.jpg") for label, (name, n) in enumerate(counts.items())
+             for i in range(n)]  # fmt: skip
+    return Listing.of(root, [*counts], paths, {})
+
+
+def test_a_hash_holds_images_out_and_others_move_none():
+    counts = {"ant": 400, "bee": 300, "cow": 2, "dog": 12}
+    listing = listing_of(counts)
+    chosen = held_out(listing, 0.25)
+    assert sorted(torch.cat((chosen["train"], chosen["val"])).tolist()) == list(range(714))
+    val = {listing[i] for i in chosen["val"]}
+    sizes = [sum(f"/{name}/" in path for path in val) for name in counts]
+    assert sizes[0] == pytest.approx(100, abs=30)
+    assert sizes[1] == pytest.approx(75, abs=26)
+    assert sizes[2] == 1
+    # more images and classes, elsewhere
+    more = listing_of({"aardvark": 50, "ant": 500, "bee": 299, "cow": 2, "dog": 13}, "/moved")
+    again = {more[i].replace("/moved", "/data") for i in held_out(more, 0.25)["val"]}
+    before = set(map(listing.__getitem__, range(len(listing))))
+    both = before & {more[i].replace("/moved", "/data") for i in range(len(more))}
+    assert again & both == val & both
+    with pytest.raises(UserError, match="emu has 1 image: .* leaves none for training"):
+        held_out(listing_of({"ant": 2, "emu": 1}), 0.2)
+
+
+def test_both_sides_have_an_image_of_each_class():
+    listing = listing_of({str(name): 2 + name % 3 for name in range(300)})
+    for fraction in (0.01, 0.9):
+        chosen = held_out(listing, fraction)
+        for indices in chosen.values():
+            assert len(listing.labels[indices].unique()) == 300
+
+
+def test_the_earlier_draw():
+    # NumPy's RandomState(0): permutation(10) begins with 2, 8, permutation(5) with 2
+    listing = listing_of({"ant": 10, "bee": 5})
+    chosen = [listing[i] for i in held_out_by_draw(listing, 0.2)["val"]]
+    assert chosen == ["/data/ant/0002.jpg", "/data/ant/0008.jpg", "/data/bee/0002.jpg"]
+
+
+def test_a_listing_takes_60_bytes_per_image_at_most():
+    listing = listing_of({"ant": 1000})
+    arrays = (listing.ends, listing.labels)
+    assert sum(array.nbytes for array in arrays) <= 60 * 1000
+    assert listing.text.nbytes == 1000 * len("ant/0000.jpg")
+    assert listing[999] == listing[-1] == "/data/ant/0999.jpg"
+    with pytest.raises(IndexError):
+        listing[1000]
+
+
+def as_tar(path, folder, start="."):
+    with tarfile.open(path, "w") as tar:
+        tar.add(folder, start)
+    return path
+
+
+def test_classes_and_places_in_tar_files(tmp_path):
+    images(tmp_path / "a", {"10": 2, "9": 1})
+    write(tmp_path / "a", "9/._00.png", "9/readme.txt", "__MACOSX/x.png")
+    listing = list_tars(as_tar(tmp_path / "train.tar", tmp_path / "a"))
+    assert listing.classes == ["9", "10"]  # as numbers, like timm's reader
+    assert found(replace(listing, root="")) == [
+        ("9", "9/00.png"),
+        ("10", "10/00.png"),
+        ("10", "10/01.png"),
+    ]
+    assert listing.skipped == {".txt": 1}
+    number, offset, size = listing.places[1].tolist()
+    content = Path(listing.tars[number]).read_bytes()[offset : offset + size]
+    assert content == (tmp_path / "a/10/00.png").read_bytes()
+    # a tar file per class, and one that holds tar files
+    (tmp_path / "tars").mkdir()
+    for name in ("10", "9"):
+        as_tar(tmp_path / "tars" / f"{name}.tar", tmp_path / "a" / name)
+    assert found(list_tars(tmp_path / "tars")) == [
+        ("9", "9/00.png"),
+        ("10", "10/00.png"),
+        ("10", "10/01.png"),
+    ]
+    nested = list_tars(as_tar(tmp_path / "nested.tar", tmp_path / "tars"))
+    assert nested.classes == ["9", "10"]
+    number, offset, size = nested.places[-1].tolist()
+    content = Path(nested.tars[number]).read_bytes()[offset : offset + size]
+    assert content == (tmp_path / "a/10/01.png").read_bytes()
+
+
+def test_a_rewritten_tar_file_has_its_new_labels(tmp_path):
+    """Nothing is kept beside the data that could be of the former file."""
+    config = DataConfig("tar", str(tmp_path))
+    for order in (("cat", "dog"), ("dog", "cat")):
+        (tmp_path / "train.tar").unlink(missing_ok=True)
+        images(tmp_path / "-".join(order), dict.fromkeys(order, 2))
+        as_tar(tmp_path / "train.tar", tmp_path / "-".join(order))
+        data = build_data(config, AugmentConfig(), 32, with_val=False).train
+        for index in range(4):
+            image, label = data.read(index)
+            assert (data.classes[label] == order[1]) == (image.getpixel((0, 0))[0] >= 20)
+    assert {path.suffix for path in tmp_path.iterdir()} == {"", ".tar"}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"no tar", "cannot be read"),
+        (b"", "no such images|cannot be read"),
+        (None, "neither a tar file"),
+    ],
+)
+def test_broken_tar_files_are_one_line(tmp_path, content, message):
+    if content is not None:
+        (tmp_path / "x.tar").write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        list_tars(tmp_path / "x.tar")
