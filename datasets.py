@@ -225,9 +225,9 @@ def _common_classes(
         unknown = sorted(set(images.classes) - set(classes))
         if unknown and saved and classes is saved.classes:
             raise UserError(
-                f"checkpoint {saved.source} has {len(classes)} classes ({some(classes)}), without "
-                f"{some(unknown)} of {config.data_path}: to train on, use --finetune with another "
-                "--output_dir"
+                f"checkpoint {saved.source} has {len(classes)} classes ({some(classes)}), the data "
+                f"{len(own)} ({some(own)}), of which {some(unknown)} are not in the checkpoint: to "
+                "train on, use --finetune with another --output_dir"
             )
         if unknown:
             raise UserError(

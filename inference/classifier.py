@@ -1,6 +1,7 @@
 """A trained classifier with its classes and preprocessing, from a checkpoint or exported file."""
 
 import argparse
+import unicodedata
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -34,6 +35,7 @@ class Classifier:
     classes: list[str]
     preprocessing: Preprocessing
     flags: dict[str, Any] = field(default_factory=dict)  # of the run that trained it, if any
+    named: bool = True  # whether the classes have names, or are numbered
 
     @cached_property
     def labels(self) -> list[str]:
@@ -44,7 +46,7 @@ class Classifier:
     def folders(self) -> list[str]:
         """The folder names of the classes: synsets for ImageNet-1K."""
         info = ImageNetInfo()
-        is_imagenet = self.classes == numbered_classes(info.num_classes())
+        is_imagenet = not self.named and len(self.classes) == info.num_classes()
         return info.label_names() if is_imagenet else self.classes
 
     def inputs(self, files: list[Path]) -> torch.Tensor:
@@ -54,7 +56,7 @@ class Classifier:
     def truth(self, files: list[Path]) -> torch.Tensor | None:
         """Return labels by the files' folder names; None if one of them is not a class."""
         index = {name: label for label, name in enumerate(self.folders)}
-        labels = [index.get(file.parent.name) for file in files]
+        labels = [index.get(unicodedata.normalize("NFC", file.parent.name)) for file in files]
         return None if None in labels else torch.tensor(labels)
 
 
@@ -96,11 +98,13 @@ def load_classifier(
     if input_size is None and "input_size" not in flags and cfg:
         input_size = cfg.input_size[-1]
     config = replace(config, input_size=input_size or config.input_size)
-    names = classes_in(checkpoint, path) or numbered_classes(num_classes)
+    known = classes_in(checkpoint, path)
+    names = known or numbered_classes(num_classes)
     if len(names) != num_classes:
         raise UserError(f"checkpoint {path}: its classes are not a list of {num_classes} names")
     preprocessing = preprocessing_of(flags, config.input_size, path)
-    return Classifier(accelerate(network.eval()), config, names, preprocessing, flags)
+    network = accelerate(network.eval())
+    return Classifier(network, config, names, preprocessing, flags, named=bool(known))
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -121,7 +125,8 @@ def untrained_classifier(network: nn.Module, model: str, input_size: int) -> Cla
     """Return a network with the default preprocessing and numbered classes."""
     config = ModelConfig(model=model, input_size=input_size)
     classes = numbered_classes(network.num_classes)  # type: ignore[arg-type]
-    return Classifier(network, config, classes, Preprocessing(input_size, *mean_std(DataConfig())))
+    view = Preprocessing(input_size, *mean_std(DataConfig()))
+    return Classifier(network, config, classes, view, named=False)
 
 
 def _exported_classifier(path: Path, model: str, ema: bool, input_size: int | None) -> Classifier:

@@ -45,10 +45,7 @@ class ImageSet(Dataset[Sample]):
         return len(self)
 
     def read(self, index: int) -> tuple[Any, int]:
-        """Return an image, as the transform takes it, and its label in the source.
-
-        Raises UserError if it is unreadable.
-        """
+        """Return an image, as the transform takes it, and its label; UserError if unreadable."""
         raise NotImplementedError
 
     def name(self, index: int) -> str:
@@ -64,12 +61,12 @@ class ImageSet(Dataset[Sample]):
                 self.labels = torch.tensor(self._numbers, dtype=torch.int32)[self.labels]
             self.classes = classes
 
+    def numbered(self, label: int) -> int:
+        """Return a label of the source as a label of this set."""
+        return self._numbers[label] if self._numbers else label
+
     def __getitem__(self, index: int) -> Sample:
         image, label = self.read(index)
-        if self.labels is not None:
-            label = int(self.labels[index])
-        elif self._numbers:
-            label = self._numbers[label]
         return self.transform(image), label
 
 
@@ -115,7 +112,7 @@ class ListedImages(ImageSet):
     def read(self, index: int) -> tuple[Any, int]:
         # FastCrop takes JPEGs that are not decoded yet
         load = load_lazily if crops_fast(self.transform) else load_image
-        return load(self.source[index]), int(self.source.labels[index])
+        return load(self.source[index]), self.numbered(int(self.source.labels[index]))
 
     def name(self, index: int) -> str:
         return self.source[index]
@@ -126,7 +123,8 @@ class TorchvisionImages(ImageSet):
 
     def read(self, index: int) -> tuple[Any, int]:
         with readable(self.name(index)):
-            return self.source[index]
+            image, label = self.source[index]
+        return image, self.numbered(label)
 
 
 class Part(ImageSet):
@@ -136,6 +134,10 @@ class Part(ImageSet):
         labels = None if whole.labels is None else whole.labels[indices]
         super().__init__(indices, whole.transform, whole.classes, labels)
         self.whole, self.needs_fork = whole, whole.needs_fork
+
+    def number_by(self, classes: list[str]) -> None:
+        super().number_by(classes)
+        self.whole.number_by(classes)
 
     def read(self, index: int) -> tuple[Any, int]:
         return self.whole.read(int(self.source[index]))

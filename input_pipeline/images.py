@@ -32,6 +32,7 @@ def image_suffixes() -> frozenset[str]:
 
     Without those that it only recognises, and without PostScript, which would run Ghostscript.
     """
+    Image.preinit()  # the usual formats first: Image.open tries them in this order
     Image.init()
     readers = {
         name

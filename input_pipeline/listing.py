@@ -5,8 +5,9 @@ import logging
 import os
 import unicodedata
 from array import array
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -77,11 +78,27 @@ class Listing:
     def __getitem__(self, index: int) -> str:
         return os.path.join(self.root, os.fsdecode(self.path(index)))
 
+    @cached_property
+    def _views(self) -> tuple[memoryview, np.ndarray]:
+        # an item of these takes much less time than one of a tensor
+        return self.text.numpy().data, self.ends.numpy()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # tensors are shared with spawned processes, views would be copied
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
     def path(self, index: int) -> bytes:
         """Return the path of an image relative to the root."""
         index = range(len(self))[index]
-        start = int(self.ends[index - 1]) if index else 0
-        return self.text[start : int(self.ends[index])].numpy().tobytes()
+        text, ends = self._views
+        return bytes(text[ends[index - 1] if index else 0 : ends[index]])
+
+    def paths(self) -> Iterator[bytes]:
+        """Yield all paths relative to the root."""
+        (text, ends), start = self._views, 0
+        for end in map(int, ends):
+            yield bytes(text[start:end])
+            start = end
 
     def counts(self) -> Tensor:
         """Return the number of images per class."""
@@ -90,7 +107,7 @@ class Listing:
 
 def listed_once(make: Callable[[], Listing], context: DistributedContext) -> Listing:
     """Return make() of one process per machine; UserError if machines find different images."""
-    listing = Listing(**shared_on_machine(lambda: vars(make()), context))
+    listing = Listing(**shared_on_machine(lambda: make().__getstate__(), context))
     found = all_gather((len(listing), hashlib.blake2b(listing.text.numpy().data).digest()), context)
     if len(set(found)) > 1:
         counts = " and ".join(str(count) for count, _ in sorted(set(found)))
@@ -114,8 +131,7 @@ def held_out(listing: Listing, fraction: float) -> dict[str, Tensor]:
             "leaves none for training"
         )
     digests = b"".join(
-        hashlib.blake2b(_in_nfc(listing.path(i)), digest_size=8).digest()
-        for i in range(len(listing))
+        hashlib.blake2b(_in_nfc(path), digest_size=8).digest() for path in listing.paths()
     )
     hashes, labels = np.frombuffer(digests, dtype=">u8"), listing.labels.numpy()
     chosen = hashes < fraction * 2**64
@@ -133,8 +149,8 @@ def held_out_by_draw(listing: Listing, fraction: float) -> dict[str, Tensor]:
 
     It knows the suffixes of that time only; other images are for training.
     """
-    suffixes = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif")
-    known = [i for i in range(len(listing)) if listing[i].lower().endswith(suffixes)]
+    suffixes = tuple(b".jpg .jpeg .png .ppm .bmp .pgm .tif .tiff .webp .gif".split())
+    known = [i for i, path in enumerate(listing.paths()) if path.lower().endswith(suffixes)]
     chosen = torch.zeros(len(listing), dtype=torch.bool)
     for indices in torch.tensor(known).split(torch.bincount(listing.labels[known]).tolist()):
         if len(indices):

@@ -41,7 +41,7 @@ class TarImages(ListedImages):
             content = os.pread(self._opened[path].fileno(), size, offset)
             if len(content) < size:
                 raise OSError("the tar file ends inside the image")
-            return decoded(io.BytesIO(content)), int(self.source.labels[index])
+            return decoded(io.BytesIO(content)), self.numbered(int(self.source.labels[index]))
 
     def __getstate__(self) -> dict[str, Any]:
         return vars(self) | {"_opened": {}}  # other workers open the files themselves

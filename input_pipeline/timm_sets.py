@@ -33,7 +33,7 @@ class ReaderImages(ImageSet):
     def read(self, index: int) -> tuple[Any, int]:
         with readable(self.name(index)):
             file, label = self.source[index]
-            return decoded(file), label
+            return decoded(file), self.numbered(label)
 
     def name(self, index: int) -> str:
         return str(self.source.filename(index) or index)

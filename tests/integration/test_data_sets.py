@@ -208,7 +208,7 @@ def test_hugging_face(network, digits, tmp_path):
         ("imnet", "--data_set imnet: choose one of IMNET, image_folder"),
         ("tfds/mnist", "--data_set tfds/mnist needs a package"),
         ("torch/nothing", "--data_set torch/nothing cannot be stored in --data_path"),
-        ("tar", "No .tar files found"),
+        ("tar", "neither a tar file nor a folder of tar files"),
         ("wds/", "--train_split 'train-{000..099}.tar|50000'"),
     ],
 )

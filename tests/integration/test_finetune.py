@@ -1,6 +1,7 @@
 """Fine-tuning on one's own folder, from a checkpoint of other classes."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -43,7 +44,8 @@ def test_recipe_on_one_folder(ten_digits, drawings, tmp_path, capsys):
     run(*flags, "--finetune", ten_digits)
     out = capsys.readouterr().out
     assert "model hornet_atto_7x7, as" in out
-    assert "12 of the 60 images of" in out
+    held_out = re.search(r"(\d+) of the 60 images of", out)[1]
+    assert 6 <= int(held_out) <= 18
     assert "a new head: 10 classes in the file, 3 here" in out
     assert "learning rate 0.00025 for a total batch of 32" in out
     assert "no mixup" in out
@@ -55,7 +57,7 @@ def test_recipe_on_one_folder(ten_digits, drawings, tmp_path, capsys):
     # evaluated again, on the same held-out images
     record = json.loads((tmp_path / "log.txt").read_text().splitlines()[-1])
     run(*flags, "--eval", "true", "--resume", tmp_path / "checkpoint-1.pth")
-    assert f"test on 12 images: top-1 {record['test_acc1']:.2f}%" in capsys.readouterr().out
+    assert f"test on {held_out} images: top-1 {record['test_acc1']:.2f}%" in capsys.readouterr().out
     # and continued by the same command, where the start weights are gone
     run(*flags, "--epochs", "3", "--finetune", "gone.pth")
     assert "checkpoint-1.pth at epoch 2" in capsys.readouterr().out

@@ -203,7 +203,7 @@ def test_checkpoint_of_other_classes_is_not_evaluated(flags, tmp_path, monkeypat
     evaluation = ["--data_path", tmp_path / "val", "--eval", "true"]
     path = tmp_path / "checkpoint-0.pth"
     message = fail(monkeypatch, *flags, *evaluation, "--resume", path)
-    assert "has 3 classes (0, 3, 7, ...), the data 3 (3, 7, zero, ...)" in message
+    assert "has 3 classes (0, 3, 7), the data 3 (3, 7, zero), of which zero are not" in message
     state = read_checkpoint(path)
     del state["classes"]
     shutil.copytree(tmp_path / "val/val/3", tmp_path / "val/val/4")
@@ -409,7 +409,7 @@ def test_damaged_and_foreign_checkpoints(flags, tmp_path, monkeypatch):
     state = read_checkpoint(path)
     save_checkpoint(state | {"classes": ["a", "b"]}, tmp_path / "other.pth")
     message = fail(monkeypatch, *flags, "--resume", tmp_path / "other.pth")
-    assert "has 2 classes (a, b, ...), the data 3 (0, 3, 7, ...)" in message
+    assert "has 2 classes (a, b), the data 3 (0, 3, 7)" in message
     path.write_bytes(whole[: len(whole) // 2])
     assert "cannot be read" in fail(monkeypatch, *flags, "--resume", path)
     save_checkpoint({"model": state["model"]}, path)

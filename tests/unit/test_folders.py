@@ -11,13 +11,15 @@ import torch
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
-from checkpoints.sources import SavedRun
+from checkpoints.sources import SavedRun, continued
+from config.command_line import parse_args
 from config.flags import AugmentConfig, DataConfig
 from datasets import build_data
 from input_pipeline.folders import find_images, list_classes
 from input_pipeline.listing import Listing, held_out, held_out_by_draw
 from input_pipeline.parts import find_parts
 from input_pipeline.tar_files import list_tars
+from runtime.distributed import SINGLE_PROCESS
 from runtime.errors import UserError
 
 
@@ -256,7 +258,7 @@ def test_labels_are_those_of_the_checkpoint_by_name(tmp_path, caplog):
         "c.pth does not name its classes: the folders 0 to 11 are sorted as numbers" in caplog.text
     )
     with pytest.raises(
-        UserError, match=r"has 12 classes \(a, b, .*\), without 0, 1, 10, 11, 2, \.\.\."
+        UserError, match=r"has 12 classes \(a, b, .*\), the data 12 .* of which 0, 1, 10, 11, 2"
     ):
         labels(run_of(*"abcdefghijkl"))
     # a resumed training numbers its images by the checkpoint, too
@@ -309,6 +311,25 @@ def test_the_earlier_draw():
     listing = listing_of({"ant": 10, "bee": 5})
     chosen = [listing[i] for i in held_out_by_draw(listing, 0.2)["val"]]
     assert chosen == ["/data/ant/0002.jpg", "/data/ant/0008.jpg", "/data/bee/0002.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "choice"),
+    [
+        ({"val_fraction": 0.2}, "draw"),  # a run from before the flag
+        ({"val_fraction": 0.2, "val_choice": "draw"}, "draw"),
+        ({"val_fraction": 0.2, "val_choice": "hash"}, "hash"),
+        ({}, "hash"),  # the release's, which held nothing out
+    ],
+)
+def test_a_continued_run_keeps_its_held_out_images(tmp_path, flags, choice):
+    torch.save({"model": {}, "args": flags}, tmp_path / "checkpoint-0.pth")
+    command = ["--val_fraction", "0.2", "--model", "hornet_tiny_7x7"]
+    for resumes in (["--output_dir", str(tmp_path)], ["--resume", f"{tmp_path}/checkpoint-0.pth"]):
+        config, saved = continued(parse_args([*command, *resumes]), SINGLE_PROCESS)
+        assert (config.data.val_choice, saved.flags) == (choice, flags)
+    new, saved = continued(parse_args(command), SINGLE_PROCESS)
+    assert (new.data.val_choice, saved) == ("hash", None)
 
 
 def test_a_listing_takes_60_bytes_per_image_at_most():
