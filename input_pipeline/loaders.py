@@ -5,6 +5,7 @@ augmentation of an image depends on seed, epoch and index. So a run can resume i
 any world size and number of workers, at `position`: the images that all ranks have used.
 """
 
+import gc
 import multiprocessing
 import random
 from collections.abc import Iterator
@@ -182,6 +183,11 @@ class _Loader(DataLoader):
             return super().__iter__()
 
 
+def _start_worker(_: int) -> None:
+    ignore_signals_in_worker()
+    gc.freeze()  # garbage collection would write to, and so copy, what is shared with the parent
+
+
 def _loader(
     images: Images,
     source: Dataset,
@@ -200,6 +206,6 @@ def _loader(
         persistent_workers=persistent and config.num_workers > 0,
         pin_memory=config.pin_mem and context.device.type == "cuda",
         multiprocessing_context="fork" if images.needs_fork and config.num_workers else None,
-        worker_init_fn=ignore_signals_in_worker,
+        worker_init_fn=_start_worker,
         **options,
     )

@@ -90,7 +90,7 @@ def signals_blocked() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def ignore_signals_in_worker(_: int) -> None:
+def ignore_signals_in_worker() -> None:
     """Keep a loader worker alive when its process group is signalled: the last step needs it."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)

@@ -1,5 +1,6 @@
 """Folders, transforms, shards and loaders."""
 
+import gc
 import multiprocessing
 import os
 import random
@@ -350,7 +351,8 @@ def test_augmentation_follows_from_seed_epoch_and_image(workers):
 
 class Processes(Numbers):
     def __getitem__(self, index):
-        return torch.tensor([random.random(), os.getpid()], dtype=torch.float64)
+        values = [random.random(), os.getpid(), gc.get_freeze_count()]
+        return torch.tensor(values, dtype=torch.float64)
 
 
 @pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
@@ -368,6 +370,7 @@ def test_workers_live_through_epochs(method):
     assert pids[0] == pids[1] == pids[2]
     assert len(pids[0]) == 2
     assert os.getpid() not in pids[0]
+    assert epochs[0][:, 2].min() > 0  # garbage collection does not copy the parent's objects
     by_hand = TrainLoader(Processes(), replace(config, num_workers=0), context(), NO_BAD)
     for values, place in zip(epochs, ((0, 0), (1, 0), (1, 8)), strict=True):
         assert torch.equal(values[:, 0], torch.cat(list(by_hand.batches(*place)))[:, 0])
