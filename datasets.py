@@ -22,6 +22,7 @@ from input_pipeline.image_sets import (
     TorchvisionImages,
     spread_evenly,
 )
+from input_pipeline.images import Decoding
 from input_pipeline.listing import held_out, held_out_by_draw, listed_once
 from input_pipeline.parts import find_parts
 from input_pipeline.tar_files import TarImages, list_tars
@@ -97,6 +98,14 @@ def build_data(
     return Data(parts.get("train"), parts.get("val"), classes)
 
 
+def decoding_of(config: DataConfig) -> Decoding:
+    """Return how the image files of a data set are decoded: published ones as by the release."""
+    turns = config.exif_orientation
+    if turns is None:
+        turns = config.data_set in ("image_folder", "tar")
+    return Decoding(turns, None if config.background == "none" else config.background)
+
+
 def fetch_data(config: DataConfig, context: DistributedContext = SINGLE_PROCESS) -> None:
     """Download or write to data_path, once per machine, the data sets that need no preparation."""
     name, path = config.data_set, config.data_path
@@ -123,6 +132,7 @@ def _open_folders(
     config: DataConfig, transforms: dict[str, Any], context: DistributedContext
 ) -> dict[str, ImageSet]:
     train, val = _find_folders(config, [*transforms])
+    decoding = decoding_of(config)
     if train == val and config.val_fraction:
         listing = listed_once(partial(list_classes, train), context)
         choose = held_out if config.val_choice == "hash" else held_out_by_draw
@@ -130,7 +140,7 @@ def _open_folders(
         logger.info("%d of the %d images of %s are held out for evaluation",
                     len(chosen["val"]), len(listing), train)  # fmt: skip
         return {
-            part: Part(ListedImages(listing, transform), chosen[part])
+            part: Part(ListedImages(listing, transform, decoding), chosen[part])
             for part, transform in transforms.items()
         }
     opened: dict[str, ImageSet] = {}
@@ -138,7 +148,7 @@ def _open_folders(
     for part, folder, leave_out in (("train", train, val), ("val", val, None)):
         if part in transforms:
             listing = listed_once(partial(list_classes, folder, leave_out), context)
-            opened[part] = ListedImages(listing, transforms[part])
+            opened[part] = ListedImages(listing, transforms[part], decoding)
     return opened
 
 
@@ -191,7 +201,7 @@ def _open_tars(
         file = Path(config.data_path) / f"{part}.tar"
         path = file if file.is_file() else file.with_suffix("")
         listing = listed_once(partial(list_tars, path), context)
-        opened[part] = TarImages(listing, transform)
+        opened[part] = TarImages(listing, transform, decoding_of(config))
     return opened
 
 

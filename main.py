@@ -91,6 +91,8 @@ def train(
                 batches = loader.batches(epoch, progress.position)
                 with saver.reporting(loader):
                     metrics = train_one_epoch(state, setup, batches, trackers, saver.save_or_stop)
+                if context.is_main or not folder.config.output_dir:  # then each has a list
+                    unreadable.tell()
                 results, best = evaluate_epoch(state, setup, evaluation, saver.save_or_stop)
                 state.end_epoch()
                 record = {f"train_{name}": value for name, value in metrics.items()} | results

@@ -10,6 +10,7 @@ from dataclasses import Field, fields
 from typing import Any
 
 from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, set_parsing_settings
+from PIL import ImageColor
 
 from config.flags import SECTIONS, Config
 from runtime.errors import UserError
@@ -122,6 +123,14 @@ def _check(config: Config) -> None:
             raise UserError(f"--{name} {flat[name]}: give the smaller number first, above 0")
     if flat["cutmix_minmax"] and flat["cutmix_minmax"][1] > 1:
         raise UserError(f"--cutmix_minmax {flat['cutmix_minmax']}: fractions, at most 1")
+    if flat["background"] != "none":
+        try:
+            ImageColor.getrgb(flat["background"])
+        except ValueError:
+            raise UserError(
+                f"--background {flat['background']}: give a colour such as white or '#808080', or "
+                "none"
+            ) from None
     try:
         re.compile(flat["freeze"])
     except re.error as error:

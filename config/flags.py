@@ -101,6 +101,12 @@ class DataConfig:
     """Loader workers per training process; 0 loads in the training process itself."""
     pin_mem: bool = True
     """Page-locked host memory, for faster copies to a GPU."""
+    exif_orientation: bool | None = None
+    """Turn images as their EXIF metadata say. If not given: for image_folder and tar, but not for
+    published data sets, so that published accuracies hold. Not for data sets with a prefix."""
+    background: str = "white"
+    """Colour under transparent pixels, as a name or '#808080'; none drops the transparency, as the
+    original release did. Not for CIFAR and data sets with a prefix."""
     imagenet_default_mean_and_std: bool = True
     """Normalise by ImageNet's mean and standard deviation; false: by 0.5 and 0.5 (Inception)."""
     nb_classes: int = 1000

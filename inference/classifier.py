@@ -18,7 +18,6 @@ from checkpoints.sources import local_file, model_of
 from config.flags import DataConfig, ModelConfig
 from inference.exported import FORMATS, Exported
 from inference.preprocessing import Preprocessing, preprocessing_of
-from input_pipeline.images import load_image
 from input_pipeline.transforms import mean_std
 from models import accelerate, checkpoint_filter_fn
 from runtime.errors import UserError
@@ -51,7 +50,8 @@ class Classifier:
 
     def inputs(self, files: list[Path]) -> torch.Tensor:
         """Return preprocessed images (N, 3, S, S); UserError for an unreadable file."""
-        return torch.stack([self.preprocessing.transform(load_image(str(f))) for f in files])
+        view = self.preprocessing
+        return torch.stack([view.transform(view.load(file)) for file in files])
 
     def truth(self, files: list[Path]) -> torch.Tensor | None:
         """Return labels by the files' folder names; None if one of them is not a class."""

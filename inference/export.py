@@ -75,7 +75,8 @@ def _write(classifier: Classifier, path: Path, options: Options) -> dict[str, fl
     dtype = "float32" if options.dtype == "int8" else options.dtype
     side = view.input_size
     facts = Facts(name, classifier.labels, side, list(view.mean), list(view.std), view.crop_pct,
-                  options.dtype, options.batch_size, options.any_size)  # fmt: skip
+                  options.dtype, options.batch_size, options.any_size,
+                  view.decoding.exif_orientation, view.decoding.background)  # fmt: skip
     ready = models.plain(copy.deepcopy(classifier.model))
     if options.folds:
         ready = reparameterize_model(ready, inplace=True)

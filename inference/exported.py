@@ -14,9 +14,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import ImageColor
 from torch import Tensor, nn
 
 from inference.preprocessing import Preprocessing
+from input_pipeline.images import Decoding
 from runtime.errors import MissingPackageError, UserError, reason_of
 
 FORMATS = {"onnx": ".onnx", "torchscript": ".torchscript", "exported": ".pt2", "openvino": ".xml"}
@@ -36,6 +38,8 @@ class Facts:
     dtype: str
     batch_size: int | None  # images per run; None for any number
     any_size: bool = False  # whether images may have any height and width
+    exif_orientation: bool = True
+    background: str | None = "white"
 
     def dumps(self) -> str:
         return json.dumps(asdict(self))
@@ -49,7 +53,11 @@ class Facts:
             raise ValueError(f"its batch size is {size!r}")
         if max(self.mean) > 9:
             raise ValueError(f"its mean is {self.mean}")
-        return Preprocessing(self.input_size, tuple(self.mean), tuple(self.std), self.crop_pct)
+        decoding = Decoding(bool(self.exif_orientation), self.background)
+        if self.background is not None:
+            ImageColor.getrgb(self.background)
+        mean, std = tuple(self.mean), tuple(self.std)
+        return Preprocessing(self.input_size, mean, std, self.crop_pct, decoding)
 
 
 class Exported(nn.Module):

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from inference import insight
 from inference.classifier import Classifier
-from input_pipeline.images import load_image
 from models import HorNet, plain
 from runtime.errors import UserError
 
@@ -137,7 +136,7 @@ def draw_predictions(classifier: Classifier, files: list[Path]) -> Figure:
     # the files are sorted by class: an even spread shows every class
     shown = wrong + spread(right, grid.size - len(wrong))
     for axes, index in zip(grid.flat, shown, strict=False):
-        axes.imshow(load_image(str(files[index])))
+        axes.imshow(classifier.preprocessing.load(files[index]))
         title = f"{names[found[index]]} (true {names[truth[index]]})"
         axes.set_title(title, color="red" if index in wrong else "black", fontsize=8)
     figure.suptitle(f"{len(wrong)} mistakes in {len(files)} test images")

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
+from PIL import Image, ImageColor
 
 from config.flags import DataConfig
+from input_pipeline.images import AS_RELEASED, Decoding, load_image
 from input_pipeline.transforms import CROP_PCT, eval_transform, is_warped, mean_std
 from runtime.errors import UserError
 
@@ -23,6 +24,7 @@ class Preprocessing:
     std: tuple[float, ...]
     # visible fraction of the short side, CROP_PCT by default; None if the image is warped
     crop_pct: float | None = None
+    decoding: Decoding = Decoding()
 
     def __post_init__(self) -> None:
         if type(self.input_size) is not int or self.input_size < 1:
@@ -33,6 +35,10 @@ class Preprocessing:
             raise ValueError(f"crop_pct {self.crop_pct}")
         crop_pct = None if is_warped(self.input_size) else self.crop_pct or CROP_PCT
         object.__setattr__(self, "crop_pct", crop_pct)
+
+    def load(self, file: Path) -> Image.Image:
+        """Read an image as it is shown to people; UserError if it is unreadable."""
+        return load_image(str(file), self.decoding)
 
     @cached_property
     def transform(self) -> Callable[[Image.Image], torch.Tensor]:
@@ -48,7 +54,7 @@ def preprocessing_of(flags: dict[str, Any], size: int, path: Path) -> Preprocess
         mean = tuple(map(float, flags.get("mean") or mean))
         std = tuple(map(float, flags.get("std") or std))
         crop_pct = float(flags.get("crop_pct") or CROP_PCT)
-        preprocessing = Preprocessing(size, mean, std, crop_pct)
+        preprocessing = Preprocessing(size, mean, std, crop_pct, _decoding_of(flags))
         if (flags.get("crop_mode") or mode) != mode:
             raise ValueError(
                 f"crop_mode {flags['crop_mode']} at {size} pixels, which this project does not have"
@@ -60,3 +66,16 @@ def preprocessing_of(flags: dict[str, Any], size: int, path: Path) -> Preprocess
     except (TypeError, ValueError) as error:
         raise UserError(f"checkpoint {path}: its images cannot be prepared: {error}") from None
     return preprocessing
+
+
+def _decoding_of(flags: dict[str, Any]) -> Decoding:
+    """Return how a run decoded people's own images; without such a run, the default."""
+    if flags.get("data_set") not in ("image_folder", "tar"):
+        return Decoding()
+    if "exif_orientation" not in flags:  # a run of the release, or from before the flag
+        return AS_RELEASED
+    turns, background = flags["exif_orientation"] is not False, str(flags.get("background"))
+    if background == "none":
+        return Decoding(turns, None)
+    ImageColor.getrgb(background)  # a ValueError if it is no colour
+    return Decoding(turns, background)

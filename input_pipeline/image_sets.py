@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset, IterableDataset
 
-from input_pipeline.images import load_image, load_lazily, readable
+from input_pipeline.images import AS_RELEASED, Decoding, load_image, load_lazily, readable
 from input_pipeline.listing import Listing
 from input_pipeline.transforms import crops_fast
 from input_pipeline.unreadable import UnreadableImages
@@ -106,13 +106,15 @@ Images = ImageSet | ImageStream
 class ListedImages(ImageSet):
     """The images of a listing, here files."""
 
-    def __init__(self, listing: Listing, transform: Any) -> None:
+    def __init__(self, listing: Listing, transform: Any, decoding: Decoding = AS_RELEASED) -> None:
         super().__init__(listing, transform, listing.classes, listing.labels)
+        self.decoding = decoding
 
     def read(self, index: int) -> tuple[Any, int]:
         # FastCrop takes JPEGs that are not decoded yet
         load = load_lazily if crops_fast(self.transform) else load_image
-        return load(self.source[index]), self.numbered(int(self.source.labels[index]))
+        image = load(self.source[index], self.decoding)
+        return image, self.numbered(int(self.source.labels[index]))
 
     def name(self, index: int) -> str:
         return self.source[index]

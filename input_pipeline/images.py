@@ -1,9 +1,8 @@
 """Image files -> images: exactly as Pillow does, or faster and approximately."""
 
+import io
 import os
 import stat
-import tarfile
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -13,14 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageFile
+from PIL import ExifTags, Image, ImageFile, PngImagePlugin
 
-from runtime.errors import UserError
+from runtime.errors import UserError, reason_of
 
 with suppress(ImportError):  # HEIC, if its plug-in is installed
     from pillow_heif import register_heif_opener
 
     register_heif_opener()
+
+# a single text or profile in a PNG may be as large as all of them together, 64 MB
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
 
 MOST_ASPECT = 4000  # longer images would take gigabytes when their short side is enlarged
 MOST_PIXELS = 50_000_000  # larger JPEGs are read by Pillow, with its warnings
@@ -43,11 +45,33 @@ def image_suffixes() -> frozenset[str]:
     return frozenset(s for s, name in Image.registered_extensions().items() if name in readers)
 
 
-def load_image(path: str) -> Image.Image:
+@dataclass(frozen=True)
+class Decoding:
+    """How a file becomes an image as people see it; the release does neither."""
+
+    exif_orientation: bool = True
+    """Turn the image as its EXIF metadata say."""
+    background: str | None = "white"
+    """Colour, as Pillow names it, under transparent pixels; None drops the transparency."""
+
+
+AS_RELEASED = Decoding(exif_orientation=False, background=None)
+_TURNS = {  # by the EXIF orientation
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def load_image(path: str, decoding: Decoding = Decoding()) -> Image.Image:  # noqa: B008 - frozen
     """Read an image file in RGB (the first frame of an animation); UserError if unreadable."""
     with readable(path):
         _check_regular(path)
-        return decoded(path)
+        return decoded(path, decoding)
 
 
 @contextmanager
@@ -55,21 +79,45 @@ def readable(name: str) -> Iterator[None]:
     """Turn errors of Pillow and of files into a UserError about the image `name`."""
     try:
         yield
-    except (OSError, ValueError, SyntaxError, tarfile.TarError, zlib.error) as error:
-        raise UserError(f"image {name} cannot be read: {error}") from None
+    except UserError:
+        raise
     except Image.DecompressionBombError as error:
         raise UserError(f"image {name} is too large: {error}") from None
+    except Exception as error:  # Pillow's plug-ins raise many types for damaged files
+        raise UserError(f"image {name} cannot be read: {reason_of(error)}") from None
 
 
-def decoded(file: Any) -> Image.Image:
+def decoded(file: Any, decoding: Decoding) -> Image.Image:
     """Like load_image, for a path or an open file, with Pillow's errors."""
     with Image.open(file) as image:
         if max(image.size) > MOST_ASPECT * min(image.size):
             raise ValueError(f"{image.width} x {image.height} pixels")
-        if image.mode.startswith("I"):  # 16 bits, which Pillow would clip at 255
-            levels = np.asarray(image).astype(np.float32) / 257
-            return Image.fromarray(levels.clip(0, 255).round().astype(np.uint8)).convert("RGB")
+        image.load()  # Pillow turns TIFFs itself, and removes their orientation
+        found = _in_rgb(image, decoding.background)
+        turn = _TURNS.get(_orientation(image)) if decoding.exif_orientation else None
+        return found if turn is None else found.transpose(turn)
+
+
+def _in_rgb(image: Image.Image, background: str | None) -> Image.Image:
+    # Pillow would clip values above 255
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
+        levels = np.asarray(image).astype(np.float32) / 257
+        return Image.fromarray(levels.clip(0, 255).round().astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        raise ValueError(
+            "its pixels are 32-bit numbers of an unknown range: convert it to 8 or 16 bits"
+        )
+    if background is None or not image.has_transparency_data:
         return image.convert("RGB")
+    under = Image.new("RGBA", image.size, background)
+    return Image.alpha_composite(under, image.convert("RGBA")).convert("RGB")
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # damaged metadata of a sound image
+        return 1
 
 
 def _check_regular(path: str) -> None:
@@ -85,6 +133,7 @@ class Jpeg:
     data: bytes
     height: int
     width: int
+    decoding: Decoding
 
     def decode(self, height: int, width: int) -> np.ndarray:
         """Decode the whole image (H, W, 3), reduced to no less than height x width."""
@@ -96,11 +145,11 @@ class Jpeg:
             )
         except ValueError:  # Pillow reads some files that simplejpeg refuses
             with readable(self.path):
-                return np.asarray(decoded(self.path))
+                return np.asarray(decoded(self.path, self.decoding))
 
 
-def load_lazily(path: str) -> Jpeg | Image.Image:
-    """Like load_image, but JPEGs of the usual kind are not decoded."""
+def load_lazily(path: str, decoding: Decoding = AS_RELEASED) -> Jpeg | Image.Image:
+    """Like load_image, but upright JPEGs of the usual kind are not decoded."""
     import simplejpeg
 
     with readable(path):
@@ -109,9 +158,17 @@ def load_lazily(path: str) -> Jpeg | Image.Image:
         with suppress(ValueError):
             height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
             usual = max(height, width) <= MOST_ASPECT * min(height, width)
-            if usual and height * width <= MOST_PIXELS and colours in ("YCbCr", "Gray"):
-                return Jpeg(path, data, height, width)
-        return decoded(path)
+            usual &= height * width <= MOST_PIXELS and colours in ("YCbCr", "Gray")
+            if usual and (not decoding.exif_orientation or _is_upright(data)):
+                return Jpeg(path, data, height, width, decoding)
+        return decoded(path, decoding)
+
+
+def _is_upright(data: bytes) -> bool:
+    if b"Exif\0" not in data[:65536]:
+        return True
+    with Image.open(io.BytesIO(data)) as image:  # reads the metadata only
+        return _orientation(image) == 1
 
 
 _OPENCV_NAMES = dict(nearest="NEAREST", bilinear="LINEAR", bicubic="CUBIC", lanczos="LANCZOS4")

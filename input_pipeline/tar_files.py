@@ -19,7 +19,7 @@ from timm.utils.misc import natural_key
 
 from input_pipeline.folders import is_hidden, suffix_of
 from input_pipeline.image_sets import ListedImages
-from input_pipeline.images import decoded, image_suffixes, readable
+from input_pipeline.images import Decoding, decoded, image_suffixes, readable
 from input_pipeline.listing import Listing
 from runtime.errors import UserError
 
@@ -27,8 +27,8 @@ from runtime.errors import UserError
 class TarImages(ListedImages):
     """Images in tar files."""
 
-    def __init__(self, listing: Listing, transform: Any) -> None:
-        super().__init__(listing, transform)
+    def __init__(self, listing: Listing, transform: Any, decoding: Decoding) -> None:
+        super().__init__(listing, transform, decoding)
         self._opened: dict[str, BinaryIO] = {}
 
     def read(self, index: int) -> tuple[Any, int]:
@@ -41,7 +41,8 @@ class TarImages(ListedImages):
             content = os.pread(self._opened[path].fileno(), size, offset)
             if len(content) < size:
                 raise OSError("the tar file ends inside the image")
-            return decoded(io.BytesIO(content)), self.numbered(int(self.source.labels[index]))
+            image = decoded(io.BytesIO(content), self.decoding)
+        return image, self.numbered(int(self.source.labels[index]))
 
     def __getstate__(self) -> dict[str, Any]:
         return vars(self) | {"_opened": {}}  # other workers open the files themselves

@@ -17,7 +17,7 @@ from input_pipeline.image_sets import (
     Sample,
     TorchvisionImages,
 )
-from input_pipeline.images import decoded, readable
+from input_pipeline.images import AS_RELEASED, decoded, readable
 from input_pipeline.listing import Listing
 from input_pipeline.timm_patches import list_damaged_shards
 from input_pipeline.unreadable import UnreadableImages
@@ -28,12 +28,12 @@ PREFIXES = ("wds", "hfds", "hfids", "tfds", "torch")
 
 
 class ReaderImages(ImageSet):
-    """The images of a timm reader."""
+    """The images of a timm reader, decoded as by the release."""
 
     def read(self, index: int) -> tuple[Any, int]:
         with readable(self.name(index)):
             file, label = self.source[index]
-            return decoded(file), self.numbered(label)
+            return decoded(file, AS_RELEASED), self.numbered(label)
 
     def name(self, index: int) -> str:
         return str(self.source.filename(index) or index)

@@ -6,6 +6,7 @@ that finds an image too many raises a UserError; the others then end with an err
 (runtime.distributed.naming_absent_ranks).
 """
 
+import logging
 import tempfile
 import uuid
 from functools import cache
@@ -13,6 +14,8 @@ from pathlib import Path
 
 from config.flags import Config
 from runtime.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 
 class UnreadableImages:
@@ -41,12 +44,21 @@ class UnreadableImages:
                     file.write(f"{name}\t{' '.join(reason.split())}\n")
         except OSError as error:
             raise UserError(f"{self.path} cannot be written: {error}") from None
+        if not known:
+            logger.warning("%s; it is listed in %s, like others that follow", reason, self.path)
         names = list(known | {name: None})
         if len(names) > self.most:
             raise UserError(
                 f"{len(names)} images cannot be read, more than --max_bad_images {self.most}: "
                 f"{', '.join(names[-3:])}; see {self.path}"
             )
+
+    def tell(self) -> None:
+        """Log how many images are listed, if any."""
+        if self.path.is_file():
+            with self.path.open(errors="surrogateescape") as file:
+                count = len({line.split("\t")[0] for line in file})
+            logger.warning("%d images could not be read until now: see %s", count, self.path)
 
 
 @cache

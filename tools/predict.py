@@ -13,8 +13,8 @@ import torch
 from PIL import ImageDraw, ImageFont, ImageOps
 
 from inference.classifier import Classifier, add_flags, classifier_of
+from inference.preprocessing import Preprocessing
 from input_pipeline.folders import find_images
-from input_pipeline.images import load_image
 from runtime.errors import UserError, check_positive, program
 
 CAPTION_WIDTH = 320  # pixels
@@ -43,13 +43,14 @@ def predict(
 ) -> tuple[Predictions, dict[Path, str]]:
     """Return the most probable classes of each file, and what is wrong with unreadable files."""
     model, names = classifier.model.to(device), classifier.labels
+    view = classifier.preprocessing
     predictions: Predictions = {}
     unreadable: dict[Path, str] = {}
     for start in range(0, len(files), batch_size):
         batch: dict[Path, torch.Tensor] = {}
         for file in files[start : start + batch_size]:
             try:
-                batch[file] = classifier.preprocessing.transform(load_image(str(file)))
+                batch[file] = view.transform(view.load(file))
             except UserError as error:
                 unreadable[file] = str(error)
         if not batch:
@@ -91,13 +92,13 @@ def print_csv(predictions: Predictions) -> None:
             writer.writerow((file, rank, name, f"{share:.4f}"))
 
 
-def save_captioned(predictions: Predictions, folder: Path) -> None:
+def save_captioned(predictions: Predictions, folder: Path, view: Preprocessing) -> None:
     """Save each image with its classes below it as folder/<number>-<name>.png."""
     font = ImageFont.load_default(14)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for number, (file, found) in enumerate(predictions.items()):
-            image = load_image(str(file))
+            image = view.load(file)
             height = max(1, round(CAPTION_WIDTH / image.width * image.height))
             image = image.resize((CAPTION_WIDTH, height))
             picture = ImageOps.expand(image, (0, 0, 0, 18 * len(found) + 8), "white")
@@ -116,8 +117,8 @@ def main(arguments: Namespace) -> int:
         raise UserError("--device cuda: this machine has no GPU")
     device = torch.device("cuda" if has_gpu and arguments.device != "cpu" else "cpu")
     files = find_images(arguments.images)
-    topk, size = arguments.topk, arguments.batch_size
-    predictions, unreadable = predict(classifier_of(arguments), files, device, topk, size)
+    classifier, topk, size = classifier_of(arguments), arguments.topk, arguments.batch_size
+    predictions, unreadable = predict(classifier, files, device, topk, size)
     if arguments.json:
         sys.stdout.write(as_json(predictions, unreadable))
     elif arguments.csv:
@@ -127,7 +128,7 @@ def main(arguments: Namespace) -> int:
     for reason in unreadable.values():
         sys.stderr.write(f"skipped: {reason}\n")
     if arguments.show_dir:
-        save_captioned(predictions, arguments.show_dir)
+        save_captioned(predictions, arguments.show_dir, classifier.preprocessing)
     return 0 if predictions else 1
 
 

@@ -536,10 +536,19 @@ def test_a_pipe_is_no_image(tmp_path):
         load_image(str(tmp_path / "pipe.jpg"))
 
 
-def test_an_image_that_several_processes_have_noted_counts_once(tmp_path):
+def test_an_image_that_several_processes_have_noted_counts_once(tmp_path, caplog):
     path = tmp_path / "bad.txt"
     path.write_text("a\tx\na\tx\nb\tx\n")
     UnreadableImages(path, 3).add("c", "x")
+    bad = UnreadableImages(tmp_path / "new.txt", 3)
+    bad.tell()
+    bad.add("e", "image e cannot be read: why")
+    bad.add("e", "again")
+    bad.add("f", "why")
+    assert caplog.text.count("image e cannot be read: why; it is listed in") == 1
+    bad.tell()
+    assert caplog.text.count("2 images could not be read until now: see") == 1
+    assert len(caplog.records) == 2
     with pytest.raises(UserError, match="4 images cannot be read, more than .* 3: b, c, d; see"):
         UnreadableImages(path, 3).add("d", "x")
 
