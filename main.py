@@ -6,10 +6,12 @@ torchrun --nproc_per_node=8 main.py --model hornet_tiny_7x7 --data_path /path/to
 
 from config.command_line import parse_args
 from runtime.errors import exit_on_user_error
+from runtime.files import check_compiler_cache
 
 if __name__ == "__main__":  # --help and wrong flags are answered before imports that take seconds
     with exit_on_user_error("main.py"):
         CONFIG = parse_args()
+        check_compiler_cache()
 
 import logging
 import sys

@@ -5,12 +5,12 @@ import hashlib
 import http.client
 import json
 import logging
-import os
 import pickle
 import shutil
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path, PosixPath
+from tempfile import TemporaryDirectory
 from typing import Any
 from urllib.parse import urlparse
 from urllib.request import Request, urlopen
@@ -71,37 +71,52 @@ def _strip(key: str, expected: dict[str, Tensor]) -> str:
 
 
 def download(address: str, file_name: str = "") -> Path:
-    """Download a file into torch.hub's cache, if it isn't there, and return its path.
+    """Download a file into torch.hub's cache, if it isn't there undamaged, and return its path.
 
     `file_name` is its name in the cache, by default derived from the URL: those of the release end
-    in '/?dl=1'. Raises RuntimeError if the download fails, which says how to do it by hand.
+    in '/?dl=1'. Its SHA-256 is kept beside it. Several machines may share the cache. Raises
+    RuntimeError if the download fails, which says how to do it by hand.
     """
     name = file_name or _cache_name(address)
     path = Path(torch.hub.get_dir()) / "checkpoints" / name
+    checksum = path.with_name(f"{name}.sha256")
     if path.exists():
-        return path
-    temporary = path.with_name(f".{name}.{os.getpid()}.tmp")
+        if not checksum.exists() or checksum.read_text().split()[:1] == [_sha256(path)]:
+            return path
+        logger.warning("%s differs from its checksum: it is downloaded again", path)
     logger.info("downloading %s to %s", address, path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        request = Request(address, headers={"User-Agent": "hornet-pytorch"})
-        with urlopen(request, timeout=60) as response, temporary.open("wb") as file:
-            shutil.copyfileobj(response, file)
-            length = response.headers.get("Content-Length")
-        if length and temporary.stat().st_size != int(length):
-            raise OSError("the connection ended early")
-        with temporary.open("rb") as file:
-            if file.read(1) in (b"<", b""):  # an expired share returns HTML
-                raise OSError("it returned a web page, not weights")
-        temporary.replace(path)
+        # two machines may have processes of the same id
+        with TemporaryDirectory(dir=path.parent, prefix=f".{name}.", suffix=".tmp") as folder:
+            temporary = Path(folder) / name
+            request = Request(address, headers={"User-Agent": "hornet-pytorch"})
+            with urlopen(request, timeout=60) as response, temporary.open("wb") as file:
+                shutil.copyfileobj(response, file)
+                length = response.headers.get("Content-Length")
+            if length and temporary.stat().st_size != int(length):
+                raise OSError("the connection ended early")
+            with temporary.open("rb") as file:
+                if file.read(1) in (b"<", b""):  # an expired share returns HTML
+                    raise OSError("it returned a web page, not weights")
+            line = Path(folder) / checksum.name
+            line.write_text(f"{_sha256(temporary)}  {name}\n")
+            temporary.replace(path)
+            line.replace(checksum)
     except (OSError, ValueError, http.client.HTTPException) as error:
         raise RuntimeError(
             f"{address} could not be downloaded ({error}): open it in a browser and save the file "
             f"as {path}"
         ) from None
-    finally:
-        temporary.unlink(missing_ok=True)
     return path
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(2**20):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def _cache_name(address: str) -> str:

@@ -3,7 +3,7 @@
 import hashlib
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -28,10 +28,12 @@ def written_whole(path: Path) -> Iterator[Path]:
         with TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp") as folder:
             yield Path(folder) / path.name
             for file in Path(folder).rglob("*"):
-                _flush(file)
+                with suppress(OSError) if file.is_dir() else nullcontext():
+                    _flush(file)
             for written in Path(folder).iterdir():
                 written.replace(path.parent / written.name)
-            _flush(path.parent)
+            with suppress(OSError):  # some network file systems cannot flush folders
+                _flush(path.parent)
     except OSError as error:  # also from the body, which only writes there
         raise UserError(f"{path} cannot be written: {error.strerror or error}") from None
 
@@ -74,3 +76,13 @@ def holds_run(folder: Path) -> bool:
         return (folder / RUN_LOCK).read_bytes().startswith(b"process ")
     except OSError:
         return False
+
+
+def check_compiler_cache() -> None:
+    """Raise UserError if torch.compile's cache folder can't be made: imports would fail later."""
+    folder = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
+    try:
+        if folder:
+            os.makedirs(folder, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"TORCHINDUCTOR_CACHE_DIR={folder} cannot be made: {error}") from None

@@ -18,7 +18,7 @@ from checkpoints import fitting, reading, sources
 from config.flags import ComputeConfig, Config, MixupConfig, ModelConfig
 from optim_factory import Schedule, create_optimizer, freeze
 from runtime.distributed import DistributedContext
-from runtime.errors import UserError, near_names
+from runtime.errors import UserError, near_names, reason_of
 from training.nonfinite import NonFiniteSteps
 from training.state import Meters, Progress, TrainState
 from utils import are_names, count_gmacs, count_parameters
@@ -83,8 +83,21 @@ def prepare_model(model: nn.Module, config: ComputeConfig, device: torch.device)
     layout = torch.channels_last if config.channels_last else torch.contiguous_format
     model = model.to(device, memory_format=layout)  # type: ignore[call-overload]
     if config.compile:
+        _try_compiler(device)
         model.compile()  # in place, so that the names of the weights stay
     return model
+
+
+def _try_compiler(device: torch.device) -> None:
+    """Compile one addition; UserError if there is no compiler, or no folder for its results."""
+    try:
+        torch.compile(lambda x: x + 1)(torch.zeros(8, device=device))
+    except Exception as error:  # many types, with pages of text
+        reason = reason_of(getattr(error, "inner_exception", error))
+        raise UserError(
+            "--compile true: nothing can be compiled here, it needs a C++ compiler and a writable "
+            f"TORCHINDUCTOR_CACHE_DIR: {reason}"
+        ) from None
 
 
 def amp_dtype(config: ComputeConfig) -> torch.dtype | None:
@@ -93,14 +106,30 @@ def amp_dtype(config: ComputeConfig) -> torch.dtype | None:
 
 
 def size_facts(config: ModelConfig, num_classes: int) -> dict[str, float]:
-    """Return n_parameters and GFLOPs (multiply-adds per image), as they are named in log.txt."""
+    """Return n_parameters and GFLOPs (multiply-adds per image), as they are named in log.txt.
+
+    GFLOPs are left out if they cannot be counted. Raises UserError if the model does not take RGB
+    images of --input_size.
+    """
     size = config.input_size
-    with torch.device("meta"):
-        model = build_model(config, num_classes)
+    with torch.device("meta"), torch.no_grad():
+        # the counter fails on parameters with gradients that are inputs of layers (CaiT, PiT)
+        model = build_model(config, num_classes).eval().requires_grad_(False)
         try:
-            return {"n_parameters": count_parameters(model), "GFLOPs": count_gmacs(model, size)}
+            model(torch.empty(1, 3, size, size))
         except (ValueError, RuntimeError, AssertionError) as error:
+            channels = config.model_kwargs.get("in_chans", 3)
+            if channels != 3:
+                raise UserError(
+                    f"--model_kwargs: in_chans is {channels}, but images have three channels"
+                ) from None
             raise UserError(f"--input_size {size}: {config.model} fails: {error}") from None
+    facts: dict[str, float] = {"n_parameters": count_parameters(model)}
+    try:
+        facts["GFLOPs"] = count_gmacs(model, size)
+    except Exception as error:  # of operators that the counter does not know
+        logger.warning("GFLOPs of %s are not counted: %s", config.model, reason_of(error))
+    return facts
 
 
 def build_training(

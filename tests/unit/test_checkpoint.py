@@ -1,14 +1,17 @@
 """Files of a run: whole or not at all, rotated, readable without pickle."""
 
 import argparse
+import errno
 import json
 import math
 import os
 import pathlib
 import shutil
+import stat
 import subprocess
 import sys
 import zipfile
+from contextlib import nullcontext
 from pathlib import PosixPath
 
 import pytest
@@ -333,6 +336,20 @@ def test_files_are_on_the_disk_before_they_get_their_name(tmp_path, monkeypatch)
     save_checkpoint(state(), tmp_path / "checkpoint-3.pth")
     assert done[:2] == ["flush", ".pth"]
     assert done[-3:] == ["flush", ".sha256", "flush"]
+
+
+@pytest.mark.parametrize("refused", [stat.S_ISDIR, stat.S_ISREG])
+def test_only_a_flush_of_files_has_to_work(tmp_path, monkeypatch, refused):
+    """Some network file systems cannot flush folders."""
+
+    def fsync(descriptor):
+        if refused(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with nullcontext() if refused is stat.S_ISDIR else pytest.raises(UserError, match="Invalid"):
+        save_checkpoint(state(), tmp_path / "checkpoint-3.pth")
+    assert (tmp_path / "checkpoint-3.pth").exists() == (refused is stat.S_ISDIR)
 
 
 def test_bare_weights_and_an_average_alone(tmp_path):

@@ -1,6 +1,11 @@
 """Weights behind an address: fetched once, under a name of ours; what fails is one line."""
 
+import hashlib
+import os
 import re
+import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import timm
@@ -33,8 +38,36 @@ def test_address_without_a_file_name(server, hub, tmp_path):
     assert first.read_bytes() == server.pages["/f/abc/?dl=1"]
     assert first.parent == hub
     assert first.suffix == ".pth"
-    assert len(list(hub.iterdir())) == 1
+    digest = hashlib.sha256(server.pages["/f/abc/?dl=1"]).hexdigest()
+    checksum = first.with_name(f"{first.name}.sha256")
+    assert checksum.read_text() == f"{digest}  {first.name}\n"
+    assert sorted(hub.iterdir()) == [first, checksum]
     assert local_file(address, CPU) == first
+    # damage of the same length is noticed
+    first.write_bytes(bytes(len(first.read_bytes())))
+    assert models.download(address).read_bytes() == server.pages["/f/abc/?dl=1"]
+    assert len(server.requests) == 2
+
+
+def test_processes_with_the_same_id_share_a_cache(server, hub, monkeypatch):
+    """As on two machines: each writes a file of its own before it gets its name."""
+    monkeypatch.setattr(os, "getpid", lambda: 7)
+    server.pages["/w.pth"] = os.urandom(2**20)
+    written = []
+    copy = shutil.copyfileobj
+
+    def slowly(source, target):
+        written.append(target.name)
+        barrier.wait()
+        copy(source, target)
+
+    barrier = threading.Barrier(2)
+    monkeypatch.setattr(shutil, "copyfileobj", slowly)
+    with ThreadPoolExecutor() as pool:
+        paths = list(pool.map(models.download, 2 * [f"{server.address}/w.pth"]))
+    assert len(set(written)) == 2
+    assert paths[0] == paths[1]
+    assert paths[0].read_bytes() == server.pages["/w.pth"]
 
 
 def test_names_in_the_cache_differ_and_keep_their_suffix(server):
