@@ -4,16 +4,20 @@ Precedence: defaults < recipe (`--config FILE.yaml`) < command line, wherever `-
 """
 
 import difflib
+import json
 import re
 import sys
 from dataclasses import Field, fields
+from itertools import chain
+from pathlib import Path
 from typing import Any
 
+import yaml
 from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, set_parsing_settings
 from PIL import ImageColor
 
 from config.flags import SECTIONS, Config
-from runtime.errors import UserError
+from runtime.errors import UserError, reason_of
 
 
 class _Help(DefaultHelpFormatter):
@@ -32,7 +36,7 @@ def parse_args_with(argv: list[str] | None = None, *extra: type) -> tuple[Config
     """Like `parse_args`, with the `extra` sections of another program, which are returned, too."""
     sections = [*SECTIONS.values(), *extra]
     flags = {f.name: f for section in sections for f in fields(section)}
-    argv = _published_spellings(sys.argv[1:] if argv is None else argv, flags)
+    recipes, argv = _published_spellings(sys.argv[1:] if argv is None else argv, flags)
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = ArgumentParser(
         description=__doc__, exit_on_error=False, allow_abbrev=False, formatter_class=_Help
@@ -41,32 +45,47 @@ def parse_args_with(argv: list[str] | None = None, *extra: type) -> tuple[Config
     for section in sections:
         parser.add_class_arguments(section)
     try:
-        flat = parser.parse_args(argv)
-    except ArgumentError as error:
-        raise UserError(_one_line(str(error), flags)) from None
-    except UnicodeDecodeError:
-        raise UserError("--config: a recipe is a YAML file, but this is not a text file") from None
-    for name, flag in flags.items():
-        for bound in getattr(flag.type, "__metadata__", ()):
-            if flat[name] is not None and not bound.low <= flat[name] <= bound.high:
-                raise UserError(f"--{name} {flat[name]}: has to be {bound}")
+        flat = _parse(parser, [*chain(*recipes.values()), *argv], flags)
+    except UserError:
+        for path, of_recipe in recipes.items():
+            try:
+                _parse(parser, of_recipe, flags)
+            except UserError as error:
+                raise UserError(f"--config {path}: {error}") from None
+        raise
     built = [section(**{f.name: flat[f.name] for f in fields(section)}) for section in sections]
     config = Config(*built[: len(SECTIONS)])
     _check(config)
     return config, built[len(SECTIONS) :]
 
 
+def _parse(parser: ArgumentParser, argv: list[str], flags: dict[str, Field]) -> Any:
+    try:
+        flat = parser.parse_args(argv)
+    except ArgumentError as error:
+        raise UserError(_one_line(str(error), flags)) from None
+    for name, flag in flags.items():
+        for bound in getattr(flag.type, "__metadata__", ()):
+            if flat[name] is not None and not bound.low <= flat[name] <= bound.high:
+                raise UserError(f"--{name} {flat[name]}: has to be {bound}")
+    return flat
+
+
 _BOOLEANS = {"t": "true", "y": "true", "1": "true", "f": "false", "n": "false", "0": "false"}
 
 
-def _published_spellings(argv: list[str], flags: dict[str, Field]) -> list[str]:
-    """Rewrite the spellings of published commands and launchers for jsonargparse.
+def _published_spellings(
+    argv: list[str], flags: dict[str, Field]
+) -> tuple[dict[str, list[str]], list[str]]:
+    """Rewrite the spellings of published commands, launchers and recipes for jsonargparse.
+
+    Return the flags of each recipe, by its path, and those of the command line.
 
     `--local-rank=0` -> `--local_rank=0`, `--model_ema t` -> `--model_ema=true`,
     `--use_volta32` -> `--use_volta32=true`, `--opt_betas 0.9 0.95` -> `--opt_betas=[0.9,0.95]`,
-    `--aa none` -> `--aa=null`. `--config` moves to the front: later flags override it.
+    `--aa none` -> `--aa=null`.
     """
-    configs: list[str] = []
+    recipes: dict[str, list[str]] = {}
     rewritten: list[str] = []
     rest = [*argv]
     while rest:
@@ -78,9 +97,33 @@ def _published_spellings(argv: list[str], flags: dict[str, Field]) -> list[str]:
         while not equals and rest and re.match(r"(?!-)|-[\d.]", rest[0]):  # no flag, but e.g. -1
             values.append(rest.pop(0))
         name = "--" + name[2:].replace("-", "_")
-        target = configs if name == "--config" else rewritten
-        target += _spelled(name, values, flags)
-    return configs + rewritten
+        if name == "--config" and len(values) == 1:
+            recipes[values[0]] = _flags_of_recipe(values[0], flags)
+        else:
+            rewritten += _spelled(name, values, flags)
+    return recipes, rewritten
+
+
+def _flags_of_recipe(path: str, flags: dict[str, Field]) -> list[str]:
+    """Return a recipe as arguments; UserError, with the path, if one of them is wrong."""
+    try:
+        content = yaml.safe_load(Path(path).expanduser().read_text())
+    except OSError as error:
+        raise UserError(f"--config {path} cannot be read: {error.strerror}") from None
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: bytes, dates
+        reason = reason_of(error)
+        raise UserError(f"--config {path}: a recipe is a YAML file of flags: {reason}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"--config {path}: a recipe is a YAML file of flags, as in 'epochs: 30'")
+    rewritten: list[str] = []
+    for name, value in content.items():
+        name = str(name).replace("-", "_")
+        if name not in flags:
+            raise UserError(f"--config {path}: {_unknown(name, flags)}")
+        text = value if isinstance(value, str) else json.dumps(value, default=str)
+        many = "tuple" in str(flags[name].type) and not text.startswith("[")
+        rewritten += _spelled(f"--{name}", text.split() if many else [text], flags)
+    return rewritten
 
 
 def _spelled(name: str, values: list[str], flags: dict[str, Field]) -> list[str]:
@@ -96,14 +139,17 @@ def _spelled(name: str, values: list[str], flags: dict[str, Field]) -> list[str]
     return [f"{name}={values[0]}"] if len(values) == 1 else [name, *values]
 
 
+def _unknown(name: str, flags: dict[str, Field]) -> str:
+    near = difflib.get_close_matches(name, [*flags, "config"], n=1)
+    return f"there is no flag {name}; {f'did you mean {near[0]}?' if near else 'see --help'}"
+
+
 def _one_line(message: str, flags: dict[str, Field]) -> str:
     """Return jsonargparse's error as one line that names the flag and the expected type."""
     message = " ".join(message.split())
-    unknown = re.search(r"arguments: --([\w.]+)|Option '(\w+)' is not accepted", message)
+    unknown = re.search(r"arguments: --([\w.]+)", message)
     if unknown:
-        name = unknown[1] or unknown[2]
-        near = difflib.get_close_matches(name, [*flags, "config"], n=1)
-        return f"there is no flag {name}; {f'did you mean {near[0]}?' if near else 'see --help'}"
+        return _unknown(unknown[1], flags)
     value = re.match(r'Parser key "(\w+)":.*(?:Got value|Given value): (.*)', message)
     if value and value[1] in flags:
         kind: Any = flags[value[1]].type

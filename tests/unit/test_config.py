@@ -136,9 +136,29 @@ def test_recipe_that_is_no_yaml_mapping(tmp_path, text):
         parse_args(["--config", str(recipe)])
 
 
+def test_recipes_take_the_spellings_of_the_command_line(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        "aa: none\nmodel_ema: t\nopt_betas: 0.9 0.95\nlr: 1e-3\nmodel-kwargs: {base_dim: 8}\n"
+        "scale: [0.1, 1]\nexp_name: 123\nval_fraction: 0\nclip_grad: null\nuse_amp: yes\n"
+    )
+    flat = parse_args(["--config", str(recipe)]).flat()
+    assert (flat["aa"], flat["model_ema"], flat["opt_betas"]) == (None, True, [0.9, 0.95])
+    assert (flat["lr"], flat["model_kwargs"], flat["scale"]) == (1e-3, {"base_dim": 8}, [0.1, 1.0])
+    assert (flat["exp_name"], flat["clip_grad"], flat["use_amp"]) == ("123", None, True)
+
+
+@pytest.mark.parametrize("line", ["lr: fast", "batch_size: 0", "model_ema: perhaps", "epoch: 3"])
+def test_a_mistake_in_a_recipe_names_the_file(tmp_path, line):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"seed: 3\n{line}\n")
+    with pytest.raises(UserError, match=rf"recipe.yaml: .*{line.partition(':')[0]}"):
+        parse_args(["--config", str(recipe), "--lr", "0.1"])
+
+
 def test_a_recipe_that_is_no_text(tmp_path):
     (tmp_path / "checkpoint.pth").write_bytes(b"PK\x03\x04\x80")
-    with pytest.raises(UserError, match="a recipe is a YAML file, but this is not a text file"):
+    with pytest.raises(UserError, match="checkpoint.pth: a recipe is a YAML file of flags"):
         parse_args(["--config", str(tmp_path / "checkpoint.pth")])
 
 
