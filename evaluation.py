@@ -141,7 +141,9 @@ def _write_predictions(folder: Path, data: Data, rows: torch.Tensor, suffix: str
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, lines in tables.items():
-            with (folder / f"{name}{suffix}.csv").open("w", newline="") as file:
+            with (folder / f"{name}{suffix}.csv").open(
+                "w", newline="", errors="surrogateescape"
+            ) as file:
                 csv.writer(file).writerows(lines)
     except OSError as error:
         raise UserError(f"--output_dir {folder} cannot be written: {error}") from None

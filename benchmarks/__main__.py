@@ -14,7 +14,7 @@ of pip install '.[export,openvino]'.
 import datetime
 import sys
 import time
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
 from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
@@ -27,7 +27,7 @@ from benchmarks import networks
 from benchmarks.measure import Row, machine
 from benchmarks.networks import Setting
 from benchmarks.peers import PLAIN, Peers, load_peer
-from runtime.errors import UserError, near_names, program
+from runtime.errors import Parser, UserError, near_names, program
 
 NETWORKS = ("inference", "training")
 PIPELINE = ("loop", "loader", "epochs", "start")
@@ -37,8 +37,8 @@ GPU_RUNS = [("training", 128), ("inference", 256), ("inference", 32), ("inferenc
 """Mode and batch size."""
 
 
-def parser() -> ArgumentParser:
-    this = ArgumentParser("python -m benchmarks", description=__doc__.splitlines()[0])
+def parser() -> Parser:
+    this = Parser("python -m benchmarks", description=__doc__.splitlines()[0])
     add = this.add_argument
     add("modes", nargs="*", metavar="MODE", help=f"what to measure: {', '.join(MODES)} (all)")
     add("--gpu", action="store_true",

@@ -5,6 +5,7 @@ Precedence: defaults < recipe (`--config FILE.yaml`) < command line, wherever `-
 
 import difflib
 import json
+import os
 import re
 import sys
 from dataclasses import Field, fields
@@ -53,6 +54,9 @@ def parse_args_with(argv: list[str] | None = None, *extra: type) -> tuple[Config
             except UserError as error:
                 raise UserError(f"--config {path}: {error}") from None
         raise
+    for name, value in flat.items():
+        if isinstance(value, str) and value.startswith("~"):  # recipes are not expanded by a shell
+            flat[name] = os.path.expanduser(value)
     built = [section(**{f.name: flat[f.name] for f in fields(section)}) for section in sections]
     config = Config(*built[: len(SECTIONS)])
     _check(config)

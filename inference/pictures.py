@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from inference import insight
 from inference.classifier import Classifier
+from inference.labels import drawable
 from models import HorNet, plain
 from runtime.errors import UserError
 
@@ -108,7 +109,7 @@ def draw_gates(classifier: Classifier, examples: Examples) -> Figure:
 
 def draw_cam(classifier: Classifier, examples: Examples, columns: int = 4) -> Figure:
     """Draw Grad-CAM of the predicted class on each image; titles name the true class of errors."""
-    network, names = hornet(classifier), classifier.labels
+    network, names = hornet(classifier), drawable(classifier.labels)
     maps = torch.cat([insight.grad_cam(network, image) for image in examples.inputs.split(1)])
     with torch.no_grad():
         shares = network(examples.inputs).softmax(1)
@@ -128,7 +129,7 @@ def draw_cam(classifier: Classifier, examples: Examples, columns: int = 4) -> Fi
 
 def draw_predictions(classifier: Classifier, files: list[Path]) -> Figure:
     """Draw images in class folders with their predicted and true class, mistakes first, in red."""
-    truth, names = _truth(classifier, files).tolist(), classifier.labels
+    truth, names = _truth(classifier, files).tolist(), drawable(classifier.labels)
     found = _probabilities(classifier, files).argmax(1).tolist()
     wrong = [i for i, label in enumerate(truth) if found[i] != label]
     right = [i for i, label in enumerate(truth) if found[i] == label]
@@ -138,14 +139,15 @@ def draw_predictions(classifier: Classifier, files: list[Path]) -> Figure:
     for axes, index in zip(grid.flat, shown, strict=False):
         axes.imshow(classifier.preprocessing.load(files[index]))
         title = f"{names[found[index]]} (true {names[truth[index]]})"
-        axes.set_title(title, color="red" if index in wrong else "black", fontsize=8)
+        colour = "red" if index in wrong else "black"
+        axes.set_title(title, color=colour, fontsize=8, parse_math=False)
     figure.suptitle(f"{len(wrong)} mistakes in {len(files)} test images")
     return figure
 
 
 def draw_confusion(classifier: Classifier, files: list[Path], most: int = 8) -> Figure:
     """Draw a confusion matrix and the most confident mistakes; UserError for unknown classes."""
-    names, truth = classifier.labels, _truth(classifier, files)
+    names, truth = drawable(classifier.labels), _truth(classifier, files)
     shares, found = _probabilities(classifier, files).max(1)
     figure = Figure(figsize=(7, 7.5), layout="constrained")
     top, bottom = figure.subfigures(2, 1, height_ratios=(4, 1))  # type: ignore[misc]

@@ -14,6 +14,7 @@ from config.flags import AugmentConfig, DataConfig
 from datasets import FOLDERS, build_data
 from inference import pictures
 from inference.classifier import load_classifier
+from inference.labels import drawable, printable
 from input_pipeline.folders import find_images
 from input_pipeline.image_sets import ImageSet
 from input_pipeline.images import load_image
@@ -75,10 +76,14 @@ def report(run: Path, source: str | None, images: Path | None, count: int) -> st
         _section("Global filters", "Those of the first layer of each stage, in frequency, and in "
                  "space as a circular convolution.", pictures.draw_filters, classifier),
     )  # fmt: skip
-    name = escape(run.name)
+    names = classifier.labels
+    shown = dict(zip(drawable(names), names, strict=True))
+    by_number = {drawn: name for drawn, name in shown.items() if drawn != printable(name)}
+    numbered = f"<h2>Classes that pictures number</h2>{_table(by_number)}" if by_number else ""
+    name = _text(run.name)
     return (
         f"<!doctype html><html lang=en><meta charset=utf-8><title>{name}</title>"
-        f"<style>{STYLE}</style><h1>{name}</h1>{_table(facts)}{''.join(sections)}"
+        f"<style>{STYLE}</style><h1>{name}</h1>{_table(facts)}{''.join(sections)}{numbered}"
         f"<details><summary>All flags</summary>{_table(flags)}</details></html>\n"
     )
 
@@ -88,15 +93,19 @@ def _section(title: str, text: str, draw: Callable[..., Figure], *arguments: Any
     try:
         draw(*arguments).savefig(data, format="png", dpi=110)
     except UserError as error:  # this model or its images don't have this picture
-        body = f"<p>{escape(str(error))}</p>"
+        body = f"<p>{_text(error)}</p>"
     else:
         png = base64.b64encode(data.getvalue()).decode()
         body = f'<img alt="{title}" src="data:image/png;base64,{png}">'
     return f"<h2>{title}</h2><p>{text}</p>{body}"
 
 
+def _text(value: Any) -> str:
+    return escape(printable(str(value)))
+
+
 def _table(facts: dict[str, Any]) -> str:
-    rows = (f"<tr><th>{escape(str(k))}<td>{escape(str(v))}" for k, v in facts.items())
+    rows = (f"<tr><th>{_text(k)}<td>{_text(v)}" for k, v in facts.items())
     return f"<table>{''.join(rows)}</table>"
 
 

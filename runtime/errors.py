@@ -1,10 +1,14 @@
 """UserError, for what a user can correct, and how programs report it."""
 
 import difflib
+import io
+import os
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import NoReturn
 
 
 class UserError(Exception):
@@ -39,8 +43,13 @@ def program(
         def main(argv: list[str] | None = None) -> int:
             this = parser()
             name = this.prog.removeprefix("python -m ")
+            print_any_name()
             try:
-                return body(this.parse_args(argv)) or 0
+                arguments = this.parse_args(argv)
+                for key, value in vars(arguments).items():
+                    if isinstance(value, str | Path) and str(value).startswith("~"):
+                        setattr(arguments, key, type(value)(os.path.expanduser(value)))
+                return body(arguments) or 0
             except (UserError, OSError) as error:
                 sys.stderr.write(f"{name}: error: {one_line(error)}\n")
                 return 1
@@ -51,6 +60,19 @@ def program(
         return main
 
     return decorate
+
+
+class Parser(ArgumentParser):
+    """Argparse's, which reports a mistake as one line instead of its usage."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see --help")
+
+
+def print_any_name() -> None:
+    """Let names of files that are not UTF-8 be printed as they are."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")
 
 
 def one_line(error: BaseException) -> str:

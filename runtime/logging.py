@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from runtime.distributed import DistributedContext
+from runtime.errors import print_any_name
 
 logger = logging.getLogger(__name__)
 
 
 def setup_logging(context: DistributedContext) -> None:
     """Log to standard output: everything of rank 0, warnings of the others."""
+    print_any_name()
     logging.basicConfig(
         level=logging.INFO if context.is_main else logging.WARNING,
         format="%(asctime)s %(message)s" if context.is_main else f"rank {context.rank} %(message)s",

@@ -10,15 +10,15 @@ README.md), which timm.create_model('local-dir:FOLDER', pretrained=True) loads.
 """
 
 import sys
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
 from pathlib import Path
 
 from inference.convert import convert
-from runtime.errors import program
+from runtime.errors import Parser, program
 
 
-def parser() -> ArgumentParser:
-    this = ArgumentParser("python -m tools.convert", description=__doc__.splitlines()[0])
+def parser() -> Parser:
+    this = Parser("python -m tools.convert", description=__doc__.splitlines()[0])
     add = this.add_argument
     add("source", help="path, URL, or name of published weights; or a folder of timm's")
     add("output", type=Path, help="FILE.pth, FILE.safetensors, or a new folder")

@@ -8,7 +8,7 @@ python -m tools.export hornet_tiny_gf --checkpoint hornet_tiny_gf.pth --format e
 """
 
 import sys
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
 from pathlib import Path
 
 import timm
@@ -16,11 +16,11 @@ import timm
 from inference.classifier import Classifier, classifier_of
 from inference.export import LARGEST_ERROR, Options, export, export_int8, random_classifier
 from inference.exported import FORMATS, format_of
-from runtime.errors import UserError, check_positive, near_names, program
+from runtime.errors import Parser, UserError, check_positive, near_names, program
 
 
-def parser() -> ArgumentParser:
-    this = ArgumentParser("python -m tools.export", description=__doc__.splitlines()[0])
+def parser() -> Parser:
+    this = Parser("python -m tools.export", description=__doc__.splitlines()[0])
     add = this.add_argument
     add("model", nargs="?", default="", help="its model, if the checkpoint does not name it")
     add("--checkpoint", help="path, URL, or name of published weights; by default random weights")

@@ -5,7 +5,7 @@ python -m tools.flops object_detection/configs/hornet/CONFIG.py --input-size 800
 """
 
 import sys
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
 
 import timm
 import torch
@@ -15,15 +15,15 @@ from config.flags import ModelConfig
 from dense import flops
 from dense.configs import read_config
 from dense.run import need_stack
-from runtime.errors import UserError, program
+from runtime.errors import Parser, UserError, program
 from training.build import build_model
 from utils import count_parameters, gmacs_by_module
 
 COLUMNS = "{:22} {:>18} {:>13} {:>9} {:>9}\n"
 
 
-def parser() -> ArgumentParser:
-    this = ArgumentParser("python -m tools.flops", description=__doc__.splitlines()[0])
+def parser() -> Parser:
+    this = Parser("python -m tools.flops", description=__doc__.splitlines()[0])
     add = this.add_argument
     add("model", help="name of a registered model, or a config of mmdet or mmseg")
     add("--input-size", type=int, nargs="+", metavar="PIXELS",

@@ -6,24 +6,24 @@ python -m tools.predict IMAGE... | FOLDER --checkpoint runs/mine/checkpoint-best
 import csv
 import json
 import sys
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
 from pathlib import Path
 
 import torch
 from PIL import ImageDraw, ImageFont, ImageOps
 
 from inference.classifier import Classifier, add_flags, classifier_of
-from inference.preprocessing import Preprocessing
+from inference.labels import drawable, font_file, printable
 from input_pipeline.folders import find_images
-from runtime.errors import UserError, check_positive, program
+from runtime.errors import Parser, UserError, check_positive, program
 
 CAPTION_WIDTH = 320  # pixels
 Predictions = dict[Path, list[tuple[str, float]]]
 """The most probable classes of each file, with their probabilities."""
 
 
-def parser() -> ArgumentParser:
-    this = ArgumentParser("python -m tools.predict", description=__doc__.splitlines()[0])
+def parser() -> Parser:
+    this = Parser("python -m tools.predict", description=__doc__.splitlines()[0])
     add = this.add_argument
     add("images", nargs="+", metavar="IMAGE", help="image files, or folders of them")
     add_flags(this)
@@ -77,10 +77,16 @@ def as_table(predictions: Predictions) -> str:
 
 def as_json(predictions: Predictions, unreadable: dict[Path, str]) -> str:
     images = [
-        {"image": str(file), "predictions": [{"class": c, "probability": p} for c, p in found]}
+        {
+            "image": printable(file),
+            "predictions": [{"class": printable(c), "probability": p} for c, p in found],
+        }
         for file, found in predictions.items()
     ]
-    problems = [{"image": str(file), "reason": reason} for file, reason in unreadable.items()]
+    problems = [
+        {"image": printable(file), "reason": printable(reason)}
+        for file, reason in unreadable.items()
+    ]
     return json.dumps({"images": images, "unreadable": problems}, indent=2) + "\n"
 
 
@@ -92,17 +98,18 @@ def print_csv(predictions: Predictions) -> None:
             writer.writerow((file, rank, name, f"{share:.4f}"))
 
 
-def save_captioned(predictions: Predictions, folder: Path, view: Preprocessing) -> None:
+def save_captioned(predictions: Predictions, folder: Path, classifier: Classifier) -> None:
     """Save each image with its classes below it as folder/<number>-<name>.png."""
-    font = ImageFont.load_default(14)
+    font = ImageFont.truetype(str(font_file()), 14)
+    names = dict(zip(classifier.labels, drawable(classifier.labels), strict=True))
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for number, (file, found) in enumerate(predictions.items()):
-            image = view.load(file)
+            image = classifier.preprocessing.load(file)
             height = max(1, round(CAPTION_WIDTH / image.width * image.height))
             image = image.resize((CAPTION_WIDTH, height))
             picture = ImageOps.expand(image, (0, 0, 0, 18 * len(found) + 8), "white")
-            caption = "\n".join(f"{share:6.1%}  {name}" for name, share in found)
+            caption = "\n".join(f"{share:6.1%}  {names[name]}" for name, share in found)
             ImageDraw.Draw(picture).text((6, height + 4), caption, "black", font)
             picture.save(folder / f"{number:04d}-{file.stem}.png")
     except OSError as error:
@@ -128,7 +135,7 @@ def main(arguments: Namespace) -> int:
     for reason in unreadable.values():
         sys.stderr.write(f"skipped: {reason}\n")
     if arguments.show_dir:
-        save_captioned(predictions, arguments.show_dir, classifier.preprocessing)
+        save_captioned(predictions, arguments.show_dir, classifier)
     return 0 if predictions else 1
 
 

@@ -10,7 +10,7 @@ python -m tools.visualize report runs/a
 """
 
 import sys
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -20,7 +20,7 @@ from inference.classifier import add_flags, classifier_of
 from inference.report import report
 from input_pipeline.folders import find_images
 from runtime.curves import draw_curves
-from runtime.errors import UserError, check_positive, program
+from runtime.errors import Parser, UserError, check_positive, program
 from runtime.files import written_whole
 
 PICTURES = {
@@ -34,8 +34,8 @@ PICTURES = {
 }
 
 
-def parser() -> ArgumentParser:
-    this = ArgumentParser("python -m tools.visualize", description=__doc__.splitlines()[0])
+def parser() -> Parser:
+    this = Parser("python -m tools.visualize", description=__doc__.splitlines()[0])
     what = this.add_subparsers(dest="what", required=True, metavar="WHAT")
     for name, text in PICTURES.items():
         sub = what.add_parser(name, help=text, description=text)
@@ -91,7 +91,7 @@ def main(arguments: Namespace) -> None:
     if is_report:
         text = report(arguments.run, arguments.checkpoint, arguments.images, arguments.count)
         with written_whole(output) as written:
-            written.write_text(text)
+            written.write_text(text, encoding="utf-8")
     else:
         figure = draw(arguments)
         with written_whole(output) as written:

@@ -7,7 +7,7 @@ import os
 import signal
 import socket
 import sys
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
 from collections import Counter
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,18 +20,26 @@ from PIL import Image
 
 from inference import insight
 from inference.classifier import Classifier, add_flags, classifier_of
+from inference.labels import printable
 from inference.pictures import CAM_ALPHA, examples_of, hornet, spread
 from inference.report import images_of
 from input_pipeline.folders import find_images
-from runtime.errors import MissingPackageError, UserError, check_positive, program, reason_of
+from runtime.errors import (
+    MissingPackageError,
+    Parser,
+    UserError,
+    check_positive,
+    program,
+    reason_of,
+)
 
 SHOWN_SIDE = 448  # pixels of the picture of where the network looks
 LOOKS = "where it looks"
 LOOPBACK = ("127.0.0.1", "localhost")
 
 
-def parser() -> ArgumentParser:
-    this = ArgumentParser("python -m tools.web", description=__doc__.splitlines()[0])
+def parser() -> Parser:
+    this = Parser("python -m tools.web", description=__doc__.splitlines()[0])
     add_flags(this)
     add = this.add_argument
     add("--examples", type=Path, metavar="FOLDER",
@@ -71,7 +79,7 @@ def page(classifier: Classifier, source: str, examples: list[Path]) -> Any:
     except ImportError:
         raise MissingPackageError("the page needs Gradio: pip install '.[web]'") from None
     hornet(classifier)
-    names = _distinct(classifier.labels)
+    names = _distinct([printable(name) for name in classifier.labels])
 
     def show(file: str | None, chosen: str | None = None) -> tuple[dict | None, Any]:
         if not file:
