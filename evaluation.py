@@ -148,5 +148,6 @@ def _write_predictions(folder: Path, data: Data, rows: torch.Tensor, suffix: str
     except OSError as error:
         raise UserError(f"--output_dir {folder} cannot be written: {error}") from None
     logger.info("%s are in %s", " and ".join(f"{name}{suffix}.csv" for name in tables), folder)
-    for name, count, accuracy in sorted(per_class, key=lambda row: float(row[2]))[:3]:
+    worst = sorted((row for row in per_class if row[2] != "100.00"), key=lambda row: float(row[2]))
+    for name, count, accuracy in worst[:3]:
         logger.info("among the worst: class %s, %s%% of %d images", name, accuracy, count)

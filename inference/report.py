@@ -17,7 +17,6 @@ from inference.classifier import load_classifier
 from inference.labels import drawable, printable
 from input_pipeline.folders import find_images
 from input_pipeline.image_sets import ImageSet
-from input_pipeline.images import load_image
 from runtime.curves import draw_curves
 from runtime.errors import UserError
 from runtime.logging import read_log
@@ -46,9 +45,7 @@ def report(run: Path, source: str | None, images: Path | None, count: int) -> st
     classifier = load_classifier(source, takes_exported=False)
     flags = classifier.flags
     every = find_images([str(images)]) if images else images_of(flags)
-    files = [file for file in pictures.spread(every, MOST_COUNTED) if _is_readable(file)]
-    if not files:
-        raise UserError(f"{images or flags['data_path']}: none of its images can be read")
+    files = pictures.readable_files(pictures.spread(every, MOST_COUNTED))
     examples = pictures.examples_of(classifier, pictures.spread(files, count))
     log = read_log(run)
     measured = [record["test_acc1"] for record in log if record.get("test_acc1") is not None]
@@ -130,11 +127,3 @@ def images_of(flags: dict[str, Any]) -> list[Path]:
         raise UserError(f"the run's images: {error}; give --images FOLDER") from None
     assert isinstance(data.val, ImageSet)
     return [Path(data.val.name(index)) for index in range(len(data.val))]
-
-
-def _is_readable(file: Path) -> bool:
-    try:
-        load_image(str(file))
-    except UserError:
-        return False
-    return True

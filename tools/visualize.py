@@ -65,7 +65,7 @@ def draw(arguments: Namespace) -> Figure:
     classifier = classifier_of(arguments, takes_exported=what == "confusion")
     if what == "filters":
         return pictures.draw_filters(classifier)
-    files = find_images(arguments.images)
+    files = pictures.readable_files(find_images(arguments.images))
     if what == "confusion":
         return pictures.draw_confusion(classifier, files)
     files = pictures.spread(files, getattr(arguments, "count", 1))

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -136,6 +137,14 @@ def test_mistakes_are_one_line(odd_files, monkeypatch, capsys, arguments, messag
     assert message in errors
     assert errors.count("\n") == 1
     assert sorted(odd_files.rglob("*")) == before
+
+
+def test_unreadable_images_are_skipped(odd_files, monkeypatch, capsys):
+    monkeypatch.chdir(odd_files)
+    command = ["cam", "a.jpg", "x.png", "--checkpoint", "gf.pth", "--output", "skips.png"]
+    status, _, errors = run(capsys, *command)
+    assert (status, Path("skips.png").is_file()) == (0, True)
+    assert errors.startswith("skipped: image a.jpg cannot be read")
 
 
 def test_images_of_a_run_are_those_held_out(digits, flags, tmp_path):

@@ -1,7 +1,9 @@
 """Training steps and evaluation against arithmetic done another way."""
 
+import copy
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from torch import nn
 import models
 from config.command_line import parse_args
 from engine import evaluate, train_one_epoch, train_step
+from evaluation import evaluate_epoch
 from runtime.distributed import DistributedContext
 from runtime.logging import Throughput
 from tests.golden import trajectories
@@ -206,6 +209,42 @@ def test_too_many_steps_without_a_finite_gradient_end_the_run():
     assert report["gradient_norms"].keys() == dict(state.model.named_parameters()).keys()
     assert "nan" in report["gradient_norms"].values()
     assert all(weight.isfinite().all() for weight in state.model.state_dict().values())
+
+
+def test_random_numbers_differ_between_ranks_steps_and_micro_batches():
+    drawn = []
+    for rank in range(2):
+        state, setup = small_training("--batch_size=4", "--update_freq=2")
+        setup = replace(setup, context=DistributedContext(rank, rank, 2, torch.device("cpu")))
+        state.model.register_forward_pre_hook(lambda *_: drawn.append(torch.rand(()).item()))
+        for _ in range(2):
+            train_step(state, setup, iter(batches(2, 4)), Throughput())
+            state.progress.step += 1
+    assert len(set(drawn)) == 2 * 2 * 2
+
+
+def test_evaluation_is_without_dropout_and_with_running_statistics():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(12), nn.Dropout(0.9), nn.Linear(12, 4))
+    images, labels = torch.randn(16, 3, 2, 2), torch.randint(0, 4, (16,))
+    expected = copy.deepcopy(model).eval()(images)
+    metrics, rows = evaluate(model.train(), [(images, labels)], CPU)
+    assert metrics["loss"] == pytest.approx(nn.functional.cross_entropy(expected, labels).item())
+    torch.testing.assert_close(rows[:, 2].float(), expected.softmax(1).amax(1))
+    assert torch.equal(model[1].running_mean, torch.zeros(12))
+
+
+def test_on_a_tie_the_later_checkpoint_is_the_best():
+    state, setup = small_training("--model_ema=true", "--model_ema_eval=true")
+
+    class Ties:
+        def of(self, *_):
+            return {"acc1": 50.0, "acc5": 100.0, "loss": 1.0}, None
+
+    for _ in range(2):
+        record, improved = evaluate_epoch(state, setup, Ties(), lambda: None)
+        assert improved == ["best", "best-ema"]
+        assert (record["max_accuracy"], record["max_ema_accuracy"]) == (50.0, 50.0)
 
 
 def test_evaluation_counts_each_image_once():
