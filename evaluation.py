@@ -1,5 +1,6 @@
 """The evaluations of a run: after each epoch, or of a checkpoint with files of predictions."""
 
+import copy
 import csv
 import logging
 import math
@@ -80,7 +81,8 @@ def evaluate_epoch(
         return {}, []
     models = {"": state.bare_model}
     if state.ema and setup.config.ema.model_ema_eval:
-        models["_ema"] = state.ema.module
+        # in host memory (--model_ema_force_cpu) it would take minutes where a GPU takes seconds
+        models["_ema"] = _on_device(state.ema.module, setup.context.device)
     record: dict[str, float] = {}
     for suffix, model in models.items():
         broadcast_buffers(model, setup.context)
@@ -97,6 +99,13 @@ def evaluate_epoch(
             improved.append("best-ema" if suffix else "best")
         record[best] = getattr(state.progress, best)
     return record, improved
+
+
+def _on_device(model: nn.Module, device: torch.device) -> nn.Module:
+    """Return a model, or its copy, on the device."""
+    if next(model.parameters()).device == device:
+        return model
+    return copy.deepcopy(model).to(device)
 
 
 def evaluate_checkpoint(

@@ -72,6 +72,7 @@ class Job:
     def __call__(self) -> None:
         # imported in the job: submitting needs neither torch nor a GPU
         from main import run
+        from runtime.distributed import close_distributed
         from runtime.signals import Stopped
 
         # each process chooses its GPU by LOCAL_RANK, so all stay visible
@@ -82,7 +83,9 @@ class Job:
         requeue: Any = signal.getsignal(signal.SIGUSR2)  # submitit's handler; run() replaces it
         try:
             run(replace(self.config, checkpoint=replace(self.config.checkpoint, output_dir=folder)))
+            close_distributed()  # otherwise NCCL warns, and may hang at exit
         except Stopped as stopped:
+            close_distributed()
             if stopped.number == signal.SIGUSR2:
                 requeue(stopped.number, None)  # rank 0 requeues and exits; Slurm ends the others
             on_slurm = job.cluster == "slurm" and stopped.number == signal.SIGTERM

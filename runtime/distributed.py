@@ -19,6 +19,9 @@ from runtime.errors import UserError
 
 Value = TypeVar("Value")
 
+LONGEST_WAIT = timedelta(hours=12)
+"""For one process per machine to download, or to list ImageNet-22K on a slow file system."""
+
 
 @dataclass(frozen=True)
 class DistributedContext:
@@ -32,6 +35,8 @@ class DistributedContext:
     """Gloo group for tensors on CPUs; None if the default group is gloo itself."""
     monitor: Any = None
     """Gloo group of `absent_ranks`: after a time-out the other groups are unusable."""
+    patient: Any = None
+    """Gloo group to wait for downloads and listings, which take longer than --dist_timeout."""
 
     @property
     def is_main(self) -> bool:
@@ -78,11 +83,15 @@ def init_distributed(
         # absent_ranks is called after a time-out already
         monitor = dist.new_group(timeout=min(timeout, timedelta(minutes=1)), backend="gloo")
         control = dist.new_group(timeout=timeout, backend="gloo") if backend == "nccl" else None
-        return replace(context, monitor=monitor, control=control)
+        patient = dist.new_group(timeout=max(timeout, LONGEST_WAIT), backend="gloo")
+        context = replace(context, monitor=monitor, control=control, patient=patient)
     except (ValueError, RuntimeError) as error:
         raise UserError(
             f"process {rank} of {world_size} finds no others by --dist_url {dist_url}: {error}"
         ) from None
+    if context.device.type == "cuda":
+        _check_own_gpus(context)
+    return context
 
 
 def meeting_place(url: str, rank: int, world_size: int, timeout: timedelta) -> dist.Store:
@@ -133,12 +142,27 @@ def _choose(device: str, local_rank: int) -> torch.device:
         return torch.device("cpu")
     if not torch.cuda.is_available():
         raise UserError("--device cuda: this machine offers no GPU; use --device auto or cpu")
-    if local_rank >= torch.cuda.device_count():
+    count = torch.cuda.device_count()
+    if count == 1:  # perhaps of several, of which each process sees its own (--gpus-per-task=1)
+        return torch.device("cuda", 0)
+    if local_rank >= count:
         raise UserError(
-            f"--device cuda: process {local_rank} of this machine finds "
-            f"{torch.cuda.device_count()} GPUs; start fewer processes"
+            f"--device cuda: process {local_rank} of this machine finds {count} GPUs; start fewer "
+            "processes"
         )
     return torch.device("cuda", local_rank)
+
+
+def _check_own_gpus(context: DistributedContext) -> None:
+    """Refuse processes that share a GPU, with which NCCL would hang."""
+    own = os.uname().nodename, str(torch.cuda.get_device_properties(context.device).uuid)
+    places = all_gather(own, context)
+    sharing = [rank for rank, place in enumerate(places) if places.count(place) > 1]
+    if sharing:
+        raise UserError(
+            f"--device cuda: processes {', '.join(map(str, sharing))} share GPUs of "
+            f"{places[sharing[0]][0]}: start one process per GPU"
+        )
 
 
 def close_distributed() -> None:
@@ -179,12 +203,17 @@ def absent_ranks(context: DistributedContext) -> list[int]:
 def first_on_each_machine(context: DistributedContext) -> Iterator[None]:
     """Run the body in one process per machine first: it fetches what the others share."""
     if context.local_rank:
-        barrier()
+        _wait_long(context)
     try:
         yield
     finally:  # after an error too, so that the others don't wait but get the same error
         if not context.local_rank:
-            barrier()
+            _wait_long(context)
+
+
+def _wait_long(context: DistributedContext) -> None:
+    if dist.is_initialized():  # not by NCCL, whose watchdog ends a run that waits
+        dist.barrier(context.patient)
 
 
 def shared_on_machine(

@@ -20,6 +20,10 @@ from runtime.distributed import DistributedContext
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
+MOST_CALLS = 8
+"""Steps without asking for signals: launchers kill processes 30 seconds after theirs."""
+
+
 class Stopped(Exception):  # noqa: N818  (not an error)
     """A signal has stopped the run, which has saved its state, if it saves at all."""
 
@@ -40,8 +44,9 @@ class Watch:
     def __init__(self, context: DistributedContext, minutes: float = 0.0) -> None:
         self.context = context
         self.minutes = minutes
-        self.saved_at = time.monotonic()
+        self.saved_at = self.asked_at = time.monotonic()
         self.noted: dict[signal.Signals, float] = {}
+        self.interval = self.calls_left = 1
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -67,13 +72,27 @@ class Watch:
         self.noted.setdefault(number, now)
 
     def ask(self) -> tuple[bool, int]:
-        """Return whether to save, and the signal that stops the run or 0; the same on all ranks."""
+        """Return whether to save, and the signal that stops the run or 0; the same on all ranks.
+
+        Asking the other ranks makes the fastest wait for the slowest, so that happens in some calls
+        only: about once a second, but every MOST_CALLS at least. Rank 0 tells when the next is.
+        """
+        self.calls_left -= 1
+        if self.calls_left > 0:
+            return False, 0
+        now = time.monotonic()
+        calls_per_second = self.interval / max(now - self.asked_at, 1e-3)
         late = bool(self.minutes) and time.monotonic() - self.saved_at >= 60 * self.minutes
         first_place = max((SIGNALS.index(number) + 1 for number in self.noted), default=0)
-        answer = torch.tensor([int(self.context.is_main and late), first_place])
+        interval = min(max(1, int(calls_per_second)), MOST_CALLS)
+        if not self.context.is_distributed:
+            interval = 1
+        is_main = self.context.is_main
+        answer = torch.tensor([is_main and late, first_place, is_main * interval])
         if self.context.is_distributed:
             dist.all_reduce(answer, dist.ReduceOp.MAX, group=self.context.control)
-        save, place = answer.tolist()
+        save, place, self.interval = answer.tolist()
+        self.calls_left, self.asked_at = self.interval, now
         return bool(save), int(SIGNALS[place - 1]) if place else 0
 
     def saved(self) -> None:

@@ -82,6 +82,8 @@ def prepare_model(model: nn.Module, config: ComputeConfig, device: torch.device)
     # DistributedDataParallel expects
     layout = torch.channels_last if config.channels_last else torch.contiguous_format
     model = model.to(device, memory_format=layout)  # type: ignore[call-overload]
+    # as in the release: all batches have one shape, so the fastest convolution is searched once
+    torch.backends.cudnn.benchmark = True
     if config.compile:
         _try_compiler(device)
         model.compile()  # in place, so that the names of the weights stay
@@ -157,7 +159,10 @@ def build_training(
     criterion = SoftTargetCrossEntropy() if mixup else smoothed
     if context.is_distributed:
         devices = [context.device] if context.device.type == "cuda" else None
-        model = nn.parallel.DistributedDataParallel(model, device_ids=devices)
+        # a view saves a copy of all gradients, and the memory for it
+        model = nn.parallel.DistributedDataParallel(
+            model, device_ids=devices, gradient_as_bucket_view=True
+        )
     precision = amp_dtype(config.compute)
     scaler = torch.amp.GradScaler(context.device.type) if precision == torch.float16 else None
     start = config.schedule.start_epoch

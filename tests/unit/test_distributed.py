@@ -1,9 +1,14 @@
 """Who a process is, by its environment and flags."""
 
+from itertools import pairwise
+from types import SimpleNamespace
+
 import pytest
 import torch
 
-from runtime.distributed import _ranks, init_distributed
+from evaluation import _on_device
+from runtime import distributed, signals
+from runtime.distributed import DistributedContext, _choose, _ranks, init_distributed
 from runtime.errors import UserError
 
 OMPI = {f"OMPI_COMM_WORLD_{name}": str(i) for i, name in enumerate(["RANK", "SIZE", "LOCAL_RANK"])}
@@ -62,3 +67,45 @@ def test_more_processes_than_gpus(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(UserError, match="finds 2 GPUs"):
         init_distributed(device="cuda", local_rank=2)
+
+
+def test_a_gpu_of_its_own_for_each_process(monkeypatch):
+    """Slurm's --gpus-per-task=1: each process sees a single GPU."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert _choose("auto", 3) == torch.device("cuda", 0)
+    uuids = SimpleNamespace(uuid="GPU-1")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: uuids)
+    context = DistributedContext(0, 0, 3, torch.device("cuda", 0))
+    places = [("a", "GPU-1"), ("b", "GPU-1"), ("a", "GPU-2")]
+    monkeypatch.setattr(distributed, "all_gather", lambda own, _: places)
+    distributed._check_own_gpus(context)
+    places[2] = places[0]
+    with pytest.raises(UserError, match="processes 0, 2 share GPUs of a: start one process per"):
+        distributed._check_own_gpus(context)
+
+
+def test_ranks_ask_each_other_about_once_a_second(monkeypatch):
+    asked, now = [], [0.0]
+    monkeypatch.setattr(DistributedContext, "is_distributed", True)
+    monkeypatch.setattr(signals.dist, "all_reduce", lambda *_, **__: asked.append(now[0]))
+    monkeypatch.setattr(signals.time, "monotonic", lambda: now[0])
+    watch = signals.Watch(DistributedContext(0, 0, 2, torch.device("cpu")))
+    for seconds, most in ((0.25, 1.01), (0.01, 8 * 0.01), (3.0, 8 * 3.0)):
+        asked.clear()
+        for _ in range(100):
+            now[0] += seconds
+            watch.ask()
+        gaps = [b - a for a, b in pairwise(asked)]
+        assert max(gaps) <= most + 1e-6
+    assert gaps[-1] == pytest.approx(3.0)  # slow steps are each followed by an answer
+    watch._note(signals.signal.SIGTERM, None)
+    assert watch.ask() == (False, signals.signal.SIGTERM)
+
+
+def test_an_ema_in_host_memory_is_evaluated_on_the_device():
+    model = torch.nn.Linear(2, 2)
+    assert _on_device(model, torch.device("cpu")) is model
+    moved = _on_device(model, torch.device("meta"))
+    assert next(moved.parameters()).device.type == "meta"
+    assert next(model.parameters()).device.type == "cpu"
