@@ -232,7 +232,7 @@ def _common_classes(
             logger.info("%s does not name its classes: the folders 0 to %d are sorted as numbers",
                         saved.source, len(own) - 1)  # fmt: skip
     for images in parts.values():
-        unknown = sorted(set(images.classes) - set(classes))
+        unknown = sorted(set(_used(images)) - set(classes))
         if unknown and saved and classes is saved.classes:
             raise UserError(
                 f"checkpoint {saved.source} has {len(classes)} classes ({some(classes)}), the data "
@@ -246,6 +246,13 @@ def _common_classes(
                 f"evaluation {some(unknown)}"
             )
     return classes
+
+
+def _used(images: Images) -> list[str]:
+    """Return the classes without those that are empty folders."""
+    if not isinstance(images, ListedImages | Part) or images.labels is None:
+        return images.classes
+    return [images.classes[label] for label in images.labels.unique()]
 
 
 def _check_classes(config: DataConfig, parts: dict[str, Images], classes: list[str]) -> None:

@@ -1,7 +1,10 @@
 """From files to batches.
 
-image_sets.py   the interface of data sets; class folders and torchvision's data sets
-timm_sets.py    data sets that timm reads: tar files, WebDataset, Hugging Face, TensorFlow
+image_sets.py   the interface of data sets; images of a listing, and torchvision's data sets
+parts.py        which folders hold training and which evaluation images
+folders.py, tar_files.py   which images there are, in which classes
+listing.py      the images as a few arrays; which of them are held out
+timm_sets.py    data sets that timm reads: WebDataset, Hugging Face, TensorFlow
 hugging_face.py, timm_patches.py   workarounds for these
 digits.py       scikit-learn's handwritten digits as class folders
 images.py       image files -> images

@@ -53,10 +53,10 @@ class ImageSet(Dataset[Sample]):
         return str(index)
 
     def number_by(self, classes: list[str]) -> None:
-        """Number the labels by `classes`, which include all classes of this set."""
+        """Number the labels by `classes`, which include all classes of this set with images."""
         if classes != self.classes:
             numbers = {name: number for number, name in enumerate(classes)}
-            self._numbers = [numbers[name] for name in self.classes]
+            self._numbers = [numbers.get(name, -1) for name in self.classes]
             if self.labels is not None:
                 self.labels = torch.tensor(self._numbers, dtype=torch.int32)[self.labels]
             self.classes = classes

@@ -1,6 +1,11 @@
 """What several processes have to agree on."""
 
 import json
+import os
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -9,7 +14,9 @@ import torch.distributed as dist
 import main
 from config.command_line import parse_args
 from engine import train_step
-from runtime.distributed import all_gather, init_distributed
+from input_pipeline.listing import Listing, listed_once
+from runtime.distributed import all_gather, init_distributed, shared_on_machine
+from runtime.errors import UserError
 from runtime.logging import Throughput
 from tests.integration.conftest import ROOT, launch
 from training.build import build_model, build_training
@@ -66,3 +73,43 @@ def test_statistics_of_batch_norms_are_those_that_are_saved(flags, tmp_path, cap
     printed = capsys.readouterr().out
     assert f"loss {record['test_loss']:.4f}" in printed
     assert f"loss {record['test_loss_ema']:.4f}" in printed
+
+
+def list_in_two_processes(folder):
+    """One of them makes the value, or each, if they are on two machines."""
+    torch.set_num_threads(1)
+    context = init_distributed(device="cpu")
+    made = []
+
+    def make():
+        made.append(context.rank)
+        return {"labels": torch.arange(1000) + len(machine), "names": ["a", "b"]}
+
+    for machine, local_rank in (("", context.rank), (f"node{'x' * context.rank}", 0)):
+        name = machine or os.uname().nodename
+        with patch("os.uname", lambda name=name: SimpleNamespace(nodename=name)):
+            made.clear()
+            value = shared_on_machine(make, replace(context, local_rank=local_rank))
+        assert len(made) == (local_rank == 0)
+        assert value["names"] == ["a", "b"]
+        assert torch.equal(value["labels"], torch.arange(1000) + len(machine))
+
+    def fail():
+        raise UserError("there are no images")
+
+    with pytest.raises(UserError, match="there are no images"):
+        shared_on_machine(fail, context)
+    listing = Listing.of("data", ["a"], [(0, f"a/{i}.jpg") for i in range(3 + context.rank)], {})
+    with pytest.raises(UserError, match="data differs between the machines: 3 and 4 images"):
+        listed_once(lambda: listing, replace(context, local_rank=0))
+    dist.barrier()
+    assert list(Path(folder).glob("hornet-*")) == []
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_a_machine_lists_its_images_once(tmp_path):
+    script = f"from {__name__} import list_in_two_processes as run; run({str(tmp_path)!r})"
+    (tmp_path / "worker.py").write_text(script)
+    done = launch(*TWO, tmp_path / "worker.py", PYTHONPATH=str(ROOT), TMPDIR=str(tmp_path))
+    assert done.returncode == 0, done.stderr[-3000:]

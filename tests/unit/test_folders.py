@@ -228,6 +228,8 @@ def test_a_class_without_evaluation_images_is_told(tmp_path, caplog):
         assert [data.val[i][1] for i in range(2)] == [0, 2]
         assert "no evaluation images of 1 of the 3 classes: dog" in caplog.text
         caplog.clear()
+    (tmp_path / "val/results").mkdir()  # of an evaluation, say
+    assert opened(tmp_path).classes == ["cat", "dog", "emu"]
     (tmp_path / "train/fox").mkdir()
     with pytest.raises(UserError, match="no training images of class fox"):
         opened(tmp_path)
