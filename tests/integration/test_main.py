@@ -196,6 +196,30 @@ def test_evaluation_prints_the_accuracy_of_the_log(flags, tmp_path, capsys):
         assert [float(value) for value in found.groups()] == pytest.approx(expected, abs=0.006)
 
 
+def test_labels_of_a_checkpoint_in_another_order(flags, tmp_path, capsys, digits):
+    """As of tar files, where 10 comes after 9; a class without evaluation images is left out."""
+    log = train(flags, tmp_path, "--epochs", "1")
+    state = read_checkpoint(tmp_path / "checkpoint-0.pth")
+    order = torch.tensor([2, 0, 1])
+    for name in ("head.weight", "head.bias"):
+        state["model"][name] = state["model"][name][order]
+    state["classes"] = ["7", "0", "3"]
+    path = tmp_path / "other.pth"
+    save_checkpoint(state, path)
+    evaluation = [*flags, "--eval", "true", "--resume", str(path), "--output_dir"]
+    main.run(parse_args([*evaluation, str(tmp_path / "evaluated")]))
+    assert f"test on 33 images: top-1 {log[0]['test_acc1']:.2f}%" in capsys.readouterr().out
+    rows = (tmp_path / "evaluated/predictions.csv").read_text().splitlines()[1:]
+    assert all(f"/{row.split(',')[1]}/" in row for row in rows)
+    shutil.copytree(digits / "val", tmp_path / "rest/val")
+    shutil.rmtree(tmp_path / "rest/val/0")
+    main.run(parse_args([*evaluation, "", "--data_path", str(tmp_path / "rest")]))
+    out = capsys.readouterr().out
+    assert "no evaluation images of 1 of the 3 classes: 0" in out
+    right = sum("/0/" not in row and row.split(",")[1] == row.split(",")[2] for row in rows)
+    assert f"test on 22 images: top-1 {100 * right / 22:.2f}%" in out
+
+
 def test_checkpoint_of_other_classes_is_not_evaluated(flags, tmp_path, monkeypatch, digits):
     train(flags, tmp_path, "--epochs", "1")
     shutil.copytree(digits / "val", tmp_path / "val" / "val")
