@@ -179,6 +179,8 @@ def _find_folders(config: DataConfig, wanted: list[str]) -> tuple[Path, Path]:
     train = parts.get("train", root)
     held_out = config.val_fraction and "val" not in parts
     val: Path | None = parts.get("val") or (train if held_out else parts.get("test"))
+    if val and val == parts.get("test"):
+        logger.info("the evaluation images are those of %s", val)
     unused = [path.name for path in parts.values() if path not in (train, val)]
     if unused:
         logger.info("%s: %s is not used", root, ", ".join(unused))

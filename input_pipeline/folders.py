@@ -64,20 +64,19 @@ class _Scan:
     def __init__(self, root: Path, leave_out: Path | None = None) -> None:
         self.root, self.skipped, self.with_runs = str(root), Counter[str](), set[str]()
         self.suffixes = image_suffixes()
+        top = Path(os.path.realpath(root))
         # a link to a folder above the root would bring in images from outside
-        outside = [*Path(os.path.realpath(root)).parents]
-        if leave_out and leave_out.is_dir():
-            outside.append(leave_out)
-        self.seen = {_identity(path) for path in outside}
+        outside = [*top.parents, *([leave_out] if leave_out else [])]
+        self.seen = {os.path.realpath(path) for path in outside}
 
     def folders(self) -> list[str]:
         """Return the folders directly in the root, real ones before links."""
-        self.seen.add(_identity(self.root))
+        self.seen.add(os.path.realpath(self.root))
         found = []
         for entry in self._entries(self.root, ""):
             if not entry.is_dir():
                 self.skipped[f"{suffix_of(entry.name)} in no class folder"] += 1
-            elif _identity(entry.path) not in self.seen:
+            elif os.path.realpath(entry.path) not in self.seen:
                 found.append((entry.is_symlink(), entry.name))
         return [name for _, name in sorted(found)]
 
@@ -88,10 +87,11 @@ class _Scan:
         while queue:
             start, inside = queue.popleft()
             folder = os.path.join(self.root, inside)
-            identity = _identity(folder)
-            if identity in self.seen:
+            # not by inode, which some network file systems do not have
+            real = os.path.realpath(folder)
+            if real in self.seen:
                 continue
-            self.seen.add(identity)
+            self.seen.add(real)
             files = []
             for entry in self._entries(folder, start):
                 path = os.path.join(inside, entry.name)
@@ -125,8 +125,3 @@ def is_hidden(name: str) -> bool:
 
 def suffix_of(name: str) -> str:
     return os.path.splitext(name)[1].lower() or "without a suffix"
-
-
-def _identity(path: str | Path) -> tuple[int, int]:
-    status = os.stat(path)
-    return status.st_dev, status.st_ino

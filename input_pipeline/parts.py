@@ -18,17 +18,23 @@ FILLERS = ("set", "data", "dataset", "images", "image", "imgs", "img", "split", 
 def find_parts(root: Path) -> dict[str, Path]:
     """Return the folders of the parts 'train', 'val' and 'test' that a folder holds.
 
-    Raises UserError if two folders have the name of the same part, or if other names look like
-    parts, so that nobody trains a classifier of seg_train and seg_test.
+    Raises UserError if two folders have other names of the same part, or if names look like parts,
+    so that nobody trains a classifier of seg_train and seg_test.
     """
-    folders = [path for path in sorted(root.iterdir()) if path.is_dir() and path.name[0] != "."]
+    try:
+        folders = [path for path in sorted(root.iterdir()) if path.is_dir() and path.name[0] != "."]
+    except OSError as error:
+        raise UserError(f"folder {root} cannot be read: {error.strerror}") from None
     parts: dict[str, Path] = {}
-    for folder in folders:
-        part = part_of(folder.name)
-        if part in parts:
-            raise UserError(f"{root} holds both {parts[part].name}/ and {folder.name}/: remove one")
-        if part:
-            parts[part] = folder
+    for part in NAMES:
+        found = [folder for folder in folders if part_of(folder.name) == part]
+        exact = [folder for folder in found if folder.name == part]
+        if len(found) > 1 and not exact:
+            raise UserError(
+                f"{root} holds both {found[0].name}/ and {found[1].name}/: call one of them {part}/"
+            )
+        if found:
+            parts[part] = (exact or found)[0]
     if not parts:
         train, others = (
             [folder.name for folder in folders if _words(folder.name) & words]
