@@ -81,20 +81,29 @@ def _images(
 ) -> Iterator[tuple[str, str, int, int]]:
     """Yield class, path, offset and size of each image of a tar file that begins at `start`."""
     suffixes = image_suffixes()
+    places: dict[str, tuple[int, int]] = {}  # for links
     while member := tar.next():
         tar.members.clear()  # type: ignore[attr-defined] # they take a kilobyte each
-        path = posixpath.normpath(posixpath.join(folder, member.name))
+        inside = posixpath.normpath(member.name)
+        path = posixpath.normpath(posixpath.join(folder, inside))
         suffix = suffix_of(path)
         if member.isdir() or any(map(is_hidden, path.split("/"))):
             continue
-        if not member.isreg():
-            skipped["links"] += 1
-        elif suffix == ".tar":
-            inner = posixpath.splitext(path)[0]
+        target = inside
+        if member.islnk():
+            target = posixpath.normpath(member.linkname)
+        elif member.issym():
+            target = posixpath.normpath(posixpath.join(posixpath.dirname(inside), member.linkname))
+        elif member.isreg():
+            places[inside] = start + member.offset_data, member.size
+        if target not in places:
+            skipped["links to what is not before them"] += 1
+        elif suffix == ".tar" and member.isreg():
+            nested_folder = posixpath.splitext(path)[0]
             with tarfile.open(fileobj=tar.extractfile(member), mode="r:") as nested:
-                yield from _images(nested, inner, start + member.offset_data, skipped)
+                yield from _images(nested, nested_folder, start + member.offset_data, skipped)
         elif suffix not in suffixes or "/" not in path:
             skipped[suffix if suffix not in suffixes else f"{suffix} in no class folder"] += 1
         else:
             name = unicodedata.normalize("NFC", posixpath.basename(posixpath.dirname(path)))
-            yield name, path, start + member.offset_data, member.size
+            yield name, path, *places[target]

@@ -381,6 +381,23 @@ def test_classes_and_places_in_tar_files(tmp_path):
     assert content == (tmp_path / "a/10/01.png").read_bytes()
 
 
+def test_links_in_tar_files(tmp_path):
+    """tar writes the second of two hard links as a link to the first."""
+    images(tmp_path / "a", {"cat": 1, "dog": 1})
+    (tmp_path / "a/dog/hard.png").hardlink_to(tmp_path / "a/cat/00.png")
+    (tmp_path / "a/dog/soft.png").symlink_to("../cat/00.png")
+    (tmp_path / "a/dog/gone.png").symlink_to("gone")
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        for path in sorted((tmp_path / "a").rglob("*.png")):
+            tar.add(path, path.relative_to(tmp_path / "a"))
+    listing = list_tars(tmp_path / "x.tar")
+    assert [path for _, path in found(replace(listing, root=""))] == [
+        "cat/00.png", "dog/00.png", "dog/hard.png", "dog/soft.png",
+    ]  # fmt: skip
+    assert listing.places[0].tolist() == listing.places[2].tolist() == listing.places[3].tolist()
+    assert listing.skipped == {"links to what is not before them": 1}
+
+
 def test_a_rewritten_tar_file_has_its_new_labels(tmp_path):
     """Nothing is kept beside the data that could be of the former file."""
     config = DataConfig("tar", str(tmp_path))
