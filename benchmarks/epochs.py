@@ -26,7 +26,7 @@ from input_pipeline.loaders import TrainLoader
 from input_pipeline.unreadable import UnreadableImages
 from runtime.distributed import SINGLE_PROCESS
 
-IMAGES, WORKERS, BATCH, EPOCHS = 200_000, 4, 500, 3
+IMAGES, WORKERS, BATCH, EPOCHS = 200_000, 4, 500, 5
 ROOT = Path(__file__).parents[1]
 
 
