@@ -223,16 +223,12 @@ def _common_classes(
     Raises UserError if a part has other classes.
     """
     own = next(iter(parts.values())).classes
-    numbers = numbered_classes(len(own))
     if not are_names(own, config.data_set) or saved is None:
         classes = own
     elif saved.classes:
         classes = saved.classes
-    else:  # a checkpoint without names: numbers are all that can be matched
-        classes = numbers if sorted(own) == sorted(numbers) else own
-        if classes != own:
-            logger.info("%s does not name its classes: the folders 0 to %d are sorted as numbers",
-                        saved.source, len(own) - 1)  # fmt: skip
+    else:
+        classes = _as_numbers(own, saved)
     for images in parts.values():
         unknown = sorted(set(_used(images)) - set(classes))
         if unknown and saved and classes is saved.classes:
@@ -247,6 +243,19 @@ def _common_classes(
                 f"in training {some(sorted(set(classes) - set(images.classes)))}, only in "
                 f"evaluation {some(unknown)}"
             )
+    return classes
+
+
+def _as_numbers(classes: list[str], saved: SavedRun) -> list[str]:
+    """Return the classes for a checkpoint without names: 0 to n - 1 are sorted as numbers."""
+    numbers = numbered_classes(len(classes))
+    if sorted(classes) == sorted(numbers):
+        classes = numbers
+        logger.info("%s does not name its classes: the folders 0 to %d are sorted as numbers",
+                    saved.source, len(classes) - 1)  # fmt: skip
+    elif all(name.isdigit() for name in classes) and classes != sorted(classes, key=int):
+        logger.warning("%s does not name its classes, and the folders are sorted as text: %s",
+                       saved.source, some(classes))  # fmt: skip
     return classes
 
 

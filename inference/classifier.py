@@ -1,11 +1,11 @@
 """A trained classifier with its classes and preprocessing, from a checkpoint or exported file."""
 
 import argparse
-import unicodedata
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 import timm
 import torch
@@ -55,8 +55,8 @@ class Classifier:
 
     def truth(self, files: list[Path]) -> torch.Tensor | None:
         """Return labels by the files' folder names; None if one of them is not a class."""
-        index = {name: label for label, name in enumerate(self.folders)}
-        labels = [index.get(unicodedata.normalize("NFC", file.parent.name)) for file in files]
+        index = {normalize("NFC", name): label for label, name in enumerate(self.folders)}
+        labels = [index.get(normalize("NFC", file.parent.name)) for file in files]
         return None if None in labels else torch.tensor(labels)
 
 

@@ -107,13 +107,14 @@ class _Scan:
         return found
 
     def _entries(self, folder: str, start: str) -> list[os.DirEntry[str]]:
-        """Return what is visible in a folder; nothing if it is the folder of a run."""
+        """Return what is visible in a folder; nothing if it is that of a run, below the root."""
         try:
             with os.scandir(folder) as entries:
                 every = list(entries)
         except OSError as error:
             raise UserError(f"folder {folder} cannot be read: {error.strerror}") from None
-        if any(entry.name == RUN_LOCK for entry in every) and holds_run(Path(folder)):
+        is_run = any(entry.name == RUN_LOCK for entry in every) and holds_run(Path(folder))
+        if is_run and not os.path.samefile(folder, self.root):
             self.with_runs.add(start)
             return []
         return [entry for entry in every if not is_hidden(entry.name)]

@@ -90,6 +90,8 @@ def test_folders_of_runs_are_not_classes(tmp_path):
         (tmp_path / run / ".lock").write_text("process 7 on host\n")
     assert list_classes(tmp_path).classes == ["cat", "dog"]
     assert len(find_images([str(tmp_path)])) == 2
+    (tmp_path / ".lock").write_text("process 7 on host\n")  # output_dir is data_path
+    assert list_classes(tmp_path).classes == ["cat", "dog"]
     (tmp_path / "cat/.lock").write_text("of another program")
     assert len(find_images([str(tmp_path)])) == 2
 
@@ -264,6 +266,13 @@ def test_labels_are_those_of_the_checkpoint_by_name(tmp_path, caplog):
         UserError, match=r"has 12 classes \(a, b, .*\), the data 12 .* of which 0, 1, 10, 11, 2"
     ):
         labels(run_of(*"abcdefghijkl"))
+    for number in reversed(range(12)):
+        (tmp_path / str(number)).rename(tmp_path / str(number + 1))
+    from_1 = labels(run_of())
+    assert from_1 == {name: label for label, name in enumerate(sorted(from_1))}
+    assert "and the folders are sorted as text: 1, 10, 11, 12, 2, ..." in caplog.text
+    for number in range(12):
+        (tmp_path / str(number + 1)).rename(tmp_path / str(number))
     # a resumed training numbers its images by the checkpoint, too
     images(tmp_path / "p/train", {"cat": 1, "dog": 1})
     images(tmp_path / "p/val", {"dog": 1})
