@@ -58,7 +58,7 @@ class UnreadableImages:
         if self.path.is_file():
             with self.path.open(errors="surrogateescape") as file:
                 count = len({line.split("\t")[0] for line in file})
-            logger.warning("%d images could not be read until now: see %s", count, self.path)
+            logger.warning("unreadable images until now: %d; see %s", count, self.path)
 
 
 @cache

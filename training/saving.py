@@ -33,6 +33,8 @@ class Saver:
 
     def begin(self, resume_from: str) -> None:
         """Save the flags, move aside what came after `resume_from`, and save a new run's start."""
+        if not self.folder.config.output_dir:
+            logger.info("nothing is saved: there is no --output_dir")
         self.folder.begin(self.setup.config)
         self.folder.set_aside(resume_from, self.state.progress.epoch)
         if self.state.progress.step == 0:

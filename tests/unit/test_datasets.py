@@ -547,7 +547,7 @@ def test_an_image_that_several_processes_have_noted_counts_once(tmp_path, caplog
     bad.add("f", "why")
     assert caplog.text.count("image e cannot be read: why; it is listed in") == 1
     bad.tell()
-    assert caplog.text.count("2 images could not be read until now: see") == 1
+    assert caplog.text.count("unreadable images until now: 2; see") == 1
     assert len(caplog.records) == 2
     with pytest.raises(UserError, match="4 images cannot be read, more than .* 3: b, c, d; see"):
         UnreadableImages(path, 3).add("d", "x")
