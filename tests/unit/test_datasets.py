@@ -355,7 +355,9 @@ class Processes(Numbers):
         return torch.tensor(values, dtype=torch.float64)
 
 
-@pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
+@pytest.mark.parametrize(
+    "method", ["fork", "forkserver", pytest.param("spawn", marks=pytest.mark.slow)]
+)
 def test_workers_live_through_epochs(method):
     before = multiprocessing.get_start_method()
     multiprocessing.set_start_method(method, force=True)
