@@ -73,7 +73,7 @@ class Job:
         # imported in the job: submitting needs neither torch nor a GPU
         from main import run
         from runtime.distributed import close_distributed
-        from runtime.signals import Stopped
+        from runtime.signals import Stopped, ignore_signals
 
         # each process chooses its GPU by LOCAL_RANK, so all stay visible
         environment = submitit.helpers.TorchDistributedEnvironment()
@@ -83,6 +83,7 @@ class Job:
         requeue: Any = signal.getsignal(signal.SIGUSR2)  # submitit's handler; run() replaces it
         try:
             run(replace(self.config, checkpoint=replace(self.config.checkpoint, output_dir=folder)))
+            ignore_signals()  # one while Python ends would make a finished job a failed one
             close_distributed()  # otherwise NCCL warns, and may hang at exit
         except Stopped as stopped:
             close_distributed()

@@ -22,7 +22,7 @@ from input_pipeline.image_sets import Images, ImageSet, ImageStream, Sample
 from input_pipeline.unreadable import UnreadableImages
 from runtime.distributed import DistributedContext, shard
 from runtime.errors import UserError
-from runtime.signals import end_workers_at_exit, ignore_signals_in_worker, signals_blocked
+from runtime.signals import end_workers_at_exit, ignore_signals, signals_blocked
 from utils import seed_everything, seed_host, stream_seed
 
 UNREADABLE = -1  # label of an unreadable image
@@ -184,7 +184,7 @@ class _Loader(DataLoader):
 
 
 def _start_worker(_: int) -> None:
-    ignore_signals_in_worker()
+    ignore_signals()
     gc.freeze()  # garbage collection would write to, and so copy, what is shared with the parent
 
 

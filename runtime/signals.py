@@ -109,8 +109,8 @@ def signals_blocked() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def ignore_signals_in_worker() -> None:
-    """Keep a loader worker alive when its process group is signalled: the last step needs it."""
+def ignore_signals() -> None:
+    """Ignore SIGNALS: in a loader worker, which the last step needs, and when all is done."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
