@@ -1,4 +1,8 @@
-"""From weights to a model: names, heads and classes have to fit."""
+"""From weights to a model: names, heads and classes have to fit.
+
+Names of other projects become the model's own in models.pretrained.checkpoint_filter_fn, which timm
+calls, too.
+"""
 
 import logging
 import re

@@ -183,6 +183,8 @@ class MixupConfig:
 class OptimConfig:
     """Optimizer"""
 
+    # optim_factory.create_optimizer passes them on; a name is that of the optimizer's own option,
+    # or opt_ and it, so that a resumed run takes it from the flags
     opt: str = "adamw"
     """Optimizer, by its name in timm."""
     opt_eps: Annotated[float | None, Range(0)] = 1e-8
