@@ -66,7 +66,7 @@ setup: .venv/.installed
 	@echo "installing into .venv (7 GB): takes a few minutes and prints nothing"
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet --editable '.[train,data,fast,export,openvino,wandb,dev]'
+	$(BIN)/pip install --quiet --editable '.[train,data,fast,points,export,openvino,wandb,dev]'
 	touch $@
 
 clean:

@@ -83,6 +83,14 @@ def build_data(
     else:
         open_part = _open_cifar if prefix == "CIFAR" else open_timm_set
         parts = {part: open_part(config, part, transform) for part, transform in transforms.items()}
+    return numbered(config, parts, saved)
+
+
+def numbered(config: DataConfig, parts: dict[str, Images], saved: SavedRun | None) -> Data:
+    """Number the labels of 'train' and 'val' alike, and shorten them to --max_images.
+
+    Raises UserError if the classes do not fit each other, --data_set or the checkpoint.
+    """
     classes = _common_classes(config, parts, saved)
     _check_classes(config, parts, classes)
     for part, images in parts.items():

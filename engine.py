@@ -200,7 +200,9 @@ def evaluate(
     Args:
         model: Without its DistributedDataParallel wrapper, since ranks may differ in their number
             of batches.
-        batches: Images (N, 3, H, W) and labels (N), negative for unreadable images.
+        batches: Images (N, 3, H, W) and labels (N), negative for unreadable images. A model may
+            return several rows of logits per image, one after another, as of a point cloud's views;
+            each counts as an image.
         batch_size: Ranks share the images in batches of this size (`shard`), and all get the same
             results, whatever the world size. None: each rank evaluates all images.
         precision: dtype of autocast.
@@ -212,20 +214,23 @@ def evaluate(
     """
     model.eval()
     device = next(model.parameters()).device
-    rows = [torch.empty(0, 5, dtype=torch.float64, device=device)]
+    rows = [torch.empty(0, 1, 5, dtype=torch.float64, device=device)]
     for index, (images, labels) in enumerate(_bar(batches, "evaluation", context)):
         before_batch(index)
         images, labels = (part.to(device, non_blocking=True) for part in (images, labels))
         with _autocast(device, precision):
             logits = model(images).float()
+        views = len(logits) // len(labels)
+        labels = labels.repeat_interleave(views)
         losses = nn.functional.cross_entropy(logits, labels.clamp(min=0), reduction="none")
         top5 = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
         probability, predicted = logits.softmax(dim=1).max(dim=1)
         facts = (labels, predicted, probability, losses, top5.any(dim=1))
-        rows.append(torch.stack([fact.double() for fact in facts], dim=1))
-    results = torch.cat(rows).cpu()
+        rows.append(torch.stack([fact.double() for fact in facts], dim=1).unflatten(0, (-1, views)))
+    results = torch.cat(rows[1:] or rows).cpu()
     if batch_size:
         results = all_gather_shards(results, batch_size, context)
+    results = results.flatten(0, 1)
     readable = results[results[:, 0] >= 0]
     if not len(readable):
         raise UserError("no evaluation image can be read")

@@ -19,7 +19,6 @@ from engine import evaluate
 from input_pipeline.image_sets import ImageSet
 from input_pipeline.loaders import UNREADABLE, eval_loader
 from input_pipeline.unreadable import UnreadableImages
-from models import checkpoint_filter_fn
 from runtime.distributed import DistributedContext, broadcast_buffers
 from runtime.errors import UserError
 from training.build import TrainSetup, amp_dtype
@@ -125,9 +124,9 @@ def evaluate_checkpoint(
         evaluated["_ema"] = ema
     evaluation = Evaluation(config, data, context)
     for suffix, saved in evaluated.items():
-        weights = checkpoint_filter_fn(saved, model)
+        weights = fitting.own_names(saved, model)
         fitting.check_head(weights, model, data.classes, path)
-        fitting.load_exactly(model, weights, path)
+        fitting.load_saved(model, checkpoint, weights, path, context)
         _, predictions = evaluation.of(model, suffix)
         if config.checkpoint.output_dir and context.is_main:
             _write_predictions(Path(config.checkpoint.output_dir), data, predictions, suffix)

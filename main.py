@@ -16,7 +16,9 @@ if __name__ == "__main__":  # --help and wrong flags are answered before imports
 import logging
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict
+from typing import Any
 
 from torch import nn
 
@@ -38,11 +40,19 @@ from utils import seed_everything, versions
 logger = logging.getLogger("main")
 
 
-def run(config: Config) -> None:
-    """Train, or evaluate a checkpoint, in this process."""
-    context = distributed.init_distributed(config.runtime.device, **asdict(config.processes))
-    setup_logging(context)
-    logger.info("%s, %d process(es), %s", context.device, context.world_size, versions())
+def run(
+    config: Config,
+    build_data: Callable[..., Data] = build_data,
+    context: distributed.DistributedContext | None = None,
+) -> distributed.DistributedContext:
+    """Train, or evaluate a checkpoint, in this process; return its place among the others.
+
+    Another task gives its own `build_data`, and a program that calls it twice the same `context`.
+    """
+    if context is None:
+        context = distributed.init_distributed(config.runtime.device, **asdict(config.processes))
+        setup_logging(context)
+        logger.info("%s, %d process(es), %s", context.device, context.world_size, versions())
     config = shrunk(config)
     timeout, is_eval = config.processes.dist_timeout, config.evaluation.eval
     with distributed.naming_absent_ranks(context, timeout), naming_dead_workers():
@@ -60,6 +70,7 @@ def run(config: Config) -> None:
             evaluate_checkpoint(config, model, data, context)
         else:
             train(config, model, data, saved.source if saved else "", context)
+    return context
 
 
 def train(
@@ -107,16 +118,16 @@ def train(
             logger.info("curves: %s", curves.save_curves(folder.path))
 
 
-def main(config: Config) -> None:
+def main(config: Config, body: Callable[[Config], Any] = run, program: str = "main.py") -> None:
     try:
-        with exit_on_user_error("main.py"):
-            run(config)
+        with exit_on_user_error(program):
+            body(config)
     except signals.Stopped as stopped:
         logger.info("%s", stopped)
         distributed.close_distributed()
         sys.exit(stopped.status)
     except KeyboardInterrupt:
-        sys.exit("main.py: interrupted; the same command resumes after the last saved epoch")
+        sys.exit(f"{program}: interrupted; the same command resumes after the last saved epoch")
     distributed.close_distributed()
 
 

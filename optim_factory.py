@@ -16,12 +16,12 @@ from utils import is_like
 
 
 def parameter_groups(
-    model: nn.Module, weight_decay: float, layer_decay: float = 1.0
+    model: nn.Module, weight_decay: float, layer_decay: float = 1.0, decay_1d: bool = False
 ) -> list[dict[str, Any]]:
     """Return a group per layer id and weight decay, in order of first appearance, as the release.
 
-    1-D parameters and those of `model.no_weight_decay()` have no weight decay. A group's `lr_scale`
-    is layer_decay ** (last id - id), with the ids of `model.group_matcher()`.
+    Without `decay_1d`, 1-D parameters and `model.no_weight_decay()` have no weight decay. A group's
+    `lr_scale` is layer_decay ** (last id - id), with the ids of `model.group_matcher()`.
     """
     layer_ids: dict[str, int] = {}
     if layer_decay != 1.0:
@@ -36,7 +36,8 @@ def parameter_groups(
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        decays = parameter.ndim > 1 and not name.endswith(".bias") and name not in without_decay
+        has_axes = parameter.ndim > 1 and not name.endswith(".bias") and name not in without_decay
+        decays = has_axes or decay_1d
         layer_id = layer_ids.get(name, last_id)
         decay, scale = weight_decay if decays else 0.0, layer_decay ** (last_id - layer_id)
         new = {"params": [], "weight_decay": decay, "lr_scale": scale}
@@ -75,7 +76,7 @@ def create_optimizer(config: OptimConfig, model: nn.Module, lr: float) -> torch.
     options: dict[str, Any] = {"eps": config.opt_eps, "betas": config.opt_betas, "fused": fused}
     try:
         optimizer = create_optimizer_v2(
-            parameter_groups(model, config.weight_decay, config.layer_decay),
+            parameter_groups(model, config.weight_decay, config.layer_decay, config.decay_1d),
             opt=config.opt,
             lr=lr,
             momentum=config.momentum,
@@ -120,6 +121,8 @@ class Schedule:
 
     def learning_rate(self, step: int) -> float:
         config, warmup = self.config, self.config.warmup(self.steps_per_epoch)
+        if config.schedule_unit == "epoch":
+            step = max(0, step // self.steps_per_epoch - 1) * self.steps_per_epoch
         return warmup_cosine(step, config.lr, config.min_lr, self.total_steps, warmup)
 
     def decay(self, step: int) -> float:

@@ -5,18 +5,20 @@ calls, too.
 """
 
 import logging
+import math
 import re
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from checkpoints.reading import classes_in, read_checkpoint, weights_in
+from checkpoints.reading import classes_in, flags_in, read_checkpoint, weights_in
 from checkpoints.sources import local_file
 from config.flags import FinetuneConfig
 from models import pretrained
-from runtime.distributed import DistributedContext
+from runtime.distributed import SINGLE_PROCESS, DistributedContext
 from runtime.errors import UserError
 from utils import numbered_classes
 
@@ -43,6 +45,42 @@ def load_exactly(
     if bad:
         raise UserError(f"checkpoint {path} can't be used: not floating point: {_first(bad)}")
     model.load_state_dict(weights, strict=False)
+
+
+def leave_out_frozen(saved: dict[str, Any], model: nn.Module) -> dict[str, Any]:
+    """Return a checkpoint without frozen parameters, of which `left_out` has the 2-norms."""
+    frozen = {n: p for n, p in model.named_parameters() if not p.requires_grad}
+    weights = {name: value for name, value in saved["model"].items() if name not in frozen}
+    norms = {name: value.double().norm().item() for name, value in frozen.items()}
+    return saved | {"model": weights, "left_out": norms}
+
+
+def load_saved(
+    model: nn.Module,
+    checkpoint: dict[str, Any],
+    weights: Weights,
+    path: str | Path,
+    context: DistributedContext = SINGLE_PROCESS,
+) -> None:
+    """`load_exactly` the weights of a checkpoint; those it leaves out are read from --finetune."""
+    left_out = checkpoint.get("left_out") or {}
+    if not left_out:
+        load_exactly(model, weights, path)
+        return
+    flags, own = flags_in(checkpoint), model.state_dict()
+    if not isinstance(left_out, dict) or not left_out.keys() <= own.keys():
+        raise UserError(f"checkpoint {path} is of another model: it leaves out other weights")
+    known = {f.name: flags[f.name] for f in fields(FinetuneConfig) if f.name in flags}
+    classes = classes_in(checkpoint, path)
+    logger.info("%s leaves out %d frozen weights", path, len(left_out))
+    load_start_weights(model, FinetuneConfig(**known), classes, context, named=False)
+    for name, norm in left_out.items():
+        if not math.isclose(own[name].double().norm().item(), norm, rel_tol=1e-6):
+            raise UserError(
+                f"checkpoint {path} leaves out {name}, which is another one in its start weights, "
+                f"{known['finetune']}"
+            )
+    load_exactly(model, weights, path, frozenset(left_out))
 
 
 def check_fit(
@@ -81,9 +119,13 @@ def load_start_weights(
     path = local_file(config.finetune, context)
     checkpoint = read_checkpoint(path, model)
     found = weights_in(checkpoint, path, config.model_key, config.model_prefix)
+    base_model = getattr(model, "base_model", None)
+    if base_model is not None and not any("base_model." in name for name in found):
+        _load_base_model(base_model, found, path)
+        return
     # of a detector or segmentor, the backbone without the norms of its outputs
     own = {k: v for k, v in found.items() if re.match(r"backbone\.(?!norm\d)", k)}
-    weights = pretrained.checkpoint_filter_fn(own or found, model)
+    weights = own_names(own or found, model)
     heads, known = heads_of(model), classes_in(checkpoint, path)
     weights, done = _fit_head(weights, known, classes, named, heads)
     may_lack = _head_names(heads)
@@ -93,6 +135,26 @@ def load_start_weights(
             done = "norm and head are new"
     load_exactly(model, weights, path, frozenset(may_lack))
     logger.info("start weights from %s%s", path, f"; {done}" if done else "")
+
+
+def _load_base_model(base_model: Any, found: Weights, path: Path) -> None:
+    """Load the weights of a classifier into the part of a model that was one; its head is new."""
+    heads = tuple(f"{head}." for head in heads_of(base_model))
+    weights = pretrained.checkpoint_filter_fn(found, base_model)
+    weights = {name: value for name, value in weights.items() if not name.startswith(heads)}
+    own_head = {name for name in base_model.state_dict() if name.startswith(heads)}
+    load_exactly(base_model, weights, path, frozenset(own_head))
+    logger.info("start weights of base_model from %s", path)
+
+
+def own_names(weights: Weights, model: nn.Module) -> Weights:
+    """Return weights under the model's own names, which other projects or versions may differ from.
+
+    A model may have names of its own to change, in `released_names(weights)`.
+    """
+    weights = pretrained.checkpoint_filter_fn(weights, model)
+    further = getattr(model, "released_names", None)
+    return further(weights) if further else weights  # type: ignore[operator]
 
 
 def _fit_head(

@@ -18,7 +18,8 @@
 A checkpoint holds tensors and plain values, which `torch.load(..., weights_only=True)` reads:
 model, model_ema, optimizer, scaler, epoch (the last finished one, -1 for the start), step, position
 (images of the current epoch used so far), max_accuracy, max_ema_accuracy, meters and bad_steps
-(running sums), args (the flags), classes and versions.
+(running sums), args (the flags), classes and versions. With --save_frozen false, model lacks what
+left_out names, with the 2-norm of each.
 """
 
 import errno

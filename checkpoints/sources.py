@@ -5,9 +5,10 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import timm
 
-from checkpoints.reading import classes_in, flags_in, read_checkpoint
+from checkpoints.reading import FOLDER_WEIGHTS, classes_in, flags_in, read_checkpoint
 from checkpoints.run_folder import RunFolder
 from config.flags import Config, ModelConfig
 from models import download, download_published
@@ -17,7 +18,7 @@ from runtime.distributed import (
     all_gather,
     first_on_each_machine,
 )
-from runtime.errors import UserError, near_names
+from runtime.errors import UserError, near_names, reason_of
 from utils import is_like
 
 logger = logging.getLogger(__name__)
@@ -42,7 +43,8 @@ REFUSED_ARGUMENTS = frozenset(
 def local_file(source: str | Path, context: DistributedContext = SINGLE_PROCESS) -> Path:
     """Return the checkpoint that a flag names as a file; UserError if there is none.
 
-    One process per machine downloads it, if necessary, into torch.hub's cache.
+    One process per machine downloads it, if necessary, into the cache of torch.hub, or of
+    huggingface_hub for weights of timm.
     """
     source = str(source)
     is_url = source.startswith(("https://", "http://"))
@@ -51,13 +53,28 @@ def local_file(source: str | Path, context: DistributedContext = SINGLE_PROCESS)
         try:
             if not is_url and (is_path or Path(source).exists()):
                 return Path(source)
-            fetched = download(source) if is_url else download_published(source)
+            if is_url:
+                return download(source)
+            fetched = download_published(source) or _download_of_timm(source)
         except RuntimeError as error:
             raise UserError(str(error)) from None
     if fetched is None:
-        hint = near_names(source, timm.list_pretrained("hornet_*"))
+        hint = near_names(source, timm.list_pretrained())
         raise UserError(f"there is neither a file nor published weights named {source}{hint}")
     return fetched
+
+
+def _download_of_timm(name: str) -> Path | None:
+    """Download weights that timm has published; None if there are none of this name."""
+    cfg = timm.get_pretrained_cfg(name) if name in timm.list_pretrained() else None
+    if cfg is None or not cfg.hf_hub_id:
+        return None
+    try:
+        return Path(huggingface_hub.hf_hub_download(cfg.hf_hub_id, FOLDER_WEIGHTS))
+    except (OSError, ValueError) as error:
+        raise RuntimeError(
+            f"{name} could not be downloaded ({reason_of(error)}): give a file of these weights"
+        ) from None
 
 
 def model_of(source: str, flags: dict[str, Any]) -> ModelConfig:

@@ -17,7 +17,7 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, set_parsing_settings
 from PIL import ImageColor
 
-from config.flags import SECTIONS, Config
+from config.flags import Config, sections_of
 from runtime.errors import UserError, reason_of
 
 
@@ -33,9 +33,16 @@ def parse_args(argv: list[str] | None = None) -> Config:
     return parse_args_with(argv)[0]
 
 
-def parse_args_with(argv: list[str] | None = None, *extra: type) -> tuple[Config, list[Any]]:
-    """Like `parse_args`, with the `extra` sections of another program, which are returned, too."""
-    sections = [*SECTIONS.values(), *extra]
+def parse_args_with(
+    argv: list[str] | None = None, *extra: type, kind: type[Config] = Config
+) -> tuple[Any, list[Any]]:
+    """Like `parse_args`, for another program.
+
+    Its config may be of another `kind`, with further sections; `extra` sections are returned
+    beside it.
+    """
+    own = sections_of(kind)
+    sections = [*own.values(), *extra]
     flags = {f.name: f for section in sections for f in fields(section)}
     recipes, argv = _published_spellings(sys.argv[1:] if argv is None else argv, flags)
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
@@ -58,9 +65,9 @@ def parse_args_with(argv: list[str] | None = None, *extra: type) -> tuple[Config
         if isinstance(value, str) and value.startswith("~"):  # recipes are not expanded by a shell
             flat[name] = os.path.expanduser(value)
     built = [section(**{f.name: flat[f.name] for f in fields(section)}) for section in sections]
-    config = Config(*built[: len(SECTIONS)])
+    config = kind(**dict(zip(own, built, strict=False)))
     _check(config)
-    return config, built[len(SECTIONS) :]
+    return config, built[len(own) :]
 
 
 def _parse(parser: ArgumentParser, argv: list[str], flags: dict[str, Field]) -> Any:
@@ -120,6 +127,8 @@ def _flags_of_recipe(path: str, flags: dict[str, Field]) -> list[str]:
     if not isinstance(content, dict):
         raise UserError(f"--config {path}: a recipe is a YAML file of flags, as in 'epochs: 30'")
     rewritten: list[str] = []
+    for base in _bases(content.pop("base", []), Path(path).expanduser()):
+        rewritten += _flags_of_recipe(base, flags)
     for name, value in content.items():
         name = str(name).replace("-", "_")
         if name not in flags:
@@ -128,6 +137,18 @@ def _flags_of_recipe(path: str, flags: dict[str, Field]) -> list[str]:
         many = "tuple" in str(flags[name].type) and not text.startswith("[")
         rewritten += _spelled(f"--{name}", text.split() if many else [text], flags)
     return rewritten
+
+
+def _bases(names: Any, path: Path) -> list[str]:
+    """Return the recipes that one builds on; they are named relative to it."""
+    names = [names] if isinstance(names, str) else names
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise UserError(f"--config {path}: base: give the name of a recipe, or a list of names")
+    bases = [path.parent / name for name in names]
+    for base in bases:
+        if base.is_file() and base.samefile(path):
+            raise UserError(f"--config {path}: base: it names itself")
+    return [str(base) for base in bases]
 
 
 def _spelled(name: str, values: list[str], flags: dict[str, Field]) -> list[str]:
@@ -197,6 +218,10 @@ def _check(config: Config) -> None:
         raise UserError("--memory lean and --grad_checkpointing true: choose one of them")
     if flat["model_ema_eval"] and not (flat["model_ema"] or flat["eval"]):
         raise UserError("--model_ema_eval true needs --model_ema true")
+    if not flat["save_frozen"] and not flat["finetune"] and not flat["eval"]:
+        raise UserError("--save_frozen false needs --finetune, to read the frozen weights from")
+    if not flat["save_frozen"] and flat["model_ema"]:
+        raise UserError("--save_frozen false: the EMA has all weights; give --model_ema false")
     if flat["eval"] and flat["smoke"]:
         raise UserError("--smoke true is for training; shrink an evaluation by --max_images N")
     if flat["eval"] and not flat["resume"]:

@@ -195,6 +195,8 @@ class OptimConfig:
     """Momentum of optimizers that have one."""
     weight_decay: NonNegativeFloat = 0.05
     """Weight decay; 1-D parameters (norms, biases, layer scale) have none."""
+    decay_1d: bool = False
+    """Weight decay for 1-D parameters, too."""
     update_freq: Positive = 1
     """Micro-batches per optimizer step, whose gradients are accumulated."""
     clip_grad: float | None = None
@@ -227,6 +229,9 @@ class ScheduleConfig:
     """Optimizer steps of warm-up; if positive, overrides warmup_epochs."""
     weight_decay_end: float | None = None
     """Weight decay at the end of its cosine; constant if not given."""
+    schedule_unit: Literal["step", "epoch"] = "step"
+    """epoch: the learning rate changes between epochs only, and as in P2P one epoch late: the first
+    two epochs have the first one."""
 
     def scaled(self, total_batch: int) -> "ScheduleConfig":
         """Return the schedule with its learning rates scaled to `total_batch`."""
@@ -266,6 +271,8 @@ class CheckpointConfig:
     """Resume the newest undamaged checkpoint of output_dir, if there is one."""
     save_ckpt: bool = True
     """Save checkpoints."""
+    save_frozen: bool = True
+    """Save frozen weights, too; false: who loads a checkpoint reads them from --finetune again."""
     save_ckpt_freq: Positive = 1
     """Epochs between checkpoints."""
     save_ckpt_num: Positive = 3
@@ -412,4 +419,5 @@ class Config:
         Path(path).write_text(yaml.safe_dump(self.flat(), sort_keys=False))
 
 
-SECTIONS: dict[str, type] = {f.name: f.type for f in fields(Config)}  # type: ignore[misc]
+def sections_of(kind: type[Config] = Config) -> dict[str, type]:
+    return {f.name: f.type for f in fields(kind)}  # type: ignore[misc]

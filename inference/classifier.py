@@ -12,7 +12,7 @@ import torch
 from timm.data import ImageNetInfo
 from torch import nn
 
-from checkpoints.fitting import heads_of, load_exactly
+from checkpoints.fitting import heads_of, load_saved
 from checkpoints.reading import classes_in, ema_weights_in, flags_in, read_checkpoint, weights_in
 from checkpoints.sources import local_file, model_of
 from config.flags import DataConfig, ModelConfig
@@ -94,7 +94,7 @@ def load_classifier(
     cfg = timm.get_pretrained_cfg(config.model)  # None for unknown names
     num_classes = _num_classes(weights, heads_of(cfg or {})[0], path)
     network = build_model(replace(config, drop_path=0.0), num_classes)
-    load_exactly(network, checkpoint_filter_fn(weights, network), path)
+    load_saved(network, checkpoint, checkpoint_filter_fn(weights, network), path)
     if input_size is None and "input_size" not in flags and cfg:
         input_size = cfg.input_size[-1]
     config = replace(config, input_size=input_size or config.input_size)

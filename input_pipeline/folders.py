@@ -22,15 +22,18 @@ SYSTEM_NAMES = frozenset(
 """What NAS devices, macOS and Windows put beside images, in lower case."""
 
 
-def list_classes(folder: Path, leave_out: Path | None = None) -> Listing:
+def list_classes(
+    folder: Path, leave_out: Path | None = None, suffixes: frozenset[str] | None = None
+) -> Listing:
     """List the images of a folder with one folder per class; UserError if there is none.
 
     Classes are sorted by name, in Unicode's NFC, and images by folder and name, as torchvision's
-    ImageFolder does. `leave_out` is a folder that is not scanned.
+    ImageFolder does. `leave_out` is a folder that is not scanned; `suffixes` are those of other
+    files than images.
     """
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder")
-    scan = _Scan(folder, leave_out)
+    scan = _Scan(folder, leave_out, suffixes)
     names = {name: unicodedata.normalize("NFC", name) for name in scan.folders()}
     found = scan.images(list(names))
     # a folder that only holds runs is not a class
@@ -61,9 +64,14 @@ def find_images(arguments: list[str]) -> list[Path]:
 class _Scan:
     """A walk through the folders below `root`; `skipped` counts other files by suffix."""
 
-    def __init__(self, root: Path, leave_out: Path | None = None) -> None:
+    def __init__(
+        self,
+        root: Path,
+        leave_out: Path | None = None,
+        suffixes: frozenset[str] | None = None,
+    ) -> None:
         self.root, self.skipped, self.with_runs = str(root), Counter[str](), set[str]()
-        self.suffixes = image_suffixes()
+        self.suffixes = suffixes or image_suffixes()
         top = Path(os.path.realpath(root))
         # a link to a folder above the root would bring in images from outside
         outside = [*top.parents, *([leave_out] if leave_out else [])]

@@ -6,6 +6,7 @@ To add a format, write a subclass and open it in datasets.py.
 from typing import Any
 
 import torch
+from PIL import Image
 from torch.utils.data import Dataset, IterableDataset
 
 from input_pipeline.images import AS_RELEASED, Decoding, load_image, load_lazily, readable
@@ -51,6 +52,10 @@ class ImageSet(Dataset[Sample]):
     def name(self, index: int) -> str:
         """Return the file of an image, or its index if it has none."""
         return str(index)
+
+    def blank(self) -> torch.Tensor:
+        """Return what takes the place of an unreadable image in a batch."""
+        return self.transform(Image.new("RGB", (256, 256)))
 
     def number_by(self, classes: list[str]) -> None:
         """Number the labels by `classes`, which include all classes of this set with images."""

@@ -14,7 +14,6 @@ from itertools import islice
 from typing import Any
 
 import torch
-from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from config.flags import DataConfig
@@ -69,7 +68,7 @@ class EvalImages(Dataset[Sample]):
             return self.images[index]
         except UserError as error:
             self.unreadable.add(self.images.name(index), str(error))
-            return self.images.transform(Image.new("RGB", (256, 256))), UNREADABLE
+            return self.images.blank(), UNREADABLE
 
 
 class EpochOrder(Sampler[tuple[int, int]]):

@@ -29,6 +29,7 @@ class GnConv(nn.Module):
         y       = proj_out(p_n)
 
     With C = out_channels, p_{k+1} and q_k have C_k = C / 2**(n - 1 - k) channels (equation 3.6).
+    main.py trains fast.layers.FastGnConv, the same function.
 
     Args:
         out_channels: C; None means in_channels.

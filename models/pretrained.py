@@ -15,6 +15,7 @@ from typing import Any
 from urllib.parse import urlparse
 from urllib.request import Request, urlopen
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -22,11 +23,18 @@ from .spectral import resize_filter
 
 logger = logging.getLogger(__name__)
 
-# types of the flags in released files; Python has moved the class of paths
+# types of the flags in released files, and of P2P's best accuracy; Python has moved the class of
+# paths, NumPy its scalars
 RELEASED_FLAGS: list[Any] = [
     argparse.Namespace,
     (PosixPath, "pathlib.PosixPath"),
     (PosixPath, "pathlib._local.PosixPath"),
+    np.dtype,
+    type(np.dtype(np.float64)),
+    *(
+        (np.float64(0).__reduce__()[0], f"numpy.{core}.multiarray.scalar")
+        for core in ("core", "_core")
+    ),
 ]
 WEIGHT_KEYS = ("model", "module", "model_ema", "state_dict")
 """Keys of checkpoints that may hold the weights; the first that is there does."""

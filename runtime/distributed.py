@@ -290,7 +290,8 @@ def all_gather_shards(
 ) -> torch.Tensor:
     """Return the rows of all ranks' `shard`s in the order of the whole."""
     shards = all_gather(rows, context)
-    whole = rows.new_empty(sum(map(len, shards)), rows.shape[1])
+    # a rank without items does not know the shape of the others'
+    whole = shards[0].new_empty(sum(map(len, shards)), *shards[0].shape[1:])
     for rank, part in enumerate(shards):
         whole[shard(len(whole), batch_size, rank, context.world_size)] = part
     return whole

@@ -21,7 +21,7 @@ from runtime.distributed import DistributedContext
 from runtime.errors import UserError, near_names, reason_of
 from training.nonfinite import NonFiniteSteps
 from training.state import Meters, Progress, TrainState
-from utils import are_names, count_gmacs, count_parameters
+from utils import are_names, count_parameters, gmacs_of
 
 logger = logging.getLogger(__name__)
 
@@ -110,15 +110,17 @@ def amp_dtype(config: ComputeConfig) -> torch.dtype | None:
 def size_facts(config: ModelConfig, num_classes: int) -> dict[str, float]:
     """Return n_parameters and GFLOPs (multiply-adds per image), as they are named in log.txt.
 
-    GFLOPs are left out if they cannot be counted. Raises UserError if the model does not take RGB
-    images of --input_size.
+    A model may have an `example_input()`. GFLOPs are left out if they cannot be counted. Raises
+    UserError if the model does not take RGB images of --input_size.
     """
     size = config.input_size
     with torch.device("meta"), torch.no_grad():
         # the counter fails on parameters with gradients that are inputs of layers (CaiT, PiT)
         model = build_model(config, num_classes).eval().requires_grad_(False)
+        own = getattr(model, "example_input", None)
+        example = own() if own else torch.empty(1, 3, size, size)  # type: ignore[operator]
         try:
-            model(torch.empty(1, 3, size, size))
+            model(example)
         except (ValueError, RuntimeError, AssertionError) as error:
             channels = config.model_kwargs.get("in_chans", 3)
             if channels != 3:
@@ -128,7 +130,7 @@ def size_facts(config: ModelConfig, num_classes: int) -> dict[str, float]:
             raise UserError(f"--input_size {size}: {config.model} fails: {error}") from None
     facts: dict[str, float] = {"n_parameters": count_parameters(model)}
     try:
-        facts["GFLOPs"] = count_gmacs(model, size)
+        facts["GFLOPs"] = sum(gmacs_of(model, example)[""])
     except Exception as error:  # of operators that the counter does not know
         logger.warning("GFLOPs of %s are not counted: %s", config.model, reason_of(error))
     return facts

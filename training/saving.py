@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from checkpoints.fitting import leave_out_frozen
 from checkpoints.run_folder import RunFolder
 from input_pipeline.loaders import TrainLoader
 from runtime.distributed import barrier
@@ -69,7 +70,10 @@ class Saver:
     def _checkpoint(self) -> dict[str, Any]:
         """Return the content of a checkpoint; all ranks have to call it."""
         extras = {"args": self.setup.config.flat(), "classes": self.classes}
-        return self.state.state_dict(self.setup.context) | extras
+        saved = self.state.state_dict(self.setup.context) | extras
+        if self.folder.config.save_frozen:
+            return saved
+        return leave_out_frozen(saved, self.state.bare_model)
 
     @contextmanager
     def reporting(self, loader: TrainLoader) -> Iterator[None]:

@@ -140,7 +140,7 @@ class TrainState:
         """
         progress = _saved_progress(saved, Path(path), self.progress.epoch + 1)
         weights = reading.weights_in(saved, path)
-        fitting.load_exactly(self.bare_model, weights, path)
+        fitting.load_saved(self.bare_model, saved, weights, path, context)
         if self.ema:
             ema_weights = reading.ema_weights_in(saved, path)
             if ema_weights is None:

@@ -19,7 +19,7 @@ def formula_weight(name: str, shape: tuple[int, ...]) -> np.ndarray:
         v = 0.5 + 0.1 * v
     elif last == "complex_weight":
         v = 0.5 * v
-    elif last == "bias":
+    elif last in ("bias", "running_mean"):
         v = 0.1 * v
     elif len(shape) == 1:
         v = 1 + 0.1 * v
@@ -32,7 +32,8 @@ def formula_weight(name: str, shape: tuple[int, ...]) -> np.ndarray:
 def fill_by_formula(module: nn.Module) -> nn.Module:
     """Fill every entry of the module's state dict in place, and return the module."""
     for name, entry in module.state_dict().items():
-        entry.copy_(torch.from_numpy(formula_weight(name, tuple(entry.shape))))
+        if entry.is_floating_point():
+            entry.copy_(torch.from_numpy(formula_weight(name, tuple(entry.shape))))
     return module
 
 
