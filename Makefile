@@ -5,10 +5,13 @@ BIN := .venv/bin
 # one worker per core: tests often wait for processes that they start
 PARALLEL := --numprocesses auto --maxprocesses 4
 
-.PHONY: demo demo-detection demo-segmentation web test test-slow test-faults test-web dense test-dense lint format setup clean
+.PHONY: demo demo-points demo-detection demo-segmentation web test test-slow test-faults test-web dense test-dense lint format setup clean
 
 demo: setup
 	$(BIN)/python -m tools.demo
+
+demo-points: setup
+	$(BIN)/python -m tools.demo_points
 
 demo-detection demo-segmentation: demo-%: dense
 	$(BIN)/python -m tools.demo_dense $*

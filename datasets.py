@@ -10,10 +10,11 @@ import torch
 from timm.data import create_dataset
 from torchvision.datasets import CIFAR100
 
+from checkpoints.reading import numbered_as_saved
 from checkpoints.sources import SavedRun
 from config.flags import AugmentConfig, DataConfig
 from input_pipeline.digits import write_digits
-from input_pipeline.folders import list_classes
+from input_pipeline.folders import folders_in, list_classes
 from input_pipeline.image_sets import (
     Images,
     ImageSet,
@@ -28,9 +29,14 @@ from input_pipeline.parts import find_parts
 from input_pipeline.tar_files import TarImages, list_tars
 from input_pipeline.timm_sets import PREFIXES, open_timm_set
 from input_pipeline.transforms import eval_transform, mean_std, train_transform
-from runtime.distributed import SINGLE_PROCESS, DistributedContext, first_on_each_machine
+from runtime.distributed import (
+    SINGLE_PROCESS,
+    DistributedContext,
+    first_on_each_machine,
+    shared_on_machine,
+)
 from runtime.errors import UserError, some
-from utils import are_names, numbered_classes
+from utils import are_names
 
 logger = logging.getLogger(__name__)
 
@@ -144,7 +150,7 @@ def _open_folders(
     if train == val and config.val_fraction:
         listing = listed_once(partial(list_classes, train), context)
         choose = held_out if config.val_choice == "hash" else held_out_by_draw
-        chosen = choose(listing, config.val_fraction)
+        chosen = shared_on_machine(partial(choose, listing, config.val_fraction), context)
         logger.info("%d of the %d images of %s are held out for evaluation",
                     len(chosen["val"]), len(listing), train)  # fmt: skip
         return {
@@ -166,18 +172,24 @@ def _find_folders(config: DataConfig, wanted: list[str]) -> tuple[Path, Path]:
     Raises UserError if a wanted one is missing or cannot be told.
     """
     root = Path(config.data_path)
-    parts = find_parts(root)
+    parts = find_parts(root, guesses="train" in wanted and not config.eval_data_path)
     if config.data_set != "image_folder":
         return parts.get("train", root / "train"), parts.get("val", root / "val")
     if config.eval_data_path:
         given = Path(config.eval_data_path)
+        if not given.is_dir():
+            raise UserError(f"--eval_data_path {given} is not a folder")
         for folder in parts.values() if "train" in wanted else ():
             is_class = (given / folder.name).is_dir()
-            if not is_class and not (given.exists() and folder.samefile(given)):
+            if not is_class and not folder.samefile(given):
                 raise UserError(
                     f"--data_path {root} holds {folder.name}/, which is no class of "
                     f"--eval_data_path {given}: give the folder that holds the class folders"
                 )
+        if config.val_fraction and root.samefile(given):
+            return root, root
+        if config.val_fraction:
+            _warn_unused_fraction(config, given)
         return root, given
     if parts and "train" not in parts and "train" in wanted:
         raise UserError(
@@ -189,18 +201,23 @@ def _find_folders(config: DataConfig, wanted: list[str]) -> tuple[Path, Path]:
     val: Path | None = parts.get("val") or (train if held_out else parts.get("test"))
     if val and val == parts.get("test"):
         logger.info("the evaluation images are those of %s", val)
-    unused = [path.name for path in parts.values() if path not in (train, val)]
+    unused = [path.name for path in folders_in(root) if path not in (train, val)] if parts else []
     if unused:
-        logger.info("%s: %s is not used", root, ", ".join(unused))
+        logger.warning("%s: beside the parts, %s is not used", root, some(unused))
     if config.val_fraction and not held_out:
-        logger.warning("--val_fraction %g is not used: %s holds the evaluation images",
-                       config.val_fraction, val)  # fmt: skip
+        _warn_unused_fraction(config, val)
     if val is None and ("train" in wanted or parts) and "val" in wanted:
         raise UserError(
             f"no evaluation images: {root} does not hold both train/ and val/, so give "
             "--eval_data_path FOLDER, --val_fraction 0.2, or --disable_eval true"
         )
     return train, val or root
+
+
+def _warn_unused_fraction(config: DataConfig, val: Path | None) -> None:
+    logger.warning(
+        "--val_fraction %g is not used: %s holds the evaluation images", config.val_fraction, val
+    )
 
 
 def _open_tars(
@@ -256,15 +273,14 @@ def _common_classes(
 
 def _as_numbers(classes: list[str], saved: SavedRun) -> list[str]:
     """Return the classes for a checkpoint without names: 0 to n - 1 are sorted as numbers."""
-    numbers = numbered_classes(len(classes))
-    if sorted(classes) == sorted(numbers):
-        classes = numbers
+    ordered = numbered_as_saved(classes, saved.flags)
+    if ordered != classes:
         logger.info("%s does not name its classes: the folders 0 to %d are sorted as numbers",
                     saved.source, len(classes) - 1)  # fmt: skip
     elif all(name.isdigit() for name in classes) and classes != sorted(classes, key=int):
         logger.warning("%s does not name its classes, and the folders are sorted as text: %s",
                        saved.source, some(classes))  # fmt: skip
-    return classes
+    return ordered
 
 
 def _used(images: Images) -> list[str]:

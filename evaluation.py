@@ -128,8 +128,20 @@ def evaluate_checkpoint(
         fitting.check_head(weights, model, data.classes, path)
         fitting.load_saved(model, checkpoint, weights, path, context)
         _, predictions = evaluation.of(model, suffix)
+        logger.info("mean accuracy of the classes: %.2f%%", mean_class_accuracy(predictions))
         if config.checkpoint.output_dir and context.is_main:
             _write_predictions(Path(config.checkpoint.output_dir), data, predictions, suffix)
+
+
+def mean_class_accuracy(rows: torch.Tensor) -> float:
+    """Return the mean of the accuracies of the classes that occur, in per cent.
+
+    `rows` are those of `engine.evaluate`.
+    """
+    labels, guesses, _ = rows[rows[:, 0] != UNREADABLE].long().T
+    images = torch.bincount(labels)
+    correct = torch.bincount(labels[labels == guesses], minlength=len(images))
+    return 100 * (correct / images)[images > 0].mean().item()
 
 
 def _write_predictions(folder: Path, data: Data, rows: torch.Tensor, suffix: str) -> None:

@@ -14,13 +14,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from checkpoints.reading import classes_in, flags_in, read_checkpoint, weights_in
+from checkpoints.reading import (
+    classes_in,
+    flags_in,
+    numbered_as_saved,
+    read_checkpoint,
+    weights_in,
+)
 from checkpoints.sources import local_file
 from config.flags import FinetuneConfig
 from models import pretrained
 from runtime.distributed import SINGLE_PROCESS, DistributedContext
 from runtime.errors import UserError
-from utils import numbered_classes
 
 logger = logging.getLogger(__name__)
 
@@ -127,6 +132,8 @@ def load_start_weights(
     own = {k: v for k, v in found.items() if re.match(r"backbone\.(?!norm\d)", k)}
     weights = own_names(own or found, model)
     heads, known = heads_of(model), classes_in(checkpoint, path)
+    # without names in the file, the order of its run is assumed
+    known = known or numbered_as_saved(classes, flags_in(checkpoint))
     weights, done = _fit_head(weights, known, classes, named, heads)
     may_lack = _head_names(heads)
     if any(name.startswith("backbone.") for name in found):
@@ -162,8 +169,8 @@ def _fit_head(
 ) -> tuple[Weights, str]:
     """Fit the head to the data's classes; return the weights and what was done.
 
-    For 1000 classes, an ImageNet-22K head becomes an ImageNet-1K head. If the file names its
-    classes (`known`), rows are matched by name. A head for other classes is left out.
+    For 1000 classes, an ImageNet-22K head becomes an ImageNet-1K head. Rows are matched by
+    name to those of the file (`known`). A head for other classes is left out.
     """
     rows = len(weights.get(f"{heads[0]}.weight", classes))
     names = _head_names(heads) & weights.keys()
@@ -172,9 +179,6 @@ def _fit_head(
         if len(classes) == 1000 and pretrained.is_imagenet22k(rows) and heads == ("head",):
             return pretrained.select_imagenet1k(weights), f"1000 of the head's {rows} rows"
         return without_head, f"a new head: {rows} classes in the file, {len(classes)} here"
-    numbers = numbered_classes(len(classes))
-    # if the file has no names, classes that are numbers are matched as numbers
-    known = known or (numbers if sorted(classes) == sorted(numbers) else classes)
     if known == classes or not named:
         return weights, ""
     if sorted(known) == sorted(classes):

@@ -23,13 +23,15 @@ from config.flags import FinetuneConfig
 from models.pretrained import RELEASED_FLAGS, find_weights
 from runtime.errors import UserError
 from runtime.files import checksum_file, matches_checksum
-from utils import are_names
+from utils import are_names, numbered_classes
 
 METADATA = "hornet"
 """Metadata key of .safetensors files for the rest of a checkpoint (args, classes), as JSON."""
 FOLDER_CONFIG, FOLDER_WEIGHTS = "config.json", "model.safetensors"
 PREPROCESSING = ("mean", "std", "crop_pct", "crop_mode", "interpolation")
 """Preprocessing in config.json, beside the image size."""
+DECODING = ("exif_orientation", "background")
+"""Flags in config.json, if this project has written it."""
 
 
 def read_checkpoint(
@@ -142,6 +144,16 @@ def classes_in(checkpoint: dict[str, Any], path: str | Path) -> list[str]:
     return [unicodedata.normalize("NFC", name) for name in classes] if named else []
 
 
+def numbered_as_saved(classes: list[str], flags: dict[str, Any]) -> list[str]:
+    """Return folders 0 to n - 1 in the order of a checkpoint that does not name its classes.
+
+    They are sorted as numbers, but the release's image_folder sorted them as text.
+    """
+    numbers = numbered_classes(len(classes))
+    is_text = flags.get("data_set") == "image_folder"
+    return numbers if sorted(classes) == sorted(numbers) and not is_text else classes
+
+
 def size_of(value: Any) -> int:
     """Return the bytes of all tensors in nested dicts, lists and tuples."""
     if torch.is_tensor(value):
@@ -183,6 +195,7 @@ def _read_folder_config(path: Path) -> dict[str, Any]:
         kwargs = {name: value for name, value in kwargs.items() if name not in free}
         flags = {"model": facts["architecture"], "model_kwargs": kwargs, "input_size": height}
         flags |= {name: cfg[name] for name in PREPROCESSING}
+        flags |= {name: facts[name] for name in DECODING if name in facts}
         names = facts.get("label_names")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path} is not timm's format: {type(error).__name__} {error}") from None

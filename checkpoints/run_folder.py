@@ -42,7 +42,7 @@ import torch
 from checkpoints.reading import damage_of, read_checkpoint, size_of
 from config.flags import CheckpointConfig, Config
 from runtime.errors import UserError
-from runtime.files import RUN_LOCK, checksum_file, checksum_line, written_whole
+from runtime.files import FORGOTTEN, RUN_LOCK, checksum_file, checksum_line, written_whole
 
 logger = logging.getLogger(__name__)
 
@@ -141,7 +141,7 @@ class RunFolder:
             later.append(path)
         if later:
             later += [p for p in self.path.glob("checkpoint-best*.pth") if _saved_epoch(p) > epoch]
-        log, forgotten = self.path / "log.txt", self.path / "forgotten"
+        log, forgotten = self.path / "log.txt", self.path / FORGOTTEN
         with self._writing():
             lines = log.read_text(errors="replace").splitlines() if log.exists() else []
             kept = [line for line in lines if _epoch_of(line) <= epoch]

@@ -10,7 +10,7 @@ import timm
 
 from checkpoints.reading import FOLDER_WEIGHTS, classes_in, flags_in, read_checkpoint
 from checkpoints.run_folder import RunFolder
-from config.flags import Config, ModelConfig
+from config.flags import Config, DataConfig, ModelConfig
 from models import download, download_published
 from runtime.distributed import (
     SINGLE_PROCESS,
@@ -104,9 +104,9 @@ def continued(config: Config, context: DistributedContext) -> tuple[Config, Save
         folder = RunFolder(config.checkpoint, context.is_main)
         source = all_gather(folder.to_resume() if context.is_main else "", context)[0]
     saved = _read_saved(source, context) if source else None
-    if saved and saved.flags.get("val_fraction"):
-        choice = saved.flags.get("val_choice", "draw")  # runs without the flag drew them
-        config = replace(config, data=replace(config.data, val_choice=choice))
+    if saved:
+        config = replace(config, data=_as_before(config.data, saved))
+        _warn_of_changes(config, saved)
     if config.model.model != "auto":
         return config, saved
     start = saved or (config.finetune.finetune and _read_saved(config.finetune.finetune, context))
@@ -117,6 +117,39 @@ def continued(config: Config, context: DistributedContext) -> tuple[Config, Save
     kwargs = model.model_kwargs | config.model.model_kwargs
     model = replace(config.model, model=model.model, model_kwargs=kwargs)
     return replace(config, model=model), saved
+
+
+def _as_before(config: DataConfig, saved: SavedRun) -> DataConfig:
+    """Return the flags by which a run from before they existed chose and decoded its images."""
+    before: dict[str, Any] = {}
+    if saved.flags.get("val_fraction"):
+        before["val_choice"] = saved.flags.get("val_choice", "draw")
+    is_own = saved.flags.get("data_set") in ("image_folder", "tar")
+    if is_own and "exif_orientation" not in saved.flags:
+        before |= {"exif_orientation": False, "background": "none"}
+    for name, value in before.items():
+        if getattr(config, name) != value:
+            logger.info("--%s %s, as in the run of %s", name, value, saved.source)
+    return replace(config, **before)
+
+
+def _warn_of_changes(config: Config, saved: SavedRun) -> None:
+    """Warn of flags by which results mean something else than those of the checkpoint's run."""
+    flags, now = saved.flags, config.flat()
+    names = ["input_size", "crop_pct", "imagenet_default_mean_and_std"]
+    if flags.get("data_set") == now["data_set"]:
+        names += ["exif_orientation", "background"]
+    for name in names if config.evaluation.eval else []:
+        if name in flags and flags[name] != now[name]:
+            logger.warning(
+                "--%s is %s, %s was trained with %s", name, now[name], saved.source, flags[name]
+            )
+    share, same = flags.get("val_fraction"), flags.get("data_path") == now["data_path"]
+    if share and same and share != now["val_fraction"]:
+        logger.warning(
+            "--val_fraction is %g, the run of %s held out %s: it has trained on some of the images "
+            "that are evaluated", now["val_fraction"], saved.source, share,
+        )  # fmt: skip
 
 
 def _read_saved(source: str, context: DistributedContext) -> SavedRun:

@@ -133,10 +133,17 @@ def _flags_of_recipe(path: str, flags: dict[str, Field]) -> list[str]:
         name = str(name).replace("-", "_")
         if name not in flags:
             raise UserError(f"--config {path}: {_unknown(name, flags)}")
-        text = value if isinstance(value, str) else json.dumps(value, default=str)
+        if value is None and not _may_be_none(flags[name]):
+            raise UserError(f"--config {path}: {name} has no value")
+        plain = value is None or isinstance(value, bool | int | float | list | dict)
+        text = json.dumps(value) if plain else str(value)
         many = "tuple" in str(flags[name].type) and not text.startswith("[")
         rewritten += _spelled(f"--{name}", text.split() if many else [text], flags)
     return rewritten
+
+
+def _may_be_none(flag: Field) -> bool:
+    return "None" in str(flag.type) or "Optional" in str(flag.type)
 
 
 def _bases(names: Any, path: Path) -> list[str]:
@@ -165,7 +172,7 @@ def _spelled(name: str, values: list[str], flags: dict[str, Field]) -> list[str]
 
 
 def _unknown(name: str, flags: dict[str, Field]) -> str:
-    near = difflib.get_close_matches(name, [*flags, "config"], n=1)
+    near = difflib.get_close_matches(name, [*flags, "config"] if name != "config" else flags, n=1)
     return f"there is no flag {name}; {f'did you mean {near[0]}?' if near else 'see --help'}"
 
 

@@ -86,7 +86,8 @@ class DataConfig:
     evaluation images (image_folder only); the same images for every seed."""
     val_choice: Literal["hash", "draw"] = "hash"
     """How val_fraction chooses. hash: by class and file name, so that other images that are added
-    or removed move none to the other side. draw: as runs before this flag did; they continue so."""
+    or removed move none to the other side, except in classes of a few images. draw: as runs before
+    this flag did, which continue so."""
     train_split: str = "train"
     """Training split of data sets with a prefix; for wds/ also shards with the number of images, as
     in 'train-{000..099}.tar|50000'."""
@@ -340,6 +341,8 @@ class ComputeConfig:
     """GPU kernels of this project (HorNet models): depthwise convolutions, global filters, and in
     evaluation the first and last products of gnConv. PyTorch's operators replace them where Triton
     or a shape doesn't allow them; `python -m benchmarks` compares their speed."""
+    sync_bn: bool = False
+    """Batch norms with the statistics of all processes, for models that have batch norms."""
     grad_checkpointing: bool = False
     """Recompute activations in the backward pass instead of storing them: slower, less memory."""
     memory: Literal["normal", "lean"] = "normal"

@@ -1,8 +1,9 @@
 """A trained classifier with its classes and preprocessing, from a checkpoint or exported file."""
 
 import argparse
+import os
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 from unicodedata import normalize
@@ -54,9 +55,18 @@ class Classifier:
         return torch.stack([view.transform(view.load(file)) for file in files])
 
     def truth(self, files: list[Path]) -> torch.Tensor | None:
-        """Return labels by the files' folder names; None if one of them is not a class."""
+        """Return labels by the files' folders; None if a file is in no class folder.
+
+        It is the outermost one below the folder that all files share, as in training.
+        """
         index = {normalize("NFC", name): label for label, name in enumerate(self.folders)}
-        labels = [index.get(normalize("NFC", file.parent.name)) for file in files]
+        folders = [file.absolute().parent for file in files]
+        shared = Path(os.path.commonpath(folders))
+        above = [shared.name, *(folder.name for folder in shared.parents)]
+        labels = []
+        for folder in folders:
+            names = map(partial(normalize, "NFC"), (*folder.relative_to(shared).parts, *above))
+            labels.append(next((index[name] for name in names if name in index), None))
         return None if None in labels else torch.tensor(labels)
 
 

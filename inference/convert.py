@@ -119,6 +119,8 @@ def _flags(classifier: Classifier) -> dict[str, Any]:
         "crop_pct": preprocessing.crop_pct or 1.0,
         "crop_mode": "center" if preprocessing.crop_pct else "squash",
         "interpolation": "bicubic",
+        "exif_orientation": preprocessing.decoding.exif_orientation,
+        "background": preprocessing.decoding.background or "none",
     }
 
 
@@ -131,7 +133,9 @@ def _write_folder(classifier: Classifier, folder: Path, is_published: bool) -> N
     model: Any = copy.copy(classifier.model)
     cfg = {name: flags[name] for name in reading.PREPROCESSING} | {"input_size": (3, size, size)}
     model.pretrained_cfg = model.pretrained_cfg | cfg
-    names = {} if classes == numbered_classes(len(classes)) else {"label_names": classes}
+    names: dict[str, Any] = {name: flags[name] for name in reading.DECODING}
+    if classes != numbered_classes(len(classes)):
+        names["label_names"] = classes
     try:
         timm.models.save_for_hf(model, str(folder), names, kwargs, safe_serialization=True)
     except SafetensorError as error:  # a full disk

@@ -9,9 +9,14 @@ FONT = Path("fonts/ttf/DejaVuSans.ttf")
 """matplotlib's default font, in its folder of data."""
 
 
+def as_unicode(name: str | Path) -> str:
+    """Return a name as valid Unicode, with other bytes as \\xHH."""
+    return os.fspath(name).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
 def printable(name: str | Path) -> str:
     """Return a name as valid Unicode in one line, with other bytes as \\xHH."""
-    text = os.fspath(name).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    text = as_unicode(name)
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 

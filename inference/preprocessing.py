@@ -70,7 +70,9 @@ def preprocessing_of(flags: dict[str, Any], size: int, path: Path) -> Preprocess
 
 def _decoding_of(flags: dict[str, Any]) -> Decoding:
     """Return how a run decoded people's own images; without such a run, the default."""
-    if flags.get("data_set") not in ("image_folder", "tar"):
+    if flags.get("data_set") not in ("image_folder", "tar", None):
+        return Decoding()
+    if "data_set" not in flags and "background" not in flags:  # of timm
         return Decoding()
     if "exif_orientation" not in flags:  # a run of the release, or from before the flag
         return AS_RELEASED

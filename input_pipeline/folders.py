@@ -1,8 +1,8 @@
 """The scan of folders: which files are images, and in which class each is.
 
 Hidden files, thumbnails and the like are left out, and so are folders of runs. Links are followed,
-but each folder is scanned once, so loops end, and a link brings no images of one class into
-another: links come after all real folders.
+but each folder is scanned once, so loops end, and a link to a folder brings no images of one
+class into another: links come after all real folders.
 """
 
 import os
@@ -13,7 +13,7 @@ from pathlib import Path
 from input_pipeline.images import image_suffixes
 from input_pipeline.listing import Listing
 from runtime.errors import UserError
-from runtime.files import RUN_LOCK, holds_run
+from runtime.files import FORGOTTEN, RUN_LOCK, holds_run
 
 SYSTEM_NAMES = frozenset(
     {"@eadir", "__macosx", "thumbs.db", "desktop.ini", "lost+found", "system volume information"}
@@ -122,10 +122,27 @@ class _Scan:
         except OSError as error:
             raise UserError(f"folder {folder} cannot be read: {error.strerror}") from None
         is_run = any(entry.name == RUN_LOCK for entry in every) and holds_run(Path(folder))
+        if is_run:  # and data, too
+            every = [entry for entry in every if entry.name != FORGOTTEN]
         if is_run and not os.path.samefile(folder, self.root):
             self.with_runs.add(start)
             return []
-        return [entry for entry in every if not is_hidden(entry.name)]
+        return [entry for entry in every if not is_hidden(entry.name) and _ends(entry)]
+
+
+def _ends(entry: os.DirEntry[str]) -> bool:
+    """Return whether an entry leads somewhere: a link to itself does not."""
+    try:
+        entry.is_dir()
+    except OSError:
+        return False
+    return True
+
+
+def folders_in(root: Path) -> list[Path]:
+    """Return the visible folders in a folder, without those of runs, sorted."""
+    folders = (path for path in root.iterdir() if not is_hidden(path.name) and path.is_dir())
+    return sorted(path for path in folders if not holds_run(path) and path.name != FORGOTTEN)
 
 
 def is_hidden(name: str) -> bool:

@@ -165,7 +165,7 @@ def load_lazily(path: str, decoding: Decoding = AS_RELEASED) -> Jpeg | Image.Ima
 
 
 def _is_upright(data: bytes) -> bool:
-    if b"Exif\0" not in data[:65536]:
+    if b"Exif\0" not in data and b"tiff:Orientation" not in data:  # the latter in XMP
         return True
     with Image.open(io.BytesIO(data)) as image:  # reads the metadata only
         return _orientation(image) == 1

@@ -108,7 +108,10 @@ class Listing:
 def listed_once(make: Callable[[], Listing], context: DistributedContext) -> Listing:
     """Return make() of one process per machine; UserError if machines find different images."""
     listing = Listing(**shared_on_machine(lambda: make().__getstate__(), context))
-    found = all_gather((len(listing), hashlib.blake2b(listing.text.numpy().data).digest()), context)
+    digest = hashlib.blake2b("\n".join(listing.classes).encode(errors="surrogateescape"))
+    for tensor in (listing.text, listing.ends, listing.labels):
+        digest.update(tensor.numpy().data)
+    found = all_gather((len(listing), digest.digest()), context)
     if len(set(found)) > 1:
         counts = " and ".join(str(count) for count, _ in sorted(set(found)))
         raise UserError(f"{listing.root} differs between the machines: {counts} images")

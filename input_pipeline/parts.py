@@ -15,11 +15,11 @@ FILLERS = ("set", "data", "dataset", "images", "image", "imgs", "img", "split", 
 """Words that such a name may have in addition, as in training_set."""
 
 
-def find_parts(root: Path) -> dict[str, Path]:
+def find_parts(root: Path, guesses: bool = True) -> dict[str, Path]:
     """Return the folders of the parts 'train', 'val' and 'test' that a folder holds.
 
-    Raises UserError if two folders have other names of the same part, or if names look like parts,
-    so that nobody trains a classifier of seg_train and seg_test.
+    Raises UserError if two folders have other names of the same part, or, with `guesses`, if names
+    look like parts, so that nobody trains a classifier of seg_train and seg_test.
     """
     try:
         folders = [path for path in sorted(root.iterdir()) if path.is_dir() and path.name[0] != "."]
@@ -35,7 +35,7 @@ def find_parts(root: Path) -> dict[str, Path]:
             )
         if found:
             parts[part] = (exact or found)[0]
-    if not parts:
+    if not parts and guesses:
         train, others = (
             [folder.name for folder in folders if _words(folder.name) & words]
             for words in ({*NAMES["train"]}, {*NAMES["val"], *NAMES["test"]})
@@ -61,4 +61,4 @@ def part_of(name: str) -> str:
 
 def _words(name: str) -> set[str]:
     # TrainImages, train-images, Train_Images
-    return set(re.findall(r"[a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).casefold()))
+    return set(re.findall(r"[^\W\d_]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).casefold()))

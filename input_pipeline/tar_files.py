@@ -5,6 +5,7 @@ sort as numbers, as in timm's reader of tar files.
 """
 
 import io
+import logging
 import os
 import posixpath
 import tarfile
@@ -22,6 +23,8 @@ from input_pipeline.image_sets import ListedImages
 from input_pipeline.images import Decoding, decoded, image_suffixes, readable
 from input_pipeline.listing import Listing
 from runtime.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 
 class TarImages(ListedImages):
@@ -62,12 +65,16 @@ def list_tars(path: Path) -> Listing:
     for number, (file, folder) in enumerate(zip(files, folders, strict=True)):
         try:
             with tarfile.open(file, "r:") as tar:
-                for class_name, name, offset, size in _images(tar, folder, 0, skipped):
-                    found.append((class_name, name, number, offset, size))
+                # of members with the same path, unpacking would leave the last
+                images = {name: rest for name, *rest in _images(tar, folder, 0, skipped)}
+                found += [(label, name, number, *place) for name, (label, *place) in images.items()]
         except (OSError, tarfile.TarError) as error:
             raise UserError(f"tar file {file} cannot be read: {error}") from None
-    found.sort(key=lambda image: natural_key(image[1]))
-    classes = sorted({image[0] for image in found}, key=natural_key)
+    depths = {inside.count("/") for _, inside, *_ in found}
+    if len(depths) > 1:
+        logger.warning("%s has folders of several depths: the innermost is the class", path)
+    found.sort(key=lambda image: _order(image[1]))
+    classes = sorted({image[0] for image in found}, key=_order)
     labels = {name: label for label, name in enumerate(classes)}
     return Listing.of(
         path, classes, ((labels[name], inside) for name, inside, *_ in found), dict(skipped),
@@ -76,10 +83,14 @@ def list_tars(path: Path) -> Listing:
     )  # fmt: skip
 
 
+def _order(name: str) -> tuple[Any, str]:
+    return natural_key(name), name  # of '01' and '1', and of 'A' and 'a', the first is the same
+
+
 def _images(
     tar: tarfile.TarFile, folder: str, start: int, skipped: Counter[str]
-) -> Iterator[tuple[str, str, int, int]]:
-    """Yield class, path, offset and size of each image of a tar file that begins at `start`."""
+) -> Iterator[tuple[Any, ...]]:
+    """Yield path, class, offset and size of each image of a tar file that begins at `start`."""
     suffixes = image_suffixes()
     places: dict[str, tuple[int, int]] = {}  # for links
     while member := tar.next():
@@ -106,4 +117,8 @@ def _images(
             skipped[suffix if suffix not in suffixes else f"{suffix} in no class folder"] += 1
         else:
             name = unicodedata.normalize("NFC", posixpath.basename(posixpath.dirname(path)))
-            yield name, path, *places[target]
+            yield path, name, *places[target]
+    # tarfile takes a damaged header for the end
+    tar.fileobj.seek(tar.offset)  # type: ignore[union-attr]
+    if tar.fileobj.read(tarfile.BLOCKSIZE).strip(b"\0"):  # type: ignore[union-attr]
+        raise tarfile.ReadError(f"the header at byte {start + tar.offset} is damaged")

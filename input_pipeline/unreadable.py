@@ -7,6 +7,7 @@ that finds an image too many raises a UserError; the others then end with an err
 """
 
 import logging
+import re
 import tempfile
 import uuid
 from functools import cache
@@ -33,6 +34,9 @@ class UnreadableImages:
 
     def add(self, name: str, reason: str) -> None:
         """List an image, once; UserError if there are too many."""
+        name = re.sub(
+            r"[\t\n\r\v\f\x1c-\x1e\x85\u2028\u2029]", "?", name
+        )  # what ends lines, or names
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             # file names may be any bytes; a short line is written at once

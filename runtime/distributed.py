@@ -154,7 +154,7 @@ def _choose(device: str, local_rank: int) -> torch.device:
 
 
 def _check_own_gpus(context: DistributedContext) -> None:
-    """Refuse processes that share a GPU, with which NCCL would hang."""
+    """Refuse processes that share a GPU; NCCL would, with pages of text."""
     own = os.uname().nodename, str(torch.cuda.get_device_properties(context.device).uuid)
     places = all_gather(own, context)
     sharing = [rank for rank, place in enumerate(places) if places.count(place) > 1]
@@ -235,7 +235,9 @@ def shared_on_machine(
                 handle, file = tempfile.mkstemp(prefix="hornet-", suffix=".pt")
                 with open(handle, "wb") as opened:
                     torch.save(value, opened)
-            except (UserError, OSError) as error:
+            except (OSError, RuntimeError) as error:  # torch's own for a full disk
+                problem = f"{file or tempfile.gettempdir()} (see TMPDIR) cannot be written: {error}"
+            except UserError as error:
                 problem = str(error)
     notes = all_gather((host, file, problem), context)
     problem = next((problem for *_, problem in notes if problem), "")
@@ -246,7 +248,7 @@ def shared_on_machine(
         value = torch.load(path, mmap=True, weights_only=True)
     barrier()
     if file:
-        Path(file).unlink()
+        Path(file).unlink(missing_ok=True)
     if problem:
         raise UserError(problem)
     return value

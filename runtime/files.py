@@ -11,6 +11,8 @@ from runtime.errors import UserError
 
 RUN_LOCK = ".lock"
 """Name of the file that a run locks in its folder; it begins with 'process'."""
+FORGOTTEN = "forgotten"
+"""Folder in that of a run for what is later than the checkpoint that it went back to."""
 
 
 @contextmanager

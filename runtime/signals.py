@@ -20,7 +20,7 @@ from runtime.distributed import DistributedContext
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
-MOST_CALLS = 8
+MOST_CALLS = 4
 """Steps without asking for signals: launchers kill processes 30 seconds after theirs."""
 
 

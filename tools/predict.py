@@ -13,7 +13,7 @@ import torch
 from PIL import ImageDraw, ImageFont, ImageOps
 
 from inference.classifier import Classifier, add_flags, classifier_of
-from inference.labels import drawable, font_file, printable
+from inference.labels import as_unicode, drawable, font_file
 from input_pipeline.folders import find_images
 from runtime.errors import Parser, UserError, check_positive, program
 
@@ -78,13 +78,13 @@ def as_table(predictions: Predictions) -> str:
 def as_json(predictions: Predictions, unreadable: dict[Path, str]) -> str:
     images = [
         {
-            "image": printable(file),
-            "predictions": [{"class": printable(c), "probability": p} for c, p in found],
+            "image": as_unicode(file),
+            "predictions": [{"class": as_unicode(c), "probability": p} for c, p in found],
         }
         for file, found in predictions.items()
     ]
     problems = [
-        {"image": printable(file), "reason": printable(reason)}
+        {"image": as_unicode(file), "reason": as_unicode(reason)}
         for file, reason in unreadable.items()
     ]
     return json.dumps({"images": images, "unreadable": problems}, indent=2) + "\n"

@@ -65,10 +65,10 @@ def draw(arguments: Namespace) -> Figure:
     classifier = classifier_of(arguments, takes_exported=what == "confusion")
     if what == "filters":
         return pictures.draw_filters(classifier)
-    files = pictures.readable_files(find_images(arguments.images))
+    files = find_images(arguments.images)
     if what == "confusion":
-        return pictures.draw_confusion(classifier, files)
-    files = pictures.spread(files, getattr(arguments, "count", 1))
+        return pictures.draw_confusion(classifier, pictures.readable_files(files))
+    files = pictures.readable_files(pictures.spread(files, getattr(arguments, "count", 1)))
     examples = pictures.examples_of(classifier, files)
     try:
         return getattr(pictures, f"draw_{what}")(classifier, examples)

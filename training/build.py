@@ -21,6 +21,7 @@ from runtime.distributed import DistributedContext
 from runtime.errors import UserError, near_names, reason_of
 from training.nonfinite import NonFiniteSteps
 from training.state import Meters, Progress, TrainState
+from training.sync_bn import synchronise_batch_norms
 from utils import are_names, count_parameters, gmacs_of
 
 logger = logging.getLogger(__name__)
@@ -71,6 +72,8 @@ def prepare_model(model: nn.Module, config: ComputeConfig, device: torch.device)
             model.set_grad_checkpointing(True)  # type: ignore[operator]
         except (AttributeError, AssertionError, NotImplementedError) as error:
             raise UserError(f"--grad_checkpointing true: this model can't: {error}") from None
+    if config.sync_bn:
+        synchronise_batch_norms(model)
     if config.compile and config.memory == "lean":
         raise UserError("--memory lean has no effect with --compile true: choose one of them")
     has_blocks = any(isinstance(layer, models.Block) for layer in model.modules())
@@ -82,7 +85,7 @@ def prepare_model(model: nn.Module, config: ComputeConfig, device: torch.device)
     # DistributedDataParallel expects
     layout = torch.channels_last if config.channels_last else torch.contiguous_format
     model = model.to(device, memory_format=layout)  # type: ignore[call-overload]
-    # as in the release: all batches have one shape, so the fastest convolution is searched once
+    # as in the release: nearly all batches have one shape, whose fastest convolution is searched
     torch.backends.cudnn.benchmark = True
     if config.compile:
         _try_compiler(device)
@@ -224,6 +227,8 @@ def start_training(
     if not resume_from:
         return state, setup
     saved = reading.read_checkpoint(sources.local_file(resume_from, context), model)
+    if config.finetune.finetune:
+        logger.info("--finetune is not read again: %s is resumed", resume_from)
     old, places = reading.flags_in(saved), ("resume", "output_dir", "log_dir", "local_rank")
     for name, value in config.flat().items():
         if old.get(name, value) != value and name not in places:

@@ -35,10 +35,11 @@ Differences = dict[str, tuple[float, float]]
 """What -> (largest difference, tolerance)."""
 
 
-def differences(folder: Path) -> Differences:
+def differences(folder: Path, *names: str) -> Differences:
+    """Compare with the records in a folder, or with those of these names only."""
     found: Differences = {}
     for name, check in CHECKS.items():
-        if (folder / f"{name}.npz").is_file():
+        if (not names or name in names) and (folder / f"{name}.npz").is_file():
             with np.load(folder / f"{name}.npz", allow_pickle=False) as record:
                 found |= {f"{name} {k}": v for k, v in check(dict(record)).items()}
     return found

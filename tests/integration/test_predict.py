@@ -5,6 +5,7 @@ import io
 import json
 import shutil
 from argparse import Namespace
+from types import SimpleNamespace
 
 import pytest
 import timm
@@ -14,7 +15,7 @@ from PIL import Image
 import main
 from checkpoints.reading import read_checkpoint
 from config.command_line import parse_args
-from inference.classifier import in_words, load_classifier
+from inference.classifier import Classifier, in_words, load_classifier
 from tests.integration.conftest import launch
 from tools import predict
 
@@ -197,3 +198,17 @@ def test_mistakes_are_one_line(digits, trained, tmp_path, capsys):
         assert message in errors
         assert errors.count("\n") == 1
     assert run(capsys, tmp_path / "none.png", "--checkpoint", trained)[0] == 1
+
+
+def test_the_class_of_a_file_is_its_outermost_class_folder(tmp_path):
+    classifier = SimpleNamespace(folders=["cat", "dog", "wolf"])
+
+    def truth(*files):
+        found = Classifier.truth(classifier, [tmp_path / "cat" / file for file in files])
+        return found if found is None else found.tolist()
+
+    # the folder "cat" above all files does not count, unless it is the only one
+    assert truth("dog/a.png", "wolf/b.png", "wolf/dog/c.png", "cat/2019/d.png") == [1, 2, 2, 0]
+    assert truth("wolf/2019/a.png", "wolf/2020/b.png") == [2, 2]
+    assert truth("a.png") == [0]
+    assert Classifier.truth(classifier, [tmp_path / "bird/a.png"]) is None

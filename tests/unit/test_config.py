@@ -44,6 +44,34 @@ def test_config_is_immutable():
         config.optim.opt = "sgd"  # type: ignore[misc]
 
 
+@pytest.mark.parametrize("value", ["", "~", "null"])
+def test_a_flag_of_a_recipe_needs_a_value(value, tmp_path):
+    (tmp_path / "r.yaml").write_text(f"epochs: 2\noutput_dir: {value}\n")
+    with pytest.raises(UserError, match=r"r\.yaml: output_dir has no value"):
+        parse_args(["--config", str(tmp_path / "r.yaml")])
+    (tmp_path / "r.yaml").write_text(f"clip_grad: {value}\nexp_name: 2026-01-02\n")
+    config = parse_args(["--config", str(tmp_path / "r.yaml")])
+    assert (config.optim.clip_grad, config.logging.exp_name) == (None, "2026-01-02")
+
+
+def test_a_recipe_builds_on_others(tmp_path):
+    (tmp_path / "inner").mkdir()
+    (tmp_path / "a.yaml").write_text("epochs: 2\nlr: 0.5\nmodel_ema: t\n")
+    (tmp_path / "b.yaml").write_text("base: a.yaml\nlr: 0.25\n")
+    (tmp_path / "inner/c.yaml").write_text("base: [../b.yaml]\nseed: 3\n")
+    config = parse_args(["--config", str(tmp_path / "inner/c.yaml"), "--seed", "4"])
+    assert (config.schedule.epochs, config.schedule.lr) == (2, 0.25)
+    assert (config.ema.model_ema, config.runtime.seed) == (True, 4)
+    for content, message in (
+        ("base: missing.yaml", "missing.yaml cannot be read"),
+        ("base: 3", "give the name of a recipe"),
+        ("base: d.yaml", "it names itself"),
+    ):
+        (tmp_path / "d.yaml").write_text(content)
+        with pytest.raises(UserError, match=message):
+            parse_args(["--config", str(tmp_path / "d.yaml")])
+
+
 @pytest.mark.parametrize(
     ("argv", "name", "value"),
     [

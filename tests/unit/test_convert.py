@@ -30,6 +30,9 @@ CASES = {
     "other crop": {"input_size": 64, "crop_pct": 0.9, "imagenet_default_mean_and_std": False},
     "no layer scale": {"input_size": 64, "layer_scale_init_value": 0.0},
     "warped": {"input_size": 32},
+    "an earlier run": {"input_size": 64, "data_set": "image_folder"},
+    "a grey background": {"input_size": 64, "data_set": "tar", "exif_orientation": None}
+    | {"background": "#808080"},
 }
 
 
@@ -66,6 +69,7 @@ def assert_same(first, second):
     assert list(ours) == list(theirs)
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     assert first.classes == second.classes == CLASSES
+    assert first.preprocessing == second.preprocessing
     torch.testing.assert_close(
         first.preprocessing.transform(IMAGE), second.preprocessing.transform(IMAGE), rtol=0, atol=0
     )

@@ -195,11 +195,13 @@ def test_a_background_that_is_no_colour():
         parse_args(["--background", "whit"])
 
 
-def test_images_of_a_folder_are_turned_in_training_and_evaluation(tmp_path):
+@pytest.mark.parametrize("turns", [None, False])
+def test_images_of_a_folder_are_turned_in_training_and_evaluation(tmp_path, turns):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         for index in range(4):
             with_orientation(tmp_path / name / f"{index}.jpg", 6)
-    config = DataConfig("image_folder", str(tmp_path), val_fraction=0.5)
+    config = DataConfig("image_folder", str(tmp_path), val_fraction=0.5, exif_orientation=turns)
     data = build_data(config, AugmentConfig(), 32)
-    assert data.train.read(0)[0].size == data.val.read(0)[0].size == (30, 40)
+    expected = (40, 30) if turns is False else (30, 40)
+    assert data.train.read(0)[0].size == data.val.read(0)[0].size == expected

@@ -1,6 +1,7 @@
 """Which images a data set has, in which classes, and which of them are held out."""
 
 import os
+import re
 import tarfile
 import unicodedata
 from dataclasses import replace
@@ -16,9 +17,10 @@ from config.command_line import parse_args
 from config.flags import AugmentConfig, DataConfig
 from datasets import build_data
 from input_pipeline.folders import find_images, list_classes
+from input_pipeline.images import Decoding
 from input_pipeline.listing import Listing, held_out, held_out_by_draw
 from input_pipeline.parts import find_parts
-from input_pipeline.tar_files import list_tars
+from input_pipeline.tar_files import TarImages, list_tars
 from runtime.distributed import SINGLE_PROCESS
 from runtime.errors import UserError
 
@@ -94,6 +96,16 @@ def test_folders_of_runs_are_not_classes(tmp_path):
     assert list_classes(tmp_path).classes == ["cat", "dog"]
     (tmp_path / "cat/.lock").write_text("of another program")
     assert len(find_images([str(tmp_path)])) == 2
+
+
+def test_links_to_themselves_and_what_a_run_has_forgotten(tmp_path):
+    write(tmp_path, "cat/1.png", "dog/1.png", "forgotten/1/log.txt", "forgotten/2.png")
+    (tmp_path / "cat/self").symlink_to("self")
+    (tmp_path / "self").symlink_to("self")
+    (tmp_path / ".lock").write_text("process 1 on here\n")
+    assert list_classes(tmp_path).classes == ["cat", "dog"]
+    (tmp_path / ".lock").unlink()  # without a run, it is a class
+    assert list_classes(tmp_path).classes == ["cat", "dog", "forgotten"]
 
 
 def test_links_are_followed_and_each_folder_counts_once(tmp_path):
@@ -192,6 +204,28 @@ def test_names_that_may_be_parts_are_refused(tmp_path, folders, message):
         find_parts(tmp_path)
 
 
+def test_names_that_look_like_parts_are_classes_beside_evaluation_images(tmp_path):
+    names = ("bullet_train", "test_tube", "cat")
+    for root in ("a", "b"):
+        images(tmp_path / root, dict.fromkeys(names, 1))
+    with pytest.raises(UserError, match="look like parts"):
+        opened(tmp_path / "a", val_fraction=0.5)
+    data = opened(tmp_path / "a", eval_data_path=str(tmp_path / "b"))
+    assert data.classes == sorted(names)
+    assert find_parts(tmp_path / "a", guesses=False) == {}
+
+
+def test_the_same_folder_for_both_is_shared(tmp_path, caplog):
+    images(tmp_path / "a", {"cat": 10, "dog": 10})
+    images(tmp_path / "b", {"cat": 1, "dog": 1})
+    other_name = str(tmp_path / "b/../a")
+    data = opened(tmp_path / "a", eval_data_path=other_name, val_fraction=0.5)
+    assert len(data.train) + len(data.val) == 20
+    data = opened(tmp_path / "a", eval_data_path=str(tmp_path / "b"), val_fraction=0.5)
+    assert (len(data.train), len(data.val)) == (20, 2)
+    assert "--val_fraction 0.5 is not used" in caplog.text
+
+
 def test_parts_are_never_classes(tmp_path, caplog):
     caplog.set_level("INFO")
     for part in ("Training", "Testing"):
@@ -258,7 +292,11 @@ def test_labels_are_those_of_the_checkpoint_by_name(tmp_path, caplog):
     assert labels(run_of(*numbers)) == by_number
     assert labels(run_of(*sorted(numbers))) == by_text
     assert "sorted as numbers" not in caplog.text
-    assert labels(run_of()) == by_number
+    without_names = SavedRun("c.pth", [], {"data_set": "IMNET"})
+    # the release's image_folder sorted folders as text, and saved no names
+    assert labels(run_of()) == by_text
+    assert "sorted as numbers" not in caplog.text
+    assert labels(without_names) == by_number
     assert (
         "c.pth does not name its classes: the folders 0 to 11 are sorted as numbers" in caplog.text
     )
@@ -268,7 +306,7 @@ def test_labels_are_those_of_the_checkpoint_by_name(tmp_path, caplog):
         labels(run_of(*"abcdefghijkl"))
     for number in reversed(range(12)):
         (tmp_path / str(number)).rename(tmp_path / str(number + 1))
-    from_1 = labels(run_of())
+    from_1 = labels(without_names)
     assert from_1 == {name: label for label, name in enumerate(sorted(from_1))}
     assert "and the folders are sorted as text: 1, 10, 11, 12, 2, ..." in caplog.text
     for number in range(12):
@@ -344,10 +382,27 @@ def test_a_continued_run_keeps_its_held_out_images(tmp_path, flags, choice):
     assert (new.data.val_choice, saved) == ("hash", None)
 
 
-def test_a_listing_takes_60_bytes_per_image_at_most():
+@pytest.mark.parametrize(
+    ("flags", "decoding"),
+    [
+        ({"data_set": "image_folder"}, (False, "none")),  # of the release, or before the flags
+        ({"data_set": "tar"}, (False, "none")),
+        ({"data_set": "IMNET"}, (None, "white")),
+        ({"data_set": "image_folder", "exif_orientation": None}, (None, "white")),
+    ],
+)
+def test_a_continued_run_decodes_its_images_as_before(tmp_path, flags, decoding):
+    torch.save({"model": {}, "args": flags}, tmp_path / "c.pth")
+    for more in ([], ["--eval", "true"]):
+        config = parse_args(["--resume", str(tmp_path / "c.pth"), *more])
+        data = continued(config, SINGLE_PROCESS)[0].data
+        assert (data.exif_orientation, data.background) == decoding
+
+
+def test_a_listing_takes_12_bytes_per_image():
     listing = listing_of({"ant": 1000})
-    arrays = (listing.ends, listing.labels)
-    assert sum(array.nbytes for array in arrays) <= 60 * 1000
+    tensors = [value for value in vars(listing).values() if torch.is_tensor(value)]
+    assert sum(t.nbytes for t in tensors) == 12 * 1000 + listing.text.nbytes
     assert listing.text.nbytes == 1000 * len("ant/0000.jpg")
     assert listing[999] == listing[-1] == "/data/ant/0999.jpg"
     with pytest.raises(IndexError):
@@ -407,6 +462,54 @@ def test_links_in_tar_files(tmp_path):
     assert listing.skipped == {"links to what is not before them": 1}
 
 
+def test_names_of_the_same_number_have_a_fixed_order(tmp_path):
+    images(tmp_path / "a", dict.fromkeys(("1", "01", "A", "a"), 1))
+    listing = list_tars(as_tar(tmp_path / "x.tar", tmp_path / "a"))
+    assert listing.classes == ["01", "1", "A", "a"]
+
+
+def test_a_replaced_member_counts_once(tmp_path):
+    images(tmp_path / "a", {"cat": 1, "dog": 1})
+    as_tar(tmp_path / "x.tar", tmp_path / "a")
+    Image.new("RGB", (8, 8), (99, 0, 0)).save(tmp_path / "a/cat/00.png")
+    with tarfile.open(tmp_path / "x.tar", "a") as tar:  # as tar -r does
+        tar.add(tmp_path / "a/cat/00.png", "cat/00.png")
+    data = TarImages(list_tars(tmp_path / "x.tar"), None, Decoding())
+    assert len(data) == 2
+    assert data.read(0)[0].getpixel((0, 0)) == (99, 0, 0)
+
+
+@pytest.mark.parametrize("damage", ["byte", "cut"])
+def test_a_damaged_header_is_not_the_end_of_a_tar_file(tmp_path, damage):
+    images(tmp_path / "a", {"cat": 2, "dog": 2})
+    path = as_tar(tmp_path / "x.tar", tmp_path / "a")
+    with tarfile.open(path) as tar:
+        place = tar.getmember("./dog/00.png").offset
+    content = bytearray(path.read_bytes())
+    content[place] ^= 255
+    path.write_bytes(content if damage == "byte" else content[: place + 100])
+    with pytest.raises(UserError, match=r"x\.tar cannot be read"):
+        list_tars(path)
+
+
+def test_labels_of_tar_files_and_parts_are_those_of_the_checkpoint(tmp_path):
+    images(tmp_path / "a", {"cat": 2, "dog": 2})
+    for part in ("train", "val"):
+        as_tar(tmp_path / f"{part}.tar", tmp_path / "a")
+    data = build_data(
+        DataConfig("tar", str(tmp_path)), AugmentConfig(), 32, saved=run_of("dog", "cat")
+    )
+    for index in range(4):
+        image, label = data.val.read(index)
+        assert label == data.val.labels[index] == (image.getpixel((0, 0))[0] < 20)
+    (tmp_path / "b").mkdir()
+    (tmp_path / "a").rename(tmp_path / "b/c")
+    held_out_part = opened(tmp_path / "b/c", run_of("dog", "cat"), val_fraction=0.5).val
+    for index in range(len(held_out_part)):
+        image, label = held_out_part.read(index)
+        assert label == held_out_part.labels[index] == (image.getpixel((0, 0))[0] < 20)
+
+
 def test_a_rewritten_tar_file_has_its_new_labels(tmp_path):
     """Nothing is kept beside the data that could be of the former file."""
     config = DataConfig("tar", str(tmp_path))
@@ -434,3 +537,35 @@ def test_broken_tar_files_are_one_line(tmp_path, content, message):
         (tmp_path / "x.tar").write_bytes(content)
     with pytest.raises(UserError, match=message):
         list_tars(tmp_path / "x.tar")
+
+
+def test_what_a_run_does_not_use_is_told(tmp_path, caplog):
+    caplog.set_level("INFO")
+    images(tmp_path / "train", {"cat": 4, "dog": 4})
+    images(tmp_path / "unlabelled", {"x": 1})
+    opened(tmp_path, val_fraction=0.5)
+    assert "beside the parts, unlabelled is not used" in caplog.text
+    with pytest.raises(UserError, match="--eval_data_path /nope is not a folder"):
+        opened(tmp_path, eval_data_path="/nope")
+    images(tmp_path / "b", {"cat": 1, "dog/old": 1})
+    list_tars(as_tar(tmp_path / "x.tar", tmp_path / "b"))
+    assert "folders of several depths: the innermost is the class" in caplog.text
+
+
+def test_flags_that_change_what_an_evaluation_means_are_told(tmp_path, caplog):
+    flags = {"data_set": "image_folder", "input_size": 32, "val_fraction": 0.2}
+    flags |= {"exif_orientation": None, "background": "black", "data_path": "/data"}
+    torch.save({"model": {}, "args": flags}, tmp_path / "c.pth")
+    command = ["--data_set", "image_folder", "--data_path", "/data"]
+    command += ["--eval", "true", "--resume", str(tmp_path / "c.pth")]
+    continued(parse_args(command), SINGLE_PROCESS)
+    for message in (
+        "--input_size is 224, .* was trained with 32",
+        "--background is white, .* was trained with black",
+        "--val_fraction is 0, the run of .* held out 0.2: it has trained on some",
+    ):
+        assert re.search(message, caplog.text)
+    caplog.clear()
+    same = ["--input_size", "32", "--background", "black", "--val_fraction", "0.2"]
+    continued(parse_args([*command, *same]), SINGLE_PROCESS)
+    assert not caplog.records

@@ -160,6 +160,11 @@ def test_folders_that_are_numbers_match_the_numbered_rows_of_a_file_without_name
     start(model, names, finetune=str(tmp_path / "w.pth"))
     for row, name in enumerate(names):
         assert torch.equal(model.head.weight[row], saved["head.weight"][int(name)])
+    # the release's image_folder sorted folders as text, and saved no names
+    torch.save({"model": saved, "args": {"data_set": "image_folder"}}, tmp_path / "w.pth")
+    as_text = small(12)
+    start(as_text, names, finetune=str(tmp_path / "w.pth"))
+    assert torch.equal(as_text.head.weight, saved["head.weight"])
     # names that are numbers are names, too
     flags = {"data_set": "image_folder"}
     torch.save(

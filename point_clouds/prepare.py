@@ -1,0 +1,79 @@
+"""Reads the clouds of a data set once, and writes train.npz and test.npz, which are fast to read.
+
+python -m point_clouds.prepare ModelNet40 data/modelnet40_normal_resampled data/ModelNet40
+"""
+
+import os
+import sys
+from argparse import Namespace
+from functools import partial
+from multiprocessing import Pool
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+from tqdm import tqdm
+
+from point_clouds.datasets import READERS, stored_part
+from point_clouds.readers import check_cloud, read_cloud
+from point_clouds.sampling import farthest_points, repeated
+from runtime.errors import Parser, UserError, check_positive, program
+from runtime.files import written_whole
+
+
+def parser() -> Parser:
+    this = Parser(prog="python -m point_clouds.prepare", description=__doc__)
+    this.add_argument("data_set", choices=READERS)
+    this.add_argument("data_path", type=Path, help="folder of the data set")
+    this.add_argument("output", type=Path, help="folder for train.npz and test.npz")
+    this.add_argument("--num-points", type=int, default=8192, help="points per cloud (8192)")
+    this.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes (all cores)")
+    return this
+
+
+@program(parser)
+def main(arguments: Namespace) -> None:
+    check_positive(arguments, "num_points", "jobs")
+    root, output = arguments.data_path, arguments.output
+    parts = {part: stored_part(arguments.data_set, root, part) for part in ("train", "test")}
+    for part in parts:
+        if (output / f"{part}.npz").exists():
+            raise UserError(f"{output / part}.npz exists: remove it, or give another folder")
+    output.mkdir(parents=True, exist_ok=True)
+    for part, (listing, stored) in parts.items():
+        files = [listing[number] for number in range(len(listing))]
+        sources: list[str] | Tensor = files if stored is None else stored
+        choose = partial(chosen_points, count=arguments.num_points)
+        with Pool(arguments.jobs) as pool:
+            clouds = pool.imap(choose, sources, chunksize=8)
+            found = list(tqdm(clouds, part, len(listing), leave=False, disable=None))
+        bad = {number for number, cloud in enumerate(found) if isinstance(cloud, str)}
+        for number in sorted(bad):
+            sys.stderr.write(f"left out: {found[number]}\n")
+        kept = [number for number in range(len(found)) if number not in bad]
+        if not kept:
+            raise UserError(f"{root} has no {part} cloud that can be read")
+        names = np.array([os.fsdecode(listing.path(number)) for number in kept])
+        with written_whole(output / f"{part}.npz") as path, path.open("wb") as file:
+            np.savez(
+                file,
+                points=np.stack([found[number] for number in kept]),
+                labels=listing.labels.numpy()[kept],
+                classes=np.array(listing.classes),
+                names=names,
+            )
+        sys.stdout.write(f"{output / part}.npz: {len(kept)} clouds\n")
+
+
+def chosen_points(source: str | Tensor, count: int) -> np.ndarray | str:
+    """Return the farthest points of a cloud or of a file (count, 3), or what is wrong with it."""
+    try:
+        cloud = read_cloud(source) if isinstance(source, str) else source.numpy()
+        check_cloud(cloud, source if isinstance(source, str) else "a cloud", least=2)
+        return repeated(cloud[farthest_points(cloud, min(count, len(cloud)))], count)
+    except UserError as error:
+        return str(error)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
