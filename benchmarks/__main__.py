@@ -7,8 +7,8 @@ python -m benchmarks --gpu --output report.md          # T, S, B within 8 minute
 python -m benchmarks exports --checkpoint runs/mine/checkpoint-best.pth
 
 The networks are compared with a peer and with ConvNeXts of the same size; this needs torch, timm
-and torchvision only. The modes loop, loader and epochs need the packages of main.py, exports those
-of pip install '.[export,openvino]'.
+and torchvision only. The modes loop, loader, epochs, start and clouds need the packages of main.py,
+exports those of pip install '.[export,openvino]'.
 """
 
 import datetime
@@ -30,7 +30,7 @@ from benchmarks.peers import PLAIN, Peers, load_peer
 from runtime.errors import Parser, UserError, near_names, program
 
 NETWORKS = ("inference", "training")
-PIPELINE = ("loop", "loader", "epochs", "start")
+PIPELINE = ("loop", "loader", "epochs", "start", "clouds")
 MODES = (*NETWORKS, *PIPELINE, "exports")
 GPU_MODELS = [f"hornet_{s}_{kind}" for s in ("tiny", "small", "base") for kind in ("7x7", "gf")]
 GPU_RUNS = [("training", 128), ("inference", 256), ("inference", 32), ("inference", 1)]
@@ -85,11 +85,10 @@ def measure(arguments: Namespace) -> Iterator[Row]:
         yield from exports(peers, arguments)
     for mode in PIPELINE:
         if mode in arguments.modes:
-            from benchmarks import epochs, pipeline
+            from benchmarks import clouds, epochs, pipeline
 
-            yield from getattr(epochs if mode == "epochs" else pipeline, mode)(
-                arguments.rounds, device
-            )
+            home = {"epochs": epochs, "clouds": clouds}.get(mode, pipeline)
+            yield from getattr(home, mode)(arguments.rounds, device)
 
 
 def _peers(arguments: Namespace) -> Peers:

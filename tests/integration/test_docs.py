@@ -19,18 +19,21 @@ from benchmarks import __main__ as benchmarks
 from config.command_line import parse_args
 from inference.classifier import load_classifier
 from models import GnConv
+from point_clouds import flags as point_clouds
+from point_clouds import prepare
 from run_with_submitit import plan
 from tests.drawings import draw, write_drawings
 from tests.integration.conftest import ROOT, launch
 from tools import convert, export, flops, predict, visualize, web
 
 PAGES = sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))
-DOCS = ["README.md", "TRAINING.md", "CONTRIBUTING.md", *PAGES]
+DOCS = ["README.md", "TRAINING.md", "CONTRIBUTING.md", "point_clouds/README.md", *PAGES]
 
+POINT_CLOUDS = ("point_clouds.train", "point_clouds.test")
 TOOLS = {
     f"tools.{name.__name__.rpartition('.')[2]}": name.parser
     for name in (predict, flops, export, convert, visualize, web)
-} | {"benchmarks": benchmarks.parser}
+} | {"benchmarks": benchmarks.parser, "point_clouds.prepare": prepare.parser}
 
 
 def blocks(language):
@@ -156,7 +159,7 @@ def test_scripts_of_others_know_the_models(elsewhere):
 @pytest.fixture
 def clone(tmp_path, monkeypatch):
     """A folder that has what the commands name: recipes, and a run that has left its flags."""
-    for name in ("main.py", "recipes", "object_detection", "semantic_segmentation"):
+    for name in ("main.py", "recipes", "object_detection", "semantic_segmentation", "point_clouds"):
         (tmp_path / name).symlink_to(ROOT / name)
     (tmp_path / "runs/mine").mkdir(parents=True)
     parse_args([]).save(tmp_path / "runs/mine/config.yaml")
@@ -176,6 +179,10 @@ def test_command_parses(name, command, clone, tmp_path):
     elif "main.py" in words:
         assert words[0] == "torchrun" or words[:2] == ["python", "main.py"] or "launch" in module
         parse_args(words[words.index("main.py") + 1 :])
+    elif (places := [i for i, word in enumerate(words) if word in POINT_CLOUDS]) != []:
+        config, *flags = words[places[0] + 1 :]
+        flags = flags[1:] if "test" in words[places[0]] else flags
+        assert config == "--help" or point_clouds.parse_args(["--config", config, *flags])
     elif module in TOOLS:
         TOOLS[module]().parse_args(words[3:])
     elif module.startswith(("object_detection.", "semantic_segmentation.")):
