@@ -1,4 +1,4 @@
-"""P2P's shortcuts against its plain form: nine scatters, and features of every edge."""
+"""P2P's shortcuts against its plain form: nine copies of each point, features of every edge."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -25,14 +25,14 @@ def plain_edge_conv(layer: EdgeConv, features: Tensor, neighbours: Tensor) -> Te
 
 
 def plain_splat(features: Tensor, centres: Tensor, size: int) -> Tensor:
-    """Scatter each point to its nine pixels."""
+    """Scatter nine copies of each point, as the published code does."""
     steps = torch.arange(-1, 2, device=centres.device)
     pixels = centres[:, :, None] + torch.cartesian_prod(steps, steps)
     index = (pixels[..., 0] * size + pixels[..., 1]).flatten(1)[..., None]
     nine = features.repeat_interleave(9, dim=1)
     maps = features.new_zeros(len(features), size * size, features.shape[-1])
     maps = maps.scatter_add(1, index.expand_as(nine), nine)
-    return maps.mT.unflatten(-1, (size, size))
+    return maps.mT.unflatten(-1, (size, size)).contiguous()
 
 
 def clouds(rounds: int, device: torch.device) -> Iterator[Row]:

@@ -25,11 +25,10 @@ UPDATE_TYPES = ("norm", "bn", "all")
 @torch.no_grad()
 def nearest(cloud: Tensor, k: int) -> Tensor:
     """Return the k nearest points of each point, itself included: (B, N, 3) -> (B, N, k), int64."""
-    indices = []
-    for points in cloud:  # one at a time: their distances take N * N numbers
-        squared = sum((axis[:, None] - axis).square() for axis in points.unbind(-1))
-        indices.append(squared.topk(k, largest=False, sorted=False).indices)
-    return torch.stack(indices)
+    # one cloud at a time: the distances of its points take N * N numbers
+    distances = (torch.cdist(points, points) for points in cloud)
+    found = [d.topk(k, largest=False, sorted=False).indices for d in distances]
+    return torch.stack(found)
 
 
 class EdgeConv(nn.Sequential):

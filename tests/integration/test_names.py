@@ -89,6 +89,7 @@ def test_json_has_valid_text(run, data, capsys):
     assert found == {*ESCAPED}
 
 
+@pytest.mark.slow
 def test_names_in_pictures_and_the_report(run, data, recwarn):
     classifier = load_classifier(str(run / "checkpoint-0.pth"))
     assert drawable(classifier.labels) == ["$a_b$ <i>", r"caf\xe9", "#2"]

@@ -10,7 +10,7 @@ from runtime.errors import UserError
 from tests.integration.conftest import ROOT
 
 RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
-FAST = ("hornet_tiny_7x7", "finetune")
+FAST = ("finetune",)
 
 
 @pytest.mark.parametrize(

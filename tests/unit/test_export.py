@@ -208,6 +208,7 @@ def test_a_checkpoint_of_another_model(tmp_path, capsys):
     assert not output.exists()
 
 
+@pytest.mark.slow
 def test_an_unknown_opset(tmp_path, capsys):
     pytest.importorskip("onnxruntime")
     for opset in ("5", "99"):

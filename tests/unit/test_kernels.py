@@ -180,6 +180,7 @@ def test_what_they_cannot_take_runs_otherwise_and_says_why(monkeypatch, caplog):
     ]
 
 
+@pytest.mark.slow
 def test_layer_scale_and_hooks_are_heeded(monkeypatch):
     """In training mode without gradients, as batch norms are estimated; with features hooked."""
     model = timm.create_model("hornet_atto_7x7", base_dim=16, depths=(1, 1, 1, 1), num_classes=3)
