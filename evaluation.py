@@ -126,7 +126,7 @@ def evaluate_checkpoint(
     for suffix, saved in evaluated.items():
         weights = fitting.own_names(saved, model)
         fitting.check_head(weights, model, data.classes, path)
-        fitting.load_saved(model, checkpoint, weights, path, context)
+        fitting.load_saved(model, checkpoint, weights, path, context, config.finetune)
         _, predictions = evaluation.of(model, suffix)
         logger.info("mean accuracy of the classes: %.2f%%", mean_class_accuracy(predictions))
         if config.checkpoint.output_dir and context.is_main:

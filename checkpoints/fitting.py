@@ -52,11 +52,10 @@ def load_exactly(
     model.load_state_dict(weights, strict=False)
 
 
-def leave_out_frozen(saved: dict[str, Any], model: nn.Module) -> dict[str, Any]:
-    """Return a checkpoint without frozen parameters, of which `left_out` has the 2-norms."""
-    frozen = {n: p for n, p in model.named_parameters() if not p.requires_grad}
-    weights = {name: value for name, value in saved["model"].items() if name not in frozen}
-    norms = {name: value.double().norm().item() for name, value in frozen.items()}
+def leave_out(saved: dict[str, Any], names: frozenset[str]) -> dict[str, Any]:
+    """Return a checkpoint without these weights, of which `left_out` has the 2-norms."""
+    norms = {name: saved["model"][name].double().norm().item() for name in names}
+    weights = {name: value for name, value in saved["model"].items() if name not in names}
     return saved | {"model": weights, "left_out": norms}
 
 
@@ -66,26 +65,46 @@ def load_saved(
     weights: Weights,
     path: str | Path,
     context: DistributedContext = SINGLE_PROCESS,
+    start: FinetuneConfig | None = None,
 ) -> None:
-    """`load_exactly` the weights of a checkpoint; those it leaves out are read from --finetune."""
-    left_out = checkpoint.get("left_out") or {}
-    if not left_out:
-        load_exactly(model, weights, path)
-        return
+    """`load_exactly` the weights of a checkpoint, and those that it has left out.
+
+    The latter are read from `start`, if it gives weights, or from --finetune of its run.
+    """
+    left_out = _load_left_out(model, checkpoint, path, context, start)
+    load_exactly(model, weights, path, left_out)
+
+
+def _load_left_out(
+    model: nn.Module,
+    checkpoint: dict[str, Any],
+    path: str | Path,
+    context: DistributedContext,
+    start: FinetuneConfig | None = None,
+) -> frozenset[str]:
+    """Load the weights that a checkpoint has left out; return their names.
+
+    Raises UserError if its start weights are gone, or have changed.
+    """
+    norms = checkpoint.get("left_out") or {}
+    if not norms:
+        return frozenset()
     flags, own = flags_in(checkpoint), model.state_dict()
-    if not isinstance(left_out, dict) or not left_out.keys() <= own.keys():
+    if not isinstance(norms, dict) or not norms.keys() <= own.keys():
         raise UserError(f"checkpoint {path} is of another model: it leaves out other weights")
-    known = {f.name: flags[f.name] for f in fields(FinetuneConfig) if f.name in flags}
-    classes = classes_in(checkpoint, path)
-    logger.info("%s leaves out %d frozen weights", path, len(left_out))
-    load_start_weights(model, FinetuneConfig(**known), classes, context, named=False)
-    for name, norm in left_out.items():
+    if start is None or not start.finetune:
+        start = FinetuneConfig(
+            **{f.name: flags[f.name] for f in fields(FinetuneConfig) if f.name in flags}
+        )
+    logger.info("%s leaves out %d weights", path, len(norms))
+    load_start_weights(model, start, classes_in(checkpoint, path), context, named=False)
+    for name, norm in norms.items():
         if not math.isclose(own[name].double().norm().item(), norm, rel_tol=1e-6):
             raise UserError(
-                f"checkpoint {path} leaves out {name}, which is another one in its start weights, "
-                f"{known['finetune']}"
+                f"checkpoint {path} leaves out {name}, which is another one in the start weights "
+                f"{start.finetune}: give those of its run by --finetune"
             )
-    load_exactly(model, weights, path, frozenset(left_out))
+    return frozenset(norms)
 
 
 def check_fit(
@@ -116,42 +135,47 @@ def load_start_weights(
     classes: list[str],
     context: DistributedContext,
     named: bool = True,
-) -> None:
+) -> frozenset[str]:
     """Load --finetune into `model`; UserError if more than the head doesn't fit.
 
-    The head's rows are matched by `classes`, if these are `named`.
+    The head's rows are matched by `classes`, if these are `named`. Returns the names of the weights
+    that the file has.
     """
     path = local_file(config.finetune, context)
     checkpoint = read_checkpoint(path, model)
     found = weights_in(checkpoint, path, config.model_key, config.model_prefix)
-    base_model = getattr(model, "base_model", None)
-    if base_model is not None and not any("base_model." in name for name in found):
-        _load_base_model(base_model, found, path)
-        return
     # of a detector or segmentor, the backbone without the norms of its outputs
     own = {k: v for k, v in found.items() if re.match(r"backbone\.(?!norm\d)", k)}
-    weights = own_names(own or found, model)
-    heads, known = heads_of(model), classes_in(checkpoint, path)
-    # without names in the file, the order of its run is assumed
-    known = known or numbered_as_saved(classes, flags_in(checkpoint))
-    weights, done = _fit_head(weights, known, classes, named, heads)
-    may_lack = _head_names(heads)
+    heads = heads_of(model)
+    if hasattr(model, "base_model") and not any("base_model." in name for name in found):
+        weights, may_lack = _of_base_model(found, model)
+        done = "for base_model; everything else is new"
+    else:
+        weights, known = own_names(own or found, model), classes_in(checkpoint, path)
+        # without names in the file, the order of its run is assumed
+        known = known or numbered_as_saved(classes, flags_in(checkpoint))
+        weights, done = _fit_head(weights, known, classes, named, heads)
+        may_lack = _head_names(heads) | _load_left_out(model, checkpoint, path, context)
     if any(name.startswith("backbone.") for name in found):
         may_lack |= {"norm.weight", "norm.bias"}
         if not may_lack & weights.keys():
             done = "norm and head are new"
     load_exactly(model, weights, path, frozenset(may_lack))
     logger.info("start weights from %s%s", path, f"; {done}" if done else "")
+    return frozenset(weights)
 
 
-def _load_base_model(base_model: Any, found: Weights, path: Path) -> None:
-    """Load the weights of a classifier into the part of a model that was one; its head is new."""
-    heads = tuple(f"{head}." for head in heads_of(base_model))
-    weights = pretrained.checkpoint_filter_fn(found, base_model)
-    weights = {name: value for name, value in weights.items() if not name.startswith(heads)}
-    own_head = {name for name in base_model.state_dict() if name.startswith(heads)}
-    load_exactly(base_model, weights, path, frozenset(own_head))
-    logger.info("start weights of base_model from %s", path)
+def _of_base_model(found: Weights, model: Any) -> tuple[Weights, set[str]]:
+    """Return the weights of a classifier under their names in a model around it, without its head.
+
+    The second are the names that the model has in addition.
+    """
+    bare = pretrained.checkpoint_filter_fn(found, model.base_model)
+    weights = own_names({f"base_model.{name}": value for name, value in bare.items()}, model)
+    head = f"base_model.{heads_of(model.base_model)[0]}."
+    kept = {name: value for name, value in weights.items() if not name.startswith(head)}
+    own = model.state_dict()
+    return kept, {n for n in own if n.startswith(head) or not n.startswith("base_model.")}
 
 
 def own_names(weights: Weights, model: nn.Module) -> Weights:

@@ -120,7 +120,7 @@ def continued(config: Config, context: DistributedContext) -> tuple[Config, Save
 
 
 def _as_before(config: DataConfig, saved: SavedRun) -> DataConfig:
-    """Return the flags by which a run from before they existed chose and decoded its images."""
+    """Return the data flags of a run that is continued, if it is older than some of them."""
     before: dict[str, Any] = {}
     if saved.flags.get("val_fraction"):
         before["val_choice"] = saved.flags.get("val_choice", "draw")
@@ -144,7 +144,8 @@ def _warn_of_changes(config: Config, saved: SavedRun) -> None:
             logger.warning(
                 "--%s is %s, %s was trained with %s", name, now[name], saved.source, flags[name]
             )
-    share, same = flags.get("val_fraction"), flags.get("data_path") == now["data_path"]
+    same = all(flags.get(name) == now[name] for name in ("data_set", "data_path"))
+    share = flags.get("val_fraction") if now["data_set"] == "image_folder" else None
     if share and same and share != now["val_fraction"]:
         logger.warning(
             "--val_fraction is %g, the run of %s held out %s: it has trained on some of the images "

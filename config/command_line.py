@@ -115,8 +115,13 @@ def _published_spellings(
     return recipes, rewritten
 
 
-def _flags_of_recipe(path: str, flags: dict[str, Field]) -> list[str]:
-    """Return a recipe as arguments; UserError, with the path, if one of them is wrong."""
+def _flags_of_recipe(
+    path: str, flags: dict[str, Field], builds: tuple[Path, ...] = ()
+) -> list[str]:
+    """Return a recipe as arguments; UserError, with the path, if one of them is wrong.
+
+    `builds` are the recipes that build on it.
+    """
     try:
         content = yaml.safe_load(Path(path).expanduser().read_text())
     except OSError as error:
@@ -127,8 +132,11 @@ def _flags_of_recipe(path: str, flags: dict[str, Field]) -> list[str]:
     if not isinstance(content, dict):
         raise UserError(f"--config {path}: a recipe is a YAML file of flags, as in 'epochs: 30'")
     rewritten: list[str] = []
-    for base in _bases(content.pop("base", []), Path(path).expanduser()):
-        rewritten += _flags_of_recipe(base, flags)
+    own = Path(path).expanduser().resolve()
+    for base in _bases(content.pop("base", []), own):
+        if Path(base).resolve() in (*builds, own):
+            raise UserError(f"--config {path}: base: {base} builds on this recipe itself")
+        rewritten += _flags_of_recipe(base, flags, (*builds, own))
     for name, value in content.items():
         name = str(name).replace("-", "_")
         if name not in flags:
@@ -151,11 +159,7 @@ def _bases(names: Any, path: Path) -> list[str]:
     names = [names] if isinstance(names, str) else names
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise UserError(f"--config {path}: base: give the name of a recipe, or a list of names")
-    bases = [path.parent / name for name in names]
-    for base in bases:
-        if base.is_file() and base.samefile(path):
-            raise UserError(f"--config {path}: base: it names itself")
-    return [str(base) for base in bases]
+    return [str(path.parent / Path(name).expanduser()) for name in names]
 
 
 def _spelled(name: str, values: list[str], flags: dict[str, Field]) -> list[str]:

@@ -195,7 +195,7 @@ class OptimConfig:
     momentum: Probability = 0.9
     """Momentum of optimizers that have one."""
     weight_decay: NonNegativeFloat = 0.05
-    """Weight decay; 1-D parameters (norms, biases, layer scale) have none."""
+    """Weight decay; 1-D parameters (norms, biases, layer scale) have none without decay_1d."""
     decay_1d: bool = False
     """Weight decay for 1-D parameters, too."""
     update_freq: Positive = 1

@@ -152,6 +152,9 @@ class Part(ImageSet):
     def name(self, index: int) -> str:
         return self.whole.name(int(self.source[index]))
 
+    def blank(self) -> torch.Tensor:
+        return self.whole.blank()
+
 
 def spread_evenly(images: ImageSet, most: int | None) -> ImageSet:
     """Return at most `most` images, spread evenly over the set."""

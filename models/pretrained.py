@@ -30,7 +30,7 @@ RELEASED_FLAGS: list[Any] = [
     (PosixPath, "pathlib.PosixPath"),
     (PosixPath, "pathlib._local.PosixPath"),
     np.dtype,
-    type(np.dtype(np.float64)),
+    *{type(np.dtype(kind)) for kind in ("f8", "f4", "i8", "i4", "?")},
     *(
         (np.float64(0).__reduce__()[0], f"numpy.{core}.multiarray.scalar")
         for core in ("core", "_core")

@@ -6,7 +6,6 @@ A part of a data set is a listing, and the points themselves if a file holds man
 import logging
 import re
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,24 +17,44 @@ from checkpoints.sources import SavedRun
 from config.flags import AugmentConfig, DataConfig
 from datasets import Data, numbered
 from input_pipeline.folders import list_classes
-from input_pipeline.image_sets import ImageSet, ListedImages, Part
-from input_pipeline.listing import Listing, held_out
+from input_pipeline.image_sets import Images, ListedImages
+from input_pipeline.image_sets import Part as Subset
+from input_pipeline.listing import Listing, held_out, listed_once
 from input_pipeline.parts import find_parts
 from point_clouds.flags import PointConfig
-from point_clouds.readers import MESH_SUFFIXES, SUFFIXES, check_cloud, need, read_arrays, read_cloud
-from point_clouds.sampling import EvalPoints, TrainView, to_unit_sphere, upright
+from point_clouds.readers import (
+    MESH_SUFFIXES,
+    SUFFIXES,
+    Stored,
+    check_cloud,
+    need,
+    read_cloud,
+    read_lines,
+    read_stored,
+)
+from point_clouds.sampling import (
+    EvalPoints,
+    TrainView,
+    check_away_from_origin,
+    to_unit_sphere,
+    upright,
+)
 from runtime.distributed import SINGLE_PROCESS, DistributedContext, shared_on_machine
 from runtime.errors import UserError, some
 
 logger = logging.getLogger(__name__)
 
-Stored = tuple[Listing, Tensor | None]
-"""Clouds by name and class, and their points (n, m, 3), float32; None if each has a file."""
+Part = tuple[Listing, Stored | None]
+"""Clouds by name and class, and the clouds themselves; None if each has a file."""
 
 SCAN_OBJECT_CLASSES = [
     *("bag", "bin", "box", "cabinet", "chair", "desk", "display", "door", "shelf", "table"),
     *("bed", "pillow", "sink", "sofa", "toilet"),
 ]
+
+
+class MissingPartError(UserError):
+    """There are no training or no test clouds in a known format."""
 
 
 class Clouds(ListedImages):
@@ -45,19 +64,20 @@ class Clouds(ListedImages):
     leaves it out.
     """
 
-    def __init__(self, stored: Stored, transform: Any, config: PointConfig) -> None:
-        super().__init__(stored[0], transform)
-        self.points, self.config = stored[1], config
+    def __init__(self, part: Part, transform: Any, config: PointConfig) -> None:
+        super().__init__(part[0], transform)
+        self.stored, self.config = part[1], config
 
     def read(self, index: int) -> tuple[np.ndarray, int]:
         name = self.name(index)
-        cloud = read_cloud(name) if self.points is None else self.points[index].numpy()
+        cloud = read_cloud(name) if self.stored is None else self.stored[index]
         check_cloud(cloud, name, self.config.local_size)
         if self.config.unit_sphere:
             cloud = to_unit_sphere(cloud)
+        check_away_from_origin(cloud, name)
         if self.config.up_axis == "y":
             cloud = upright(cloud)
-        return cloud, self.numbered(int(self.source.labels[index]))
+        return cloud.astype(np.float32), self.numbered(int(self.source.labels[index]))
 
     def blank(self) -> Tensor:
         return torch.zeros(self.config.num_points, 3)
@@ -84,96 +104,133 @@ def build_data(
         raise UserError(f"--data_set {config.data_set}: choose one of {', '.join(READERS)}")
     if not root.is_dir():
         raise UserError(f"--data_path {root} is not a folder")
-    open_part = partial(_open, config.data_set, root, context=context)
-    parts: dict[str, ImageSet] = {}
+    if saved:
+        _warn_of_changes(points, saved)
+    train_view, eval_points = TrainView(points.num_points), EvalPoints(points.num_points)
+    parts: dict[str, Images] = {}
     if with_train:
-        train = open_part("train")
-        fraction = config.val_fraction if with_val else 0.0
-        chosen = held_out(train[0], fraction) if fraction else {}
-        transforms = {"train": TrainView(points.num_points), "val": EvalPoints(points.num_points)}
-        for part in ("train", *(["val"] if with_val else [])):
-            if part in chosen:
-                whole = Clouds(train, transforms[part], points)
-                parts[part] = Part(whole, chosen[part])
-            elif part == "train":
-                parts[part] = Clouds(train, transforms[part], points)
-            else:
-                parts[part] = Clouds(open_part("test"), transforms[part], points)
-                logger.warning("the best checkpoint is chosen on the test clouds, as in P2P: hold "
-                               "out some for that by --val_fraction 0.1")  # fmt: skip
-    else:
-        parts["val"] = Clouds(open_part("test"), EvalPoints(points.num_points), points)
-    return numbered(config, {**parts}, saved)
+        train = _open(config.data_set, root, "train", points, context)
+        clouds = Clouds(train, train_view, points)
+        parts["train"] = clouds
+        _check_test(config, parts["train"], points, context)
+    if with_train and with_val and _has_val(config):
+        val = _open(config.data_set, root, "val", points, context)
+        parts["val"] = Clouds(val, eval_points, points)
+    elif with_train and with_val and config.val_fraction:
+        chosen = held_out(train[0], config.val_fraction)
+        parts["train"] = Subset(clouds, chosen["train"])
+        parts["val"] = Subset(Clouds(train, eval_points, points), chosen["val"])
+    elif with_val:
+        test = _open(config.data_set, root, "test", points, context)
+        parts["val"] = Clouds(test, eval_points, points)
+        if with_train:
+            logger.warning("the best checkpoint is chosen on the test clouds, as in P2P: hold some "
+                           "out for that by --val_fraction 0.1")  # fmt: skip
+    return numbered(config, parts, saved)
 
 
-def _open(data_set: str, root: Path, part: str, context: DistributedContext) -> Stored:
+def _has_val(config: DataConfig) -> bool:
+    """Return whether one's own folders have val/ to choose the epoch by, beside test/."""
+    is_own = config.data_set == "clouds"
+    return is_own and {"val", "test"} <= find_parts(Path(config.data_path)).keys()
+
+
+def _check_test(
+    config: DataConfig, train: Images, points: PointConfig, context: DistributedContext
+) -> None:
+    """Raise UserError before the training if the clouds of its final vote do not fit."""
+    try:
+        test = _open(config.data_set, Path(config.data_path), "test", points, context)
+    except MissingPartError:
+        logger.warning("there are no test clouds, so there will be no vote")
+        return
+    unknown = {test[0].classes[label] for label in test[0].labels.unique()} - {*train.classes}
+    if unknown:
+        raise UserError(f"the test clouds have classes without training clouds: {some(unknown)}")
+
+
+def _warn_of_changes(points: PointConfig, saved: SavedRun) -> None:
+    """Warn of flags that the weights do not show, if the checkpoint's run had others."""
+    for name, value in vars(points).items():
+        if name in saved.flags and saved.flags[name] != value:
+            logger.warning(
+                "--%s is %s, %s was trained with %s", name, value, saved.source, saved.flags[name]
+            )
+
+
+def _open(
+    data_set: str, root: Path, part: str, points: PointConfig, context: DistributedContext
+) -> Part:
     """Open a part, 'train' or 'test', by one process per machine."""
 
     def make() -> dict[str, Any]:
-        listing, points = stored_part(data_set, root, part)
-        return {"listing": listing.__getstate__(), "points": points}
+        listing, stored = stored_part(data_set, root, part)
+        arrays = {"points": stored.points, "ends": stored.ends} if stored else {}
+        return {"listing": listing.__getstate__(), **arrays}
 
     shared = shared_on_machine(make, context)
-    listing = Listing(**shared["listing"])
-    if any(listing.path(i).lower().endswith(_MESHES) for i in range(len(listing))):
-        need("trimesh")
-    return listing, shared["points"]
+    listing = listed_once(lambda: Listing(**shared["listing"]), context)
+    if "points" not in shared:
+        if any(listing.path(i).lower().endswith(_MESHES) for i in range(len(listing))):
+            need("trimesh")
+        return listing, None
+    stored = Stored(shared["points"], shared["ends"], listing.labels.numpy(), [], [])
+    smallest = int(stored.ends.diff(prepend=torch.zeros(1, dtype=torch.int64)).min())
+    if smallest < points.num_points:
+        logger.warning("%s: %s clouds of %d points are repeated to --num_points %d",
+                       root, part, smallest, points.num_points)  # fmt: skip
+    return listing, stored
 
 
 _MESHES = tuple(suffix.encode() for suffix in MESH_SUFFIXES)
 
 
-def stored_part(data_set: str, root: Path, part: str) -> Stored:
+def stored_part(data_set: str, root: Path, part: str) -> Part:
     """Read or list a part of a data set, in the first format that is there."""
     for reader in READERS[data_set]:
         found = reader(root, part)
         if found is not None:
             return found
-    raise UserError(
+    raise MissingPartError(
         f"--data_path {root} holds no {part} clouds in a known format of --data_set {data_set}: "
         "see docs/point-clouds.md"
     )
 
 
-def _prepared(root: Path, part: str) -> Stored | None:
+def _prepared(root: Path, part: str) -> Part | None:
     path = root / f"{part}.npz"
-    if not path.is_file():
-        return None
-    clouds, labels = read_arrays(path)
-    with np.load(path, allow_pickle=False) as arrays:
-        classes, names = arrays["classes"].tolist(), arrays["names"].tolist()
-    return _stored(path, classes, names, clouds, labels)
+    return _listed(path, [path]) if path.is_file() else None
 
 
-def _p2p_pickle(root: Path, part: str) -> Stored | None:
+def _p2p_pickle(root: Path, part: str) -> Part | None:
     """modelnet40_train_8192pts_fps.dat, modelnet40_shape_names.txt and modelnet40_train.txt."""
-    found = sorted(root.glob(f"modelnet40_{part}_*pts_fps.dat"))
+    found = list(root.glob(f"modelnet40_{part}_*pts_fps.dat"))
     if not found:
         return None
-    clouds, labels = read_arrays(found[0])
-    names = _lines(root / f"modelnet40_{part}.txt", needed=False)
-    return _stored(found[0], _lines(root / "modelnet40_shape_names.txt"), names, clouds, labels)
+    largest = max(found, key=lambda path: int(re.sub(r"\D", "", path.name.split("_")[2]) or 0))
+    names = root / f"modelnet40_{part}.txt"
+    return _listed(
+        largest,
+        [largest],
+        read_lines(root / "modelnet40_shape_names.txt"),
+        read_lines(names) if names.is_file() else [],
+    )
 
 
-def _ply_hdf5(root: Path, part: str) -> Stored | None:
+def _ply_hdf5(root: Path, part: str) -> Part | None:
     """ply_data_train0.h5, ..., and shape_names.txt, of modelnet40_ply_hdf5_2048."""
     files = sorted(root.glob(f"ply_data_{part}*.h5"))
-    if not files:
-        return None
-    read = [read_arrays(path) for path in files]
-    names = [f"{f.stem}/{i}" for f, (c, _) in zip(files, read, strict=True) for i in range(len(c))]
-    clouds, labels = (np.concatenate(arrays) for arrays in zip(*read, strict=True))
-    return _stored(root, _lines(root / "shape_names.txt"), names, clouds, labels)
+    return _listed(root, files, read_lines(root / "shape_names.txt")) if files else None
 
 
-def _resampled(root: Path, part: str) -> Stored | None:
+def _resampled(root: Path, part: str) -> Part | None:
     """modelnet40_train.txt names the files CLASS/CLASS_0001.txt of modelnet40_normal_resampled."""
     if not (root / f"modelnet40_{part}.txt").is_file():
         return None
-    classes = _lines(root / "modelnet40_shape_names.txt")
+    classes = read_lines(root / "modelnet40_shape_names.txt")
     numbers = {name: number for number, name in enumerate(classes)}
     files = []
-    for name in _lines(root / f"modelnet40_{part}.txt"):
+    for name in read_lines(root / f"modelnet40_{part}.txt"):
         folder = name.rpartition("_")[0]
         if folder not in numbers:
             raise UserError(f"{root}/modelnet40_{part}.txt: {name} is of no class in shape_names")
@@ -181,7 +238,7 @@ def _resampled(root: Path, part: str) -> Stored | None:
     return Listing.of(root, classes, files, {}), None
 
 
-def _princeton(root: Path, part: str) -> Stored | None:
+def _princeton(root: Path, part: str) -> Part | None:
     """CLASS/train/*.off, as in ModelNet40.zip."""
     inner = root / "ModelNet40" if (root / "ModelNet40").is_dir() else root
     classes = sorted(p.parent.name for p in inner.glob(f"*/{part}") if p.is_dir())
@@ -194,30 +251,25 @@ def _princeton(root: Path, part: str) -> Stored | None:
     return (Listing.of(inner, classes, files, {}), None) if files else None
 
 
-def _scan_object(root: Path, part: str) -> Stored | None:
+def _scan_object(root: Path, part: str) -> Part | None:
     """The hardest variant, PB_T50_RS, in main_split/ or here."""
     name = f"{'training' if part == 'train' else part}_objectdataset_augmentedrot_scale75.h5"
     for path in (root / name, root / "main_split" / name):
         if path.is_file():
-            clouds, labels = read_arrays(path)
-            return _stored(path, SCAN_OBJECT_CLASSES, [], clouds, labels)
+            return _listed(path, [path], SCAN_OBJECT_CLASSES)
     return None
 
 
-def _folders(root: Path, part: str) -> Stored | None:
+def _folders(root: Path, part: str) -> Part | None:
     """train/CLASS/FILE and test/CLASS/FILE; val/ takes the place of test/ if there is none."""
     parts = find_parts(root)
     folder = parts.get(part) or (parts.get("val") if part == "test" else None)
     if folder is None:
         return None
-    listing = list_classes(folder, None, SUFFIXES)
-    if listing.skipped:
-        kinds = ", ".join(f"{n} {kind}" for kind, n in sorted(listing.skipped.items()))
-        logger.info("%s: skipped %s", folder, kinds)
-    return listing, None
+    return list_classes(folder, None, SUFFIXES), None
 
 
-READERS: dict[str, tuple[Callable[[Path, str], Stored | None], ...]] = {
+READERS: dict[str, tuple[Callable[[Path, str], Part | None], ...]] = {
     "ModelNet40": (_prepared, _p2p_pickle, _ply_hdf5, _resampled, _princeton),
     "ScanObjectNN": (_prepared, _scan_object),
     "clouds": (_prepared, _folders),
@@ -225,29 +277,30 @@ READERS: dict[str, tuple[Callable[[Path, str], Stored | None], ...]] = {
 """--data_set -> its formats."""
 
 
-def _stored(
-    path: Path, classes: list[str], names: list[str], clouds: np.ndarray, labels: np.ndarray
-) -> Stored:
-    """Return clouds of a file; UserError if labels or names do not fit."""
-    if not len(clouds):
-        raise UserError(f"{path} holds no clouds")
+def _listed(
+    path: Path, files: list[Path], classes: list[str] | None = None, names: list[str] | None = None
+) -> Part:
+    """Read files of many clouds; UserError if labels or names do not fit."""
+    logger.info("reading %s", ", ".join(file.name for file in files))
+    read = [read_stored(file) for file in files]
+    labels = np.concatenate([one.labels for one in read])
+    classes = classes or read[0].classes
+    if len(set(classes)) < len(classes):
+        raise UserError(f"{path}: a class is listed twice: {some(classes, len(classes))}")
     if labels.min() < 0 or labels.max() >= len(classes):
         raise UserError(
             f"{path} has labels from {labels.min()} to {labels.max()}, but {len(classes)} classes "
             f"({some(classes)})"
         )
-    if names and len(names) != len(clouds):
-        raise UserError(f"{path} holds {len(clouds)} clouds, but {len(names)} names are listed")
-    names = names or [f"{path.stem}/{number}" for number in range(len(clouds))]
-    pairs = zip(labels.tolist(), names, strict=True)
-    return Listing.of(path.parent, classes, pairs, {}), torch.from_numpy(clouds)
-
-
-def _lines(path: Path, needed: bool = True) -> list[str]:
-    if not needed and not path.is_file():
-        return []
-    try:
-        lines = [line.strip() for line in path.read_text().splitlines()]
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None
-    return [re.sub(r"\.txt$", "", line) for line in lines if line]
+    names = names or read[0].names
+    if names and len(names) != len(labels):
+        raise UserError(f"{path} holds {len(labels)} clouds, but {len(names)} names are listed")
+    numbers = ((file.stem, i) for file, one in zip(files, read, strict=True)
+               for i in range(len(one.labels)))  # fmt: skip
+    names = names or [f"{stem}/{number}" for stem, number in numbers]
+    root = path if path.is_dir() else path.parent
+    listing = Listing.of(root, classes, zip(labels.tolist(), names, strict=True), {})
+    starts = np.cumsum([0, *(len(one.points) for one in read)])[:-1].tolist()
+    points = torch.cat([one.points for one in read]) if len(read) > 1 else read[0].points
+    ends = torch.cat([one.ends + start for one, start in zip(read, starts, strict=True)])
+    return listing, Stored(points, ends, labels, classes, names)

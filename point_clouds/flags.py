@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from config.command_line import parse_args_with
-from config.flags import AugmentConfig, Config, ModelConfig, Positive
+from config.flags import Config, ModelConfig, Positive
 from runtime.errors import UserError
 
 
@@ -46,13 +46,15 @@ class PointCloudConfig(Config):
 def parse_args(argv: list[str]) -> PointCloudConfig:
     """Parse the command line; UserError for what does not fit point clouds."""
     config: PointCloudConfig = parse_args_with(argv, kind=PointCloudConfig)[0]
-    changed = [
-        name
-        for name, value in vars(config.augment).items()
-        if value != getattr(AugmentConfig(), name)
-    ]
-    if changed:
-        raise UserError(f"--{changed[0]} is for images and has no effect on point clouds")
+    without_effect = [*vars(config.augment), "drop_path", "layer_scale_init_value"]
+    without_effect += ["head_init_scale", "eval_data_path", "exif_orientation", "background"]
+    flat, default = config.flat(), PointCloudConfig().flat()
+    for name in without_effect:
+        if flat[name] != default[name]:
+            raise UserError(
+                f"--{name} is for images and has no effect on point clouds (arguments of the image "
+                "classifier are --backbone_kwargs)"
+            )
     if config.mixup.enabled:
         raise UserError("point clouds cannot be mixed: give --mixup 0 --cutmix 0")
     if config.runtime.smoke:
@@ -74,7 +76,7 @@ def _model_of(config: PointCloudConfig) -> ModelConfig:
     kwargs["img_size"] = model.input_size
     if model.model not in (ModelConfig.model, "p2p"):
         raise UserError(f"--model {model.model}: give the image classifier as --backbone")
-    if model.model_kwargs not in ({}, kwargs):
+    if model.model != "p2p" and model.model_kwargs:  # in the config.yaml of a run they follow
         raise UserError(
             "--model_kwargs: give arguments of the image classifier as --backbone_kwargs"
         )

@@ -26,7 +26,8 @@ UPDATE_TYPES = ("norm", "bn", "all")
 def nearest(cloud: Tensor, k: int) -> Tensor:
     """Return the k nearest points of each point, itself included: (B, N, 3) -> (B, N, k), int64."""
     # one cloud at a time: the distances of its points take N * N numbers
-    distances = (torch.cdist(points, points) for points in cloud)
+    centred = cloud - cloud.mean(dim=1, keepdim=True)  # far from the origin it would be inexact
+    distances = (torch.cdist(points, points) for points in centred)
     found = [d.topk(k, largest=False, sorted=False).indices for d in distances]
     return torch.stack(found)
 
@@ -123,10 +124,10 @@ class Encoder(nn.Module):
 class MlpHead(nn.Module):
     """Two hidden layers, the head of the published HorNet-L."""
 
-    def __init__(self, in_features: int, classes: int, widths: tuple[int, int] = (512, 256)):
+    def __init__(self, in_features: int, classes: int) -> None:
         super().__init__()
         layers: list[nn.Module] = []
-        for width in widths:
+        for width in (512, 256):
             layers += [nn.Linear(in_features, width), nn.BatchNorm1d(width), nn.ReLU()]
             layers += [nn.Dropout(0.5)]
             in_features = width
@@ -171,20 +172,27 @@ class P2P(nn.Module):
         _check(backbone, head, update_type, obj_size, img_size, graph_dim)
         self.num_classes, self.vote = num_classes, vote
         self.enc = Encoder(obj_size, img_size, local_size, trans_dim, graph_dim)
-        classifier: Any = timm.create_model(
-            backbone, num_classes=num_classes, **(backbone_kwargs or {})
-        )
+        try:
+            classifier: Any = timm.create_model(
+                backbone, num_classes=num_classes, **(backbone_kwargs or {})
+            )
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise UserError(f"backbone {backbone} cannot be built: {error}") from None
         name = classifier.pretrained_cfg["classifier"]
+        if not isinstance(name, str):
+            raise UserError(f"backbone {backbone} has several classifiers: {', '.join(name)}")
         if head == "mlp":
             mlp = MlpHead(classifier.get_submodule(name).in_features, num_classes)
             classifier.set_submodule(name, mlp)
         self.base_model = classifier
         last = f"{name}.mlp_head.8" if head == "mlp" else name
         self.pretrained_cfg = {"classifier": f"base_model.{last}"}  # as in models of timm
-        for parameter_name, parameter in classifier.named_parameters():
-            is_head = parameter_name.startswith(f"{name}.")
-            is_trained = update_type == "all" or update_type in parameter_name
-            parameter.requires_grad_(is_head or is_trained)
+        inner = {n: p for n, p in classifier.named_parameters() if not n.startswith(f"{name}.")}
+        trained = [n for n in inner if update_type == "all" or update_type in n]
+        if not trained:
+            raise UserError(f"update_type {update_type} is in no name of a weight of {backbone}")
+        for parameter_name in inner.keys() - trained:
+            inner[parameter_name].requires_grad_(False)
 
     def forward(self, clouds: Tensor) -> Tensor:
         """Return logits.
@@ -232,8 +240,8 @@ class P2P(nn.Module):
         self.base_model.set_grad_checkpointing(enable)  # type: ignore[operator]
 
     def example_input(self) -> Tensor:
-        """Return clouds (1, 2, 1024, 3) to count multiply-adds of one view with."""
-        return torch.zeros(1, 2, 1024, 3)
+        """Return a cloud of 1024 points and its view, to count multiply-adds with."""
+        return torch.zeros(1, 2, max(1024, self.enc.local_size), 3)
 
 
 def _check(

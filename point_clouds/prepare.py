@@ -11,12 +11,11 @@ from multiprocessing import Pool
 from pathlib import Path
 
 import numpy as np
-from torch import Tensor
 from tqdm import tqdm
 
 from point_clouds.datasets import READERS, stored_part
 from point_clouds.readers import check_cloud, read_cloud
-from point_clouds.sampling import farthest_points, repeated
+from point_clouds.sampling import farthest_points, to_unit_sphere
 from runtime.errors import Parser, UserError, check_positive, program
 from runtime.files import written_whole
 
@@ -41,36 +40,40 @@ def main(arguments: Namespace) -> None:
             raise UserError(f"{output / part}.npz exists: remove it, or give another folder")
     output.mkdir(parents=True, exist_ok=True)
     for part, (listing, stored) in parts.items():
-        files = [listing[number] for number in range(len(listing))]
-        sources: list[str] | Tensor = files if stored is None else stored
+        count = len(listing)
+        sources = (stored[i] if stored else listing[i] for i in range(count))
         choose = partial(chosen_points, count=arguments.num_points)
         with Pool(arguments.jobs) as pool:
             clouds = pool.imap(choose, sources, chunksize=8)
-            found = list(tqdm(clouds, part, len(listing), leave=False, disable=None))
-        bad = {number for number, cloud in enumerate(found) if isinstance(cloud, str)}
-        for number in sorted(bad):
-            sys.stderr.write(f"left out: {found[number]}\n")
-        kept = [number for number in range(len(found)) if number not in bad]
+            found = list(tqdm(clouds, part, count, leave=False, disable=None))
+        kept = [number for number, cloud in enumerate(found) if not isinstance(cloud, str)]
+        for number in sorted({*range(count)} - {*kept}):
+            sys.stderr.write(f"left out: {os.fsdecode(listing.path(number))}: {found[number]}\n")
         if not kept:
             raise UserError(f"{root} has no {part} cloud that can be read")
-        names = np.array([os.fsdecode(listing.path(number)) for number in kept])
         with written_whole(output / f"{part}.npz") as path, path.open("wb") as file:
             np.savez(
                 file,
-                points=np.stack([found[number] for number in kept]),
+                points=np.concatenate([found[number] for number in kept]),
+                ends=np.cumsum([len(found[number]) for number in kept]),
                 labels=listing.labels.numpy()[kept],
                 classes=np.array(listing.classes),
-                names=names,
+                names=np.array([os.fsdecode(listing.path(number)) for number in kept]),
             )
         sys.stdout.write(f"{output / part}.npz: {len(kept)} clouds\n")
 
 
-def chosen_points(source: str | Tensor, count: int) -> np.ndarray | str:
-    """Return the farthest points of a cloud or of a file (count, 3), or what is wrong with it."""
+def chosen_points(source: str | np.ndarray, count: int) -> np.ndarray | str:
+    """Return the farthest points of a cloud or a file, `count` at most, or what is wrong with it.
+
+    They are chosen as if the cloud were in the unit sphere, and keep their coordinates.
+    """
     try:
-        cloud = read_cloud(source) if isinstance(source, str) else source.numpy()
-        check_cloud(cloud, source if isinstance(source, str) else "a cloud", least=2)
-        return repeated(cloud[farthest_points(cloud, min(count, len(cloud)))], count)
+        cloud = read_cloud(source) if isinstance(source, str) else source
+        check_cloud(cloud, "it", least=2)
+        chosen = farthest_points(to_unit_sphere(cloud), min(count, len(cloud)))
+        distinct = list(dict.fromkeys(chosen.tolist()))  # it repeats a point when none is left
+        return cloud[distinct]
     except UserError as error:
         return str(error)
 

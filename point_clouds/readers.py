@@ -1,22 +1,23 @@
-"""From files to clouds: arrays (n, 3), float32.
+"""From files to clouds: arrays (n, 3), as exact as the files have them.
 
 Nothing that a file holds is run: pickles may only contain arrays.
 """
 
 import importlib
 import io
-import logging
 import pickle
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from runtime.errors import MissingPackageError, UserError, reason_of
-
-logger = logging.getLogger(__name__)
 
 MESH_SUFFIXES = frozenset({".off", ".ply", ".obj", ".stl"})
 SUFFIXES = MESH_SUFFIXES | {".npy", ".npz", ".txt", ".xyz", ".pts", ".csv"}
@@ -51,7 +52,15 @@ def as_points(array: Any) -> np.ndarray:
     if array.ndim != 2 or array.shape[1] < 3 or array.dtype.kind not in "fiu":
         shape = " x ".join(map(str, array.shape))
         raise ValueError(f"it holds {shape or 'one'} {array.dtype}, not numbers of n x 3 or more")
-    return np.ascontiguousarray(array[:, :3], dtype=np.float32)
+    kept = array.dtype if array.dtype in (np.float32, np.float64) else np.float64
+    return np.ascontiguousarray(array[:, :3], dtype=kept)
+
+
+def read_lines(path: Path) -> list[str]:
+    """Return the lines of a list of names, without '.txt' at their ends; UserError without it."""
+    with _naming(path):
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    return [line.removesuffix(".txt") for line in lines if line]
 
 
 def check_cloud(cloud: np.ndarray, name: str, least: int) -> None:
@@ -66,38 +75,73 @@ def check_cloud(cloud: np.ndarray, name: str, least: int) -> None:
         raise UserError(f"{name} has {len(cloud)} equal points")
 
 
-def read_arrays(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Read many clouds of equal size, (n, m, 3) float32, and their labels (n), int64.
+@dataclass(frozen=True)
+class Stored:
+    """Many clouds in one file."""
 
-    Formats: HDF5 with `data` and `label`; .npz with `points` and `labels`, as
-    `python -m point_clouds.prepare` writes it; the pickles of P2P and Point-BERT (.dat).
+    points: Tensor
+    """The points of all clouds, one cloud after another (total, 3), as exact as in the file."""
+    ends: Tensor
+    """The end of each cloud, int64 (n)."""
+    labels: np.ndarray
+    """int64 (n)."""
+    classes: list[str]
+    """Empty if the file does not name them."""
+    names: list[str]
+    """Of the clouds; empty if they have none."""
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        """Return a cloud (m, 3)."""
+        start = int(self.ends[index - 1]) if index else 0
+        return self.points[start : int(self.ends[index])].numpy()
+
+
+def read_stored(path: Path) -> Stored:
+    """Read a file of many clouds; UserError if it cannot be read.
+
+    Formats: HDF5 with `data` (n, m, 3 or more) and `label`; the .npz that
+    `python -m point_clouds.prepare` writes; the pickles of P2P and Point-BERT (.dat).
     """
+    classes, names, ends = [], [], None
     with _naming(path):
         if path.suffix == ".dat":
             clouds, labels = _read_pickle(path)
         elif path.suffix == ".npz":
             with np.load(path, allow_pickle=False) as arrays:
-                clouds, labels = arrays["points"], arrays["labels"]
+                clouds, labels, ends = (arrays[name] for name in ("points", "labels", "ends"))
+                classes, names = arrays["classes"].tolist(), arrays["names"].tolist()
         else:
             with need("h5py").File(path, "r") as file:
                 clouds, labels = file["data"][...], file["label"][...]
-        clouds, labels = np.asarray(clouds), np.asarray(labels).reshape(-1)
-        if clouds.ndim != 3 or clouds.shape[2] < 3 or clouds.dtype.kind != "f":
-            raise ValueError(f"it holds {clouds.shape} {clouds.dtype}, not clouds (n, m, 3)")
-        if len(labels) != len(clouds) or labels.dtype.kind not in "iu":
-            raise ValueError(f"it holds {len(clouds)} clouds, but {len(labels)} labels")
-        clouds = np.ascontiguousarray(clouds[..., :3], dtype=np.float32)
-        return clouds, labels.astype(np.int64)
+        labels = np.asarray(labels).reshape(-1)
+        if ends is None:
+            if clouds.ndim != 3 or clouds.shape[2] < 3 or clouds.dtype.kind != "f":
+                raise ValueError(f"it holds {clouds.shape} {clouds.dtype}, not clouds (n, m, 3)")
+            ends = clouds.shape[1] * np.arange(1, len(clouds) + 1)
+            clouds = clouds.reshape(-1, clouds.shape[2])
+        if len(labels) != len(ends) or labels.dtype.kind not in "iu":
+            what = f"{len(labels)} {labels.dtype} labels"
+            raise ValueError(f"it holds {len(ends)} clouds, but {what}")
+        if not len(ends) or ends[-1] != len(clouds) or (np.diff(ends, prepend=0) < 0).any():
+            raise ValueError("it holds no clouds, or their ends are damaged")
+        points = torch.from_numpy(as_points(clouds))
+        ends = torch.from_numpy(ends.astype(np.int64))
+        return Stored(points, ends, labels.astype(np.int64), classes, names)
 
 
 def _read_text(path: Path) -> np.ndarray:
-    text = path.read_text()
-    lines = [line for line in text.replace(",", " ").splitlines() if line.strip()]
+    """Read columns between blanks, commas or semicolons, below a header or a count, if any."""
+    lines = [line for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    if lines and re.match(r"\s*(//|#|\"?[A-Za-z_])", lines[0]):
+        del lines[0]
+    if lines and len(lines[0].split()) == 1 and lines[0].strip().isdigit():
+        del lines[0]
     if not lines:
         raise ValueError("it is empty")
-    if path.suffix.lower() == ".pts" and len(lines[0].split()) == 1:  # the number of points
-        lines = lines[1:]
-    return np.loadtxt(io.StringIO("\n".join(lines)), dtype=np.float32, ndmin=2)
+    if re.match(r"\s*-?\d+,\d+[\s;]+-?\d+,\d", lines[0]):
+        raise ValueError("it has decimal commas: write points")
+    table = "\n".join(lines).replace(",", " ").replace(";", " ")
+    return np.loadtxt(io.StringIO(table), ndmin=2)
 
 
 def _read_mesh(path: Path) -> np.ndarray:
@@ -143,7 +187,7 @@ def _read_pickle(path: Path) -> tuple[np.ndarray, np.ndarray]:
         clouds, labels = _ArraysOnly(file, encoding="latin1").load()
     # normals are left out cloud by cloud: all of them would take as much memory again
     points = np.stack([as_points(cloud) for cloud in clouds])
-    return points, np.array([int(np.asarray(label).item()) for label in labels])
+    return points, np.array([np.asarray(label).item() for label in labels])
 
 
 def need(package: str) -> Any:

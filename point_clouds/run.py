@@ -12,9 +12,9 @@ from pathlib import Path
 
 import main as trainer
 import point_clouds.p2p  # noqa: F401 - registers the model with timm
-from point_clouds.datasets import build_data
+from point_clouds.datasets import MissingPartError, build_data
 from point_clouds.flags import PointCloudConfig, parse_args
-from runtime.distributed import DistributedContext
+from runtime.distributed import DistributedContext, all_gather
 from runtime.errors import UserError, exit_on_user_error
 
 logger = logging.getLogger("point_clouds")
@@ -33,6 +33,8 @@ def main(action: str, argv: list[str] | None = None) -> None:
             evaluates = ["--eval", "true", "--resume", *given[1:]] if action == "test" else []
             arguments = ["--config", given[0], *flags, *evaluates]
         config = parse_args(arguments)
+        if action == "train" and config.evaluation.eval:
+            raise UserError("--eval true: use python -m point_clouds.test CONFIG CHECKPOINT")
     body = train_and_vote if action == "train" else vote
     trainer.main(config, body, program)  # type: ignore[arg-type]
 
@@ -41,12 +43,16 @@ def train_and_vote(config: PointCloudConfig) -> None:
     """Train, and test the best checkpoint by the vote of 40 views."""
     context = trainer.run(config, partial(build_data, points=config.points))
     best = Path(config.checkpoint.output_dir) / "checkpoint-best.pth"
-    if not config.checkpoint.output_dir or not best.is_file():
+    is_there = bool(config.checkpoint.output_dir) and best.is_file()
+    if not all_gather(is_there, context)[0]:  # the first process writes it
         logger.info("there is no checkpoint-best.pth to test")
         return
     evaluation = replace(config.evaluation, eval=True)
     checkpoint = replace(config.checkpoint, resume=str(best))
-    vote(replace(config, evaluation=evaluation, checkpoint=checkpoint), context)
+    try:
+        vote(replace(config, evaluation=evaluation, checkpoint=checkpoint), context)
+    except MissingPartError as error:
+        logger.warning("no vote: %s", error)
 
 
 def vote(config: PointCloudConfig, context: DistributedContext | None = None) -> None:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from point_clouds.projection import rotate, view_matrices
+from runtime.errors import UserError
 
 ASPECT, SHIFT = (2 / 3, 3 / 2), (-0.2, 0.2)
 THETA, PHI = (0.04, 1.94), (-0.4, -0.2)
@@ -19,6 +20,15 @@ def to_unit_sphere(cloud: np.ndarray) -> np.ndarray:
     """Move the mean to the origin and scale the largest norm to 1."""
     centred = cloud - cloud.mean(axis=0)
     return centred / np.sqrt((centred**2).sum(axis=1)).max()
+
+
+def check_away_from_origin(cloud: np.ndarray, name: str) -> None:
+    """Raise UserError if most points are so near to the origin that they are never sampled."""
+    if ((cloud**2).sum(axis=1) <= NEAR_ORIGIN).mean() > 0.5:
+        raise UserError(
+            f"{name}: most points lie within 0.03 of the origin, where none are sampled: scale the "
+            "clouds, or give --unit_sphere true"
+        )
 
 
 def upright(cloud: np.ndarray) -> np.ndarray:

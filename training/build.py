@@ -3,7 +3,7 @@
 import logging
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import timm
@@ -41,6 +41,8 @@ class TrainSetup:
     """Logits (N, classes) and labels (N), or soft targets (N, classes) with mixup -> mean loss."""
     precision: torch.dtype | None
     """dtype of autocast; None for no autocast."""
+    start_weights: frozenset[str] = frozenset()
+    """Names of the weights that were read from --finetune."""
 
     def steps_taken(self, progress: Progress) -> int:
         """Return how many steps of the current epoch are done, by the images used."""
@@ -146,7 +148,9 @@ def build_training(
     total_batch = config.total_batch(context.world_size)
     schedule = _build_schedule(config, images, total_batch)
     if config.finetune.freeze:
-        frozen = freeze(model, config.finetune.freeze)
+        freeze(model, config.finetune.freeze)
+    frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
+    if frozen:
         logger.info("%d of %d parameters are frozen", frozen, count_parameters(model))
     optimizer = create_optimizer(config.optim, model, schedule.config.lr)
     ema = None
@@ -220,20 +224,23 @@ def start_training(
 
     Raises UserError if the checkpoint can't be read or doesn't fit.
     """
+    read: frozenset[str] = frozenset()
     if config.finetune.finetune and not resume_from:
         named = are_names(classes, config.data.data_set)
-        fitting.load_start_weights(model, config.finetune, classes, context, named)
+        read = fitting.load_start_weights(model, config.finetune, classes, context, named)
     state, setup = build_training(config, model, images, len(classes), context)
+    setup = replace(setup, start_weights=read)
     if not resume_from:
         return state, setup
     saved = reading.read_checkpoint(sources.local_file(resume_from, context), model)
-    if config.finetune.finetune:
-        logger.info("--finetune is not read again: %s is resumed", resume_from)
     old, places = reading.flags_in(saved), ("resume", "output_dir", "log_dir", "local_rank")
     for name, value in config.flat().items():
         if old.get(name, value) != value and name not in places:
             logger.info("flag changed since %s: %s %s -> %s", resume_from, name, old[name], value)
-    state.load_state_dict(saved, resume_from, context)
+    state.load_state_dict(saved, resume_from, context, config.finetune)
+    setup = replace(setup, start_weights=frozenset(saved.get("left_out") or {}))
+    if config.finetune.finetune and not setup.start_weights:
+        logger.info("--finetune is not read again: %s is resumed", resume_from)
     continue_schedules(state, setup, resume_from, "step" in saved)
     return state, setup
 

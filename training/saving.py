@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from checkpoints.fitting import leave_out_frozen
+from checkpoints.fitting import leave_out
 from checkpoints.run_folder import RunFolder
 from input_pipeline.loaders import TrainLoader
 from runtime.distributed import barrier
@@ -73,7 +73,9 @@ class Saver:
         saved = self.state.state_dict(self.setup.context) | extras
         if self.folder.config.save_frozen:
             return saved
-        return leave_out_frozen(saved, self.state.bare_model)
+        parameters = self.state.bare_model.named_parameters()
+        frozen = {name for name, parameter in parameters if not parameter.requires_grad}
+        return leave_out(saved, self.setup.start_weights & frozen)
 
     @contextmanager
     def reporting(self, loader: TrainLoader) -> Iterator[None]:

@@ -11,6 +11,7 @@ from timm.utils import ModelEmaV3
 from torch import nn
 
 from checkpoints import fitting, reading
+from config.flags import FinetuneConfig
 from optim_factory import restore_optimizer
 from runtime.distributed import DistributedContext, all_gather, all_reduce_sum
 from runtime.errors import UserError
@@ -132,15 +133,21 @@ class TrainState:
         }
 
     def load_state_dict(
-        self, saved: dict[str, Any], path: str | Path, context: DistributedContext
+        self,
+        saved: dict[str, Any],
+        path: str | Path,
+        context: DistributedContext,
+        start: FinetuneConfig | None = None,
     ) -> None:
         """Restore `state_dict()`, read from `path`; UserError if it doesn't fit.
+
+        What the checkpoint has left out is read from `start`.
 
         The release's checkpoints have no step: `progress.step` is 0 then.
         """
         progress = _saved_progress(saved, Path(path), self.progress.epoch + 1)
         weights = reading.weights_in(saved, path)
-        fitting.load_saved(self.bare_model, saved, weights, path, context)
+        fitting.load_saved(self.bare_model, saved, weights, path, context, start)
         if self.ema:
             ema_weights = reading.ema_weights_in(saved, path)
             if ema_weights is None:

@@ -1,5 +1,7 @@
 """Batch norm over the batches of all processes, on CPUs, too (torch's needs GPUs)."""
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -16,7 +18,7 @@ class SyncBatchNorm(_BatchNorm):
         pass
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training or not dist.is_initialized() or dist.get_world_size() == 1:
+        if not self.training:
             return super().forward(x)
         world_size = dist.get_world_size()
         shape = [1, -1, *[1] * (x.ndim - 2)]
@@ -25,15 +27,13 @@ class SyncBatchNorm(_BatchNorm):
         mean = all_reduce(values.mean(axes)) / world_size
         centred = values - mean.view(shape)
         variance = all_reduce(centred.square().mean(axes)) / world_size
-        if self.running_mean is not None and self.running_var is not None:
-            assert self.num_batches_tracked is not None
-            self.num_batches_tracked += 1
-            rate = self.momentum
-            rate = 1 / self.num_batches_tracked.item() if rate is None else rate
+        if self.track_running_stats:
+            running: Any = self
             count = world_size * x.numel() // x.shape[1]
             with torch.no_grad():
-                self.running_mean.lerp_(mean, rate)
-                self.running_var.lerp_(variance * count / max(1, count - 1), rate)
+                running.num_batches_tracked += 1
+                running.running_mean.lerp_(mean, self.momentum)
+                running.running_var.lerp_(variance * count / (count - 1), self.momentum)
         out = centred * (variance + self.eps).rsqrt().view(shape)
         if self.affine:
             out = out * self.weight.view(shape) + self.bias.view(shape)
@@ -41,9 +41,16 @@ class SyncBatchNorm(_BatchNorm):
 
 
 def synchronise_batch_norms(model: nn.Module) -> None:
-    """Replace batch norms by the class above, in place; UserError for other kinds of them."""
+    """Replace batch norms by the class above, in place; UserError for other kinds of them.
+
+    A single process needs no replacement.
+    """
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return
     for module in model.modules():
         if type(module) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d):
             module.__class__ = SyncBatchNorm
         elif isinstance(module, _BatchNorm) and not isinstance(module, SyncBatchNorm):
-            raise UserError(f"--sync_bn true: {type(module).__name__} cannot be synchronised")
+            raise UserError(
+                f"--sync_bn true: {type(module).__name__} cannot be synchronised, give false"
+            )

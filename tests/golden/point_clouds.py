@@ -175,11 +175,9 @@ def _vote(record: Record) -> Differences:
 
 def _data_and_schedule(record: Record) -> Differences:
     found: Differences = {}
-    for stored, sample in zip(record["modelnet_stored"], record["modelnet_sample"], strict=True):
-        own = sampling.upright(sampling.to_unit_sphere(stored[:, :3]))
-        found["ModelNet40 sample"] = (_far(own, sample), MATRIX)
-    for key in ("scanobjectnn_stored", "scanobjectnn_sample"):
-        assert key in record
+    stored = (sampling.to_unit_sphere(cloud[:, :3]) for cloud in record["modelnet_stored"])
+    own = np.stack([sampling.upright(cloud) for cloud in stored])
+    found["ModelNet40 sample"] = (_far(own, record["modelnet_sample"]), MATRIX)
     own = np.stack([sampling.upright(cloud[:, :3]) for cloud in record["scanobjectnn_stored"]])
     found["ScanObjectNN sample"] = (_far(own, record["scanobjectnn_sample"]), EXACT)
     for number in range(sum(name.endswith("_index") for name in record)):

@@ -139,9 +139,13 @@ def test_released_checkpoints_are_tested(config, tmp_path, capsys):
     train(config, tmp_path / "run", "--epochs", "1")
     rows = predictions(tmp_path / "run")
     weights = read_checkpoint(tmp_path / "run/checkpoint-best.pth")["model"]
+    # its pointwise layers are linear, (out, in)
     released = {
         "epoch": 299,
-        "state_dict": {f"module.{name}": value for name, value in weights.items()},
+        "state_dict": {
+            f"module.{name}": value[:, :, 0, 0] if "pwconv" in name and value.ndim == 4 else value
+            for name, value in weights.items()
+        },
         "optimizer": {},
         "best_acc_cls": np.float64(0.9),
         "current_iter": 100,
@@ -184,11 +188,21 @@ def test_start_weights_of_the_backbone_stay_frozen_and_need_not_be_saved(
     train(config, tmp_path / "run", *flags, "--save_frozen", "false")
     again = read_checkpoint(tmp_path / "run/checkpoint-1.pth")["model"]
     assert all(torch.equal(again[name], part["model"][name]) for name in again)
+    # the start weights may have another place
+    moved = tmp_path / "moved.pth"
+    backbone.rename(moved)
+    config_of_run = str(tmp_path / "run/config.yaml")
+    command = [config_of_run, str(tmp_path / "run/checkpoint-1.pth"), "--finetune", str(moved)]
+    run.main("test", [*command, "--output_dir", str(tmp_path / "tested")])
+    moved.rename(backbone)
+    other = train(config, tmp_path / "second", "--update_type", "norm",
+                  "--finetune", str(tmp_path / "run/checkpoint-1.pth"))  # fmt: skip
+    assert other
     # other start weights in the same place are noticed
     start["downsample_layers.0.0.weight"] *= 2
     torch.save({"model": start}, backbone)
     capsys.readouterr()
-    with pytest.raises(SystemExit, match=r"leaves out .*, which is another one in its start"):
+    with pytest.raises(SystemExit, match=r"leaves out .*, which is another one in the start"):
         run.main("test", [config, str(tmp_path / "run/checkpoint-1.pth")])
 
 

@@ -2,18 +2,21 @@
 
 import os
 import pickle
+import shutil
 
 import h5py
 import numpy as np
 import pytest
+import torch
 
 from config.flags import AugmentConfig, DataConfig
+from input_pipeline.image_sets import Part
 from input_pipeline.loaders import EvalImages, TrainImages
 from input_pipeline.unreadable import UnreadableImages
 from point_clouds import prepare
 from point_clouds.datasets import SCAN_OBJECT_CLASSES, build_data
 from point_clouds.flags import PointConfig, parse_args
-from point_clouds.readers import read_arrays, read_cloud
+from point_clouds.readers import read_cloud, read_stored
 from runtime.errors import UserError
 
 POINTS = PointConfig(local_size=4, num_points=16, up_axis="z", unit_sphere=False)
@@ -63,7 +66,7 @@ def test_pickles_that_run_code_are_refused(tmp_path, monkeypatch):
     path = tmp_path / "modelnet40_train_8192pts_fps.dat"
     path.write_bytes(pickle.dumps(([Harmful()], [0])))
     with pytest.raises(UserError, match="which could run code"):
-        read_arrays(path)
+        read_stored(path)
     assert not (tmp_path / "harmed").exists()
 
 
@@ -177,6 +180,75 @@ def test_folders_of_clouds(suffix, tmp_path):
     assert points.shape == (16, 3)
 
 
+@pytest.mark.parametrize(
+    ("suffix", "text"),
+    [
+        (".csv", "x,y,z,r\n{},{},{},9\n"),
+        (".csv", "\ufeff{};{};{}\n"),
+        (".xyz", "20\n{} {} {}\n"),
+        (".txt", "//X Y Z\n{}\t{}\t{}\n"),
+        (".txt", "# points\n{}, {}, {}\n"),
+    ],
+)
+def test_text_below_a_header(suffix, text, tmp_path):
+    cloud = clouds(1)[0]
+    *header, line = text.splitlines()
+    lines = [line.lstrip("\ufeff").format(*map(repr, map(float, point))) for point in cloud]
+    lines[0] = ("\ufeff" if "\ufeff" in text else "") + lines[0]
+    path = tmp_path / f"a{suffix}"
+    path.write_text("\n".join([*header, *lines]), encoding="utf-8")
+    np.testing.assert_array_equal(read_cloud(path), cloud)
+    path.write_text("0,1 0,2 0,3\n0,4 0,5 0,6\n")
+    with pytest.raises(UserError, match="decimal commas"):
+        read_cloud(path)
+
+
+def test_large_coordinates_keep_their_shape(tmp_path):
+    stored = clouds(3)
+    far = stored.astype(np.float64) + [5e5, 4.5e6, 100]
+    for folder, content in (("near", stored), ("far", far)):
+        write_folders(tmp_path / folder, ".npy", content)
+    points = PointConfig(local_size=4, num_points=16)
+    near, away = (
+        open_set("clouds", tmp_path / name, points=points).train.read(1)[0]
+        for name in ("near", "far")
+    )
+    np.testing.assert_allclose(near, away, atol=1e-6)
+    assert away.dtype == np.float32
+
+
+def test_clouds_so_small_that_none_of_their_points_is_sampled(tmp_path):
+    write_folders(tmp_path, ".npy", 0.005 * clouds(3))
+    with pytest.raises(UserError, match=r"most points lie within 0\.03 of the origin"):
+        open_set("clouds", tmp_path).train.read(0)
+    points = PointConfig(local_size=4, num_points=16)
+    assert open_set("clouds", tmp_path, points=points).train.read(0)
+
+
+def test_validation_clouds_of_ones_own_choose_the_epoch(tmp_path, caplog):
+    write_folders(tmp_path, ".npy", clouds(3))
+    shutil.copytree(tmp_path / "test", tmp_path / "val")
+    data = open_set("clouds", tmp_path, fraction=0.3)
+    assert {data.val.name(i).split("/")[-3] for i in range(3)} == {"val"}
+    tested = open_set("clouds", tmp_path, with_train=False).val
+    assert {tested.name(i).split("/")[-3] for i in range(3)} == {"test"}
+    shutil.rmtree(tmp_path / "test")
+    shutil.rmtree(tmp_path / "val")
+    for name in CLASSES:
+        np.save(tmp_path / "train" / name / "two.npy", clouds(1)[0])
+    open_set("clouds", tmp_path, fraction=0.3)
+    assert "there will be no vote" in caplog.text
+
+
+def test_test_clouds_of_other_classes_are_refused_before_the_training(tmp_path):
+    write_folders(tmp_path, ".npy", clouds(3))
+    (tmp_path / "test/bed").rename(tmp_path / "test/zebra")
+    for name in CLASSES:
+        np.save(tmp_path / "train" / name / "two.npy", clouds(1)[0])
+    with pytest.raises(UserError, match="classes without training clouds: zebra"):
+        open_set("clouds", tmp_path, fraction=0.5)
+
+
 def test_a_share_of_the_training_clouds_is_held_out(tmp_path):
     for part, count in (("train", 20), ("test", 5)):
         for name in CLASSES:
@@ -220,6 +292,7 @@ BAD = {
 
 @pytest.mark.parametrize("kind", BAD)
 def test_clouds_without_an_image_are_replaced_and_listed(kind, tmp_path):
+    """With --max_images, too, as which a part of a set is read."""
     for part in ("train", "test"):
         for name in CLASSES:
             (tmp_path / part / name).mkdir(parents=True)
@@ -231,8 +304,9 @@ def test_clouds_without_an_image_are_replaced_and_listed(kind, tmp_path):
     points, label = TrainImages(data.train, 0, unreadable)[0, bad]
     assert (label, points.shape) == (0, (2, 16, 3))
     assert points.isfinite().all()
-    points, label = EvalImages(data.val, unreadable)[bad]
-    assert (label, points.shape) == (-1, (16, 3))
+    for val in (data.val, Part(data.val, torch.arange(4))):
+        points, label = EvalImages(val, unreadable)[bad]
+        assert (label, points.shape) == (-1, (16, 3))
     lines = unreadable.path.read_text().splitlines()
     assert len(lines) == 2
     assert all("bad.npy" in line for line in lines)
@@ -265,39 +339,56 @@ def test_damaged_files_are_named(name, content, tmp_path):
 @pytest.mark.parametrize(
     ("labels", "stored", "message"),
     [
-        ([0, 1], (3, 20, 3), "3 clouds, but 2 labels"),
+        ([0, 1], (3, 20, 3), "3 clouds, but 2 int64 labels"),
         ([0, 1, 3], (3, 20, 3), "labels from 0 to 3, but 3 classes"),
         ([0, 1, 2], (3, 60), "not clouds"),
+        ([0.0, 1.0, 2.0], (3, 20, 3), "3 float64 labels"),
         ([], (0, 20, 3), "holds no clouds"),
     ],
 )
 def test_files_of_many_clouds_that_do_not_fit(labels, stored, message, tmp_path):
-    np.savez(
-        tmp_path / "train.npz",
-        points=np.zeros(stored, np.float32),
-        labels=np.array(labels, int),
-        classes=np.array(CLASSES),
-        names=np.array([str(number) for number in range(stored[0])]),
+    (tmp_path / "shape_names.txt").write_text("\n".join(CLASSES))
+    write_h5(
+        tmp_path / "ply_data_train0.h5", np.zeros(stored, np.float32), labels or np.zeros(0, int)
     )
     with pytest.raises(UserError, match=message):
         open_set("ModelNet40", tmp_path)
 
 
-def test_prepared_files_hold_the_same_clouds(tmp_path, capsys):
+def test_lists_and_archives_of_another_form(tmp_path):
+    np.savez(tmp_path / "train.npz", points=np.zeros((3, 20, 3)), labels=np.zeros(3, int))
+    with pytest.raises(UserError, match=r"train\.npz cannot be read: .*ends"):
+        open_set("clouds", tmp_path)
+    (tmp_path / "train.npz").unlink()
+    write_h5(tmp_path / "ply_data_train0.h5", clouds(3), np.arange(3))
+    (tmp_path / "shape_names.txt").write_bytes(b"b\xe4d\nchair\ntv")
+    with pytest.raises(UserError, match=r"shape_names\.txt cannot be read"):
+        open_set("ModelNet40", tmp_path)
+    (tmp_path / "shape_names.txt").write_text("bed\nchair\nbed")
+    with pytest.raises(UserError, match="a class is listed twice: bed, chair, bed"):
+        open_set("ModelNet40", tmp_path)
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.005])
+def test_prepared_files_hold_the_same_clouds(scale, tmp_path, capsys):
     source, output = tmp_path / "source", tmp_path / "prepared"
-    stored = clouds(3, points=30)
-    write_folders(source, ".npy", stored)
+    write_folders(source, ".npy", scale * clouds(3, points=30))
+    np.save(source / "test/bed/one.npy", scale * clouds(1, points=10)[0])
     np.save(source / "train/bed/bad.npy", BAD["nan"])
     arguments = ["clouds", str(source), str(output), "--num-points", "24", "--jobs", "1"]
     assert prepare.main(arguments) == 0
-    assert "bad.npy has coordinates" in capsys.readouterr().err
-    from_files, prepared = (open_set("clouds", root) for root in (source, output))
+    assert "left out: bed/bad.npy: it has coordinates" in capsys.readouterr().err
+    points = PointConfig(local_size=4, num_points=16, up_axis="z", unit_sphere=True)
+    from_files, prepared = (open_set("clouds", r, points=points) for r in (source, output))
     assert prepared.classes == CLASSES
     assert len(prepared.train) == 3
+    # a smaller cloud has its own points only
+    assert [len(prepared.val.read(i)[0]) for i in range(3)] == [10, 24, 24]
+    small, same = (one.val.read(0)[0] for one in (prepared, from_files))
+    np.testing.assert_allclose(small[small[:, 0].argsort()], same[same[:, 0].argsort()], atol=1e-6)
     for index in range(3):
-        points, label = prepared.val[index]
-        assert (points == from_files.val[index][0]).all()
-        assert label == index
+        label = prepared.val[index][1]
+        assert label == from_files.val[index][1] == index
     assert prepare.main(arguments) == 1
     assert "exists" in capsys.readouterr().err
 
@@ -307,6 +398,8 @@ def test_prepared_files_hold_the_same_clouds(tmp_path, capsys):
     [
         (["--num_points", "16"], "--num_points 16: fewer than the --local_size 32"),
         (["--reprob", "0.1"], "--reprob is for images"),
+        (["--drop_path", "0.1"], "--drop_path is for images .* --backbone_kwargs"),
+        (["--eval_data_path", "x"], "--eval_data_path is for images"),
         (["--mixup", "0.8"], "cannot be mixed"),
         (["--smoke", "true"], "make demo-points"),
         (["--model", "resnet18"], "--backbone"),

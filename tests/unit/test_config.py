@@ -62,10 +62,12 @@ def test_a_recipe_builds_on_others(tmp_path):
     config = parse_args(["--config", str(tmp_path / "inner/c.yaml"), "--seed", "4"])
     assert (config.schedule.epochs, config.schedule.lr) == (2, 0.25)
     assert (config.ema.model_ema, config.runtime.seed) == (True, 4)
+    (tmp_path / "e.yaml").write_text("base: d.yaml")
     for content, message in (
         ("base: missing.yaml", "missing.yaml cannot be read"),
         ("base: 3", "give the name of a recipe"),
-        ("base: d.yaml", "it names itself"),
+        ("base: d.yaml", "builds on this recipe itself"),
+        ("base: e.yaml", "builds on this recipe itself"),
     ):
         (tmp_path / "d.yaml").write_text(content)
         with pytest.raises(UserError, match=message):

@@ -13,8 +13,8 @@ from torch import nn
 import models
 from config.command_line import parse_args
 from engine import evaluate, train_one_epoch, train_step
-from evaluation import evaluate_epoch
-from runtime.distributed import DistributedContext
+from evaluation import evaluate_epoch, mean_class_accuracy
+from runtime.distributed import SINGLE_PROCESS, DistributedContext
 from runtime.logging import Throughput
 from tests.golden import trajectories
 from training.build import build_model, build_training
@@ -289,3 +289,30 @@ def test_trajectory_check_notices_a_wrong_recipe():
     wrong = record("accumulation_clip_micro")
     wrong["config"]["clip_mode"] = "step"
     assert max(trajectories.repeat(wrong).values()) > 100 * trajectories.TOLERANCE
+
+
+class TwoRows(nn.Module):
+    """Two rows of logits per image, for the class in its first pixel and the next one."""
+
+    def __init__(self):
+        super().__init__()
+        self.unused = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x):
+        labels = x[:, 0, 0, 0].long()
+        return nn.functional.one_hot(torch.stack((labels, labels + 1), dim=1).flatten(), 5).float()
+
+
+def test_several_rows_per_image_have_its_label():
+    images = torch.zeros(3, 3, 2, 2)
+    images[:, 0, 0, 0] = torch.tensor([0.0, 2.0, 3.0])
+    batch = (images, torch.tensor([0, 2, -1]))  # the last one is unreadable
+    metrics, rows = evaluate(TwoRows(), [batch], SINGLE_PROCESS, batch_size=3)
+    assert rows[:, :2].tolist() == [[0, 0], [0, 1], [2, 2], [2, 3], [-1, 3], [-1, 4]]
+    assert (metrics["acc1"], metrics["images"], metrics["unreadable"]) == (50, 4, 2)
+
+
+def test_mean_accuracy_of_the_classes():
+    rows = torch.tensor([[0, 0], [0, 0], [0, 0], [0, 1], [2, 2], [-1, 0]], dtype=torch.float64)
+    rows = torch.cat((rows, torch.ones(6, 1)), dim=1)
+    assert mean_class_accuracy(rows) == pytest.approx((75 + 100) / 2)

@@ -1,6 +1,8 @@
 """P2P against the records of the published modules, mathematics, and plain forms."""
 
 import json
+import math
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -86,17 +88,42 @@ def kind(parameter):
 
 def test_configs_are_the_published_runs():
     for folder, classes in (("modelnet40", 40), ("scanobjectnn", 15)):
+        is_modelnet = classes == 40
         assert {p.stem for p in (CONFIGS / folder).glob("*.yaml")} == TRAINED.keys()
         for path in sorted((CONFIGS / folder).glob("*.yaml")):
             config = parse_args(["--config", str(path)])
-            smoothing = 0.2 * classes / (classes - 1)
-            assert config.mixup.smoothing == pytest.approx(smoothing, abs=1e-9)
-            size = (224, 4096) if classes == 40 else (192, 2048)
-            assert (config.points.obj_size, config.points.num_points) == size
-            assert timm.is_model(config.points.backbone)
-            assert config.finetune.finetune.startswith(config.points.backbone)
-            assert config.optim.decay_1d
-            assert (config.schedule.epochs, config.schedule.lr) == (300, 5e-4)
+            is_hornet, is_resnet = (path.stem.startswith(name) for name in ("hornet", "resnet"))
+            expected = {
+                "data_set": "ModelNet40" if is_modelnet else "ScanObjectNN",
+                "obj_size": 224 if is_modelnet else 192,
+                "num_points": 4096 if is_modelnet else 2048,
+                "unit_sphere": is_modelnet,
+                "up_axis": "y",
+                "local_size": 32,
+                "trans_dim": 8,
+                "graph_dim": 64,
+                "head": "mlp" if is_hornet else "linear",
+                "update_type": "bn" if is_resnet else "norm",
+                "input_size": 224,
+                "batch_size": 64,
+                "epochs": 300,
+                "warmup_epochs": 0,
+                "lr": 5e-4,
+                "min_lr": 1e-6,
+                "schedule_unit": "epoch",
+                "opt": "adamw",
+                "weight_decay": 0.05,
+                "decay_1d": True,
+                "clip_grad": None,
+                "use_amp": False,
+                "model_ema": False,
+                "seed": 1463,
+            }
+            flat = config.flat()
+            assert {name: flat[name] for name in expected} == expected, path
+            assert flat["smoothing"] == pytest.approx(0.2 * classes / (classes - 1), abs=1e-9)
+            assert flat["finetune"] in timm.list_pretrained()
+            assert flat["finetune"].startswith(f"{flat['backbone']}.")
 
 
 @pytest.mark.parametrize("scale", [1.0, -1.0])
@@ -184,10 +211,12 @@ def test_views_are_those_of_mixed_precision_too():
     # coordinates rounded to bfloat16 would move points to other pixels
     torch.manual_seed(0)
     model, cloud = small_p2p().eval(), torch.randn(1, 64, 3)
+    view = projection.test_views()[3]
     with torch.no_grad():
-        features = model.point_features(cloud)
+        features, rotated = model.point_features(cloud), projection.rotate(cloud, view)
         with torch.autocast("cpu", torch.bfloat16):
             assert (model.point_features(cloud) == features).all()
+            assert (projection.rotate(cloud, view) == rotated).all()
 
 
 @pytest.mark.parametrize(
@@ -200,6 +229,9 @@ def test_views_are_those_of_mixed_precision_too():
         ({"update_type": "bias"}, "update_type bias"),
         ({"backbone": "hornet_atto_7x8"}, "near names: hornet_atto_7x7"),
         ({"graph_dim": 6}, "graph_dim 6"),
+        ({"update_type": "bn"}, "update_type bn is in no name of a weight of hornet_atto_7x7"),
+        ({"backbone_kwargs": {"depht": 3}}, "backbone hornet_atto_7x7 cannot be built"),
+        ({"backbone": "deit_tiny_distilled_patch16_224", "backbone_kwargs": {}}, "several classif"),
     ],
 )
 def test_wrong_sizes_and_names_are_refused(kwargs, message):
@@ -227,7 +259,16 @@ def test_names_of_a_released_swin():
             name = name.replace(f"base_model.layers.{stage}.downsample", moved)
         released[name] = value
     assert released.keys() != own.keys()
+    # buffers that timm no longer saves
+    released["base_model.layers.0.blocks.1.attn_mask"] = torch.zeros(1)
     assert model.released_names(released).keys() == own.keys()
+
+
+def test_neighbours_far_from_the_origin():
+    torch.manual_seed(0)
+    cloud = torch.randn(1, 200, 3)
+    found = nearest(cloud + 1000, 8)
+    assert (found == torch.arange(200)[None, :, None]).any(dim=-1).all()  # itself, at least
 
 
 def test_farthest_points_are_spread():
@@ -240,7 +281,7 @@ def test_farthest_points_are_spread():
         assert nearest_before[chosen[count]] == pytest.approx(nearest_before.max())
 
 
-def test_training_views_follow_from_the_seeds_and_lie_in_their_ranges():
+def test_training_views_follow_from_the_seeds():
     cloud = sampling.to_unit_sphere(np.random.RandomState(0).standard_normal((90, 3)))
     view = sampling.TrainView(64)
     drawn = []
@@ -250,16 +291,38 @@ def test_training_views_follow_from_the_seeds_and_lie_in_their_ranges():
         drawn.append(view(cloud.astype(np.float32)))
     assert (drawn[0] == drawn[1]).all()
     assert (drawn[0] != drawn[2]).any()
-    points, rotated = drawn[0]
-    assert points.shape == (64, 3)
+
+
+def test_training_views_and_points_lie_in_their_ranges():
+    cloud = sampling.to_unit_sphere(np.random.RandomState(0).standard_normal((90, 3)))
     stored = {tuple(p) for p in cloud.astype(np.float32).tolist()}
-    assert {tuple(p) for p in points.tolist()} <= stored
-    # the view is the same points in the same order, by an affine map
-    ones = torch.cat((points, torch.ones(64, 1)), dim=1)
-    solution = torch.linalg.lstsq(ones.double(), rotated.double())
-    torch.testing.assert_close(
-        ones.double() @ solution.solution, rotated.double(), atol=1e-5, rtol=0
-    )
+    view, angles, scales, shifts, used = sampling.TrainView(64), [], [], [], Counter()
+    torch.manual_seed(0)
+    np.random.seed(0)
+    for _ in range(400):
+        points, rotated = view(cloud.astype(np.float32)).double()
+        used.update(map(tuple, points.float().tolist()))
+        # the view is the same points in the same order, turned, stretched and shifted
+        ones = torch.cat((points, torch.ones(64, 1)), dim=1)
+        solution = torch.linalg.lstsq(ones, rotated).solution
+        torch.testing.assert_close(ones @ solution, rotated, atol=1e-5, rtol=0)
+        matrix, shift = solution[:3].T, solution[3]
+        scale = matrix.norm(dim=1)
+        turn = matrix / scale[:, None]
+        angles.append((math.atan2(-turn[1, 0], turn[1, 1]) % (2 * math.pi), math.asin(turn[0, 2])))
+        scales.append(scale)
+        shifts.append(shift)
+    theta, phi = (torch.tensor(a) / math.pi for a in zip(*angles, strict=True))
+    for values, low, high in (
+        (theta, 0.04, 1.94), (phi, -0.4, -0.2),
+        (torch.stack(scales), 2 / 3, 3 / 2), (torch.stack(shifts), -0.2, 0.2),
+    ):  # fmt: skip
+        span = high - low
+        assert low - 1e-3 <= values.min() <= low + 0.05 * span
+        assert high - 0.05 * span <= values.max() <= high + 1e-3
+    # 64 of the 75 farthest points of 90, from a random one: not always the same
+    assert used.keys() == stored
+    assert max(used.values()) < 400
 
 
 def test_small_clouds_are_repeated():
