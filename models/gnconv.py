@@ -28,21 +28,26 @@ class GnConv(nn.Module):
         p_{k+1} = pws_{k-1}(p_k) * q_k              for k = 1 ... n - 1
         y       = proj_out(p_n)
 
-    With C = out_channels, p_{k+1} and q_k have C_k = C / 2**(n - 1 - k) channels (equation 3.6).
-    main.py trains fast.layers.FastGnConv, the same function.
+    With C = dim_ratio * out_channels, p_{k+1} and q_k have C_k = C / 2**(n - 1 - k) channels
+    (equation 3.6). main.py trains fast.layers.FastGnConv, the same function.
+
+    Maps (B, in_channels, H, W) -> (B, out_channels, H, W); without proj_out (B, C, H, W).
 
     Args:
-        out_channels: C; None means in_channels.
+        out_channels: Width of the output; None means in_channels.
         order: n, the order of the spatial interactions; 1 or more.
         kernel_size: Kernel of the depthwise convolution, odd; unused with another mixer.
         scale: s, multiplied onto the depthwise output.
         global_filter: (h, w) of a GlobalLocalFilter to use instead of the depthwise convolution.
         global_filter_impl: 'fft', or 'matmul' for the path without complex numbers.
         mixer: Any other depthwise mixer: called with the number of channels, returns a module.
+        dim_ratio: Width C of the recursion as a multiple of out_channels.
+        proj_out: False leaves the output projection out: y = p_n.
 
     Raises:
-        ValueError: there are no input channels, out_channels can't be halved n - 1 times, the
-            kernel is even, or both a global filter and a mixer are asked for.
+        ValueError: there are no input channels, dim_ratio is not a whole number from 1 on, C can't
+            be halved n - 1 times, the kernel is even, or both a global filter and a mixer are
+            asked for.
     """
 
     def __init__(
@@ -55,6 +60,8 @@ class GnConv(nn.Module):
         global_filter: tuple[int, int] | None = None,
         global_filter_impl: str = "fft",
         mixer: Callable[[int], nn.Module] | None = None,
+        dim_ratio: int = 1,
+        proj_out: bool = True,
         device=None,
         dtype=None,
     ) -> None:
@@ -62,12 +69,15 @@ class GnConv(nn.Module):
         factory = {"device": device, "dtype": dtype}
         if in_channels < 1:
             raise ValueError(f"a GnConv needs at least 1 input channel, not {in_channels}")
+        if dim_ratio < 1 or dim_ratio != int(dim_ratio):
+            raise ValueError(f"dim_ratio of a GnConv is a whole number from 1 on, not {dim_ratio}")
         if mixer is not None and global_filter is not None:
             raise ValueError("choose either a mixer or a global filter, not both")
         channels = in_channels if out_channels is None else out_channels
         self.order = order
         self.scale = scale
-        self.dims = recursion_widths(channels, order)
+        width = int(dim_ratio) * channels
+        self.dims = recursion_widths(width, order)
         total = sum(self.dims)
         self.proj_in = nn.Conv2d(in_channels, self.dims[0] + total, 1, **factory)
         if mixer is not None:
@@ -76,7 +86,7 @@ class GnConv(nn.Module):
             self.dwconv = GlobalLocalFilter(total, *global_filter, global_filter_impl, **factory)
         else:
             self.dwconv = depthwise_conv(total, kernel_size, **factory)
-        self.proj_out = nn.Conv2d(channels, channels, 1, **factory)
+        self.proj_out = nn.Conv2d(width, channels, 1, **factory) if proj_out else nn.Identity()
         self.pws = nn.ModuleList(
             nn.Conv2d(narrow, wide, 1, **factory) for narrow, wide in pairwise(self.dims)
         )
@@ -96,7 +106,7 @@ class GnConv(nn.Module):
 class GlobalLocalFilter(nn.Module):
     """Mix the first half of the channels locally, the second half globally.
 
-    x -> norm -> [3x3 depthwise convolution | global filter] -> interleave -> norm
+    x -> norm -> [depthwise convolution | global filter] -> interleave -> norm
 
     The halves are interleaved channel by channel: local 0, global 0, local 1, global 1, ... The
     global filter is GFNet's (arXiv 2107.00645): a circular convolution by a filter stored in the
@@ -107,10 +117,18 @@ class GlobalLocalFilter(nn.Module):
         dim: Number of channels, even.
         h, w: Height and width of the stored filter.
         impl: 'fft', or 'matmul' for the path without complex numbers; ValueError for others.
+        kernel_size: Kernel of the depthwise convolution, odd.
     """
 
     def __init__(
-        self, dim: int, h: int = 14, w: int = 8, impl: str = "fft", device=None, dtype=None
+        self,
+        dim: int,
+        h: int = 14,
+        w: int = 8,
+        impl: str = "fft",
+        kernel_size: int = 3,
+        device=None,
+        dtype=None,
     ) -> None:
         super().__init__()
         if dim % 2:
@@ -120,7 +138,7 @@ class GlobalLocalFilter(nn.Module):
         factory = {"device": device, "dtype": dtype}
         self.set_impl(impl)
         self.complex_weight = nn.Parameter(torch.empty(dim // 2, h, w, 2, **factory))
-        self.dw = depthwise_conv(dim // 2, 3, bias=False, **factory)
+        self.dw = depthwise_conv(dim // 2, kernel_size, bias=False, **factory)
         self.pre_norm = LayerNorm2d(dim, eps=1e-6, **factory)
         self.post_norm = LayerNorm2d(dim, eps=1e-6, **factory)
         self.reset_parameters()

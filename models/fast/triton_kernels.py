@@ -164,7 +164,7 @@ def gated_projection(
 
     None if there is no kernel for it.
     """
-    channels = len(proj_out.weight)
+    channels = proj_out.weight.shape[1]  # the width of the recursion
     most = MOST_CHANNELS.get(autocast_dtype(p) or p.dtype, 0)
     fits = len(pws) in (1, 2) and channels <= most
     limit = "" if fits else f"order {len(pws) + 1} at {channels} channels"
@@ -246,7 +246,7 @@ if triton is not None:
         BLOCK_2: tl.constexpr, BLOCK_N: tl.constexpr,
     ):  # fmt: skip
         """BLOCK_R pixels: p_1 = p q_0, p_2 = (p_1 w_1 + b_1) q_1, of order three p_3 likewise; then
-        y = the last of them times w_out, plus b_out. Weights (out, in)."""
+        y = the last of them, C_2 wide, times w_out, plus b_out. Weights (out, in)."""
         row = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
         live = row < ROWS
         batch, pixel = (row // PIXELS).to(tl.int64), row % PIXELS
@@ -264,7 +264,7 @@ if triton is not None:
         operand = last.to(w_out.dtype.element_ty)
         for start in range(0, C, BLOCK_N):
             n = start + tl.arange(0, BLOCK_N)
-            result = _product(operand, w_out, e, n, C, C) + _vector(b_out, n, C)
+            result = _product(operand, w_out, e, n, C_2, C) + _vector(b_out, n, C)
             _store(y, result, row, live, n, C)
 
     @triton.jit

@@ -96,14 +96,18 @@ def test_norm_with_proj_in(dtype, affine):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, HALF])
-@pytest.mark.parametrize(("order", "channels"), [(2, 24), (3, 48), (3, 128)])
+@pytest.mark.parametrize(
+    ("order", "channels", "dim_ratio"),
+    [(2, 24, 1), (3, 48, 1), (3, 128, 1), (2, 24, 2), (3, 48, 2)],
+)
 @torch.no_grad()
-def test_gated_recursion_with_proj_out(order, channels, dtype):
+def test_gated_recursion_with_proj_out(order, channels, dim_ratio, dtype):
     torch.manual_seed(0)
-    layer = GnConv(channels, order=order).to(DEVICE)
+    width = dim_ratio * channels
+    layer = GnConv(channels, order=order, dim_ratio=dim_ratio).to(DEVICE)
     for parameter in layer.parameters():
         nn.init.normal_(parameter, std=channels**-0.5)
-    x = torch.randn(1, 2 * channels, 5, 7, device=DEVICE).to(memory_format=torch.channels_last)
+    x = torch.randn(1, 2 * width, 5, 7, device=DEVICE).to(memory_format=torch.channels_last)
     expected = models.accelerate(layer).recursion(x)
     models.accelerate(layer, triton=True)
     with torch.autocast(DEVICE, HALF, enabled=dtype == HALF):

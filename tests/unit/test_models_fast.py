@@ -121,6 +121,37 @@ def test_classes_derived_from_fast_ones_stay(pair):
         assert_near(models.accelerate(ours, "lean")(x), expected)
 
 
+@pytest.mark.parametrize("memory", MEMORY)
+@pytest.mark.parametrize("proj_out", [True, False])
+def test_width_of_the_recursion(proj_out, memory):
+    """Outputs and gradients stay those of the plain layer, alone and inside a block."""
+    torch.manual_seed(0)
+    layer = models.GnConv(8, order=3, scale=1 / 3, dim_ratio=2, proj_out=proj_out)
+    block = models.Block(8, order=2, layer_scale_init_value=0.5)
+    block.gnconv = models.GnConv(
+        8, order=2, scale=1 / 3, dim_ratio=2 if proj_out else 1, proj_out=proj_out
+    )
+    results = []
+    for accelerated in (False, True):
+        net = nn.Sequential(block, layer).train()
+        if accelerated:
+            models.accelerate(net, memory)
+            assert type(layer) is type(block.gnconv) is layers.FastGnConv
+            assert (type(layer.proj_out) is layers.PointwiseConv) == proj_out
+        x = formula_input(2, 9, 11, channels=8).requires_grad_()
+        net.zero_grad()
+        y = net(x)
+        assert y.shape == (2, 8 if proj_out else 16, 9, 11)
+        y.square().sum().backward()
+        with torch.no_grad():
+            folded = reparameterize_model(net.eval())(x)
+        assert_near(folded, y)
+        results.append([y.detach(), x.grad, *(p.grad for p in net.parameters())])
+    for plain, fast in zip(*results, strict=True):
+        assert_near(fast, plain, 1e-4)
+    assert type(models.plain(net)[1]) is models.GnConv
+
+
 @pytest.mark.parametrize("how", ["trace", "export"])
 def test_recorded_for_any_size(pair, how):
     ours = pair[0].eval()

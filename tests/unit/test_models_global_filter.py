@@ -94,10 +94,12 @@ def test_resize():
     assert torch.equal(resize_filter(weight, 14, 8), weight)
 
 
-def test_layer_by_definition():
-    """Norm, halves, 3x3 convolution beside global filter, interleaved, norm."""
+@pytest.mark.parametrize("kernel_size", [3, 5])
+def test_layer_by_definition(kernel_size):
+    """Norm, halves, depthwise convolution beside global filter, interleaved, norm."""
     torch.manual_seed(0)
-    layer = GlobalLocalFilter(6, h=4, w=3).double()
+    options = {} if kernel_size == 3 else {"kernel_size": kernel_size}
+    layer = GlobalLocalFilter(6, h=4, w=3, **options).double()
     with torch.no_grad():
         for p in layer.parameters():
             p.normal_()
@@ -110,7 +112,7 @@ def test_layer_by_definition():
     x = random(2, 6, 5, 4)
     normed = norm(x.numpy(), layer.pre_norm)
     local = torch.nn.functional.conv2d(
-        torch.from_numpy(normed[:, :3]), layer.dw.weight, padding=1, groups=3
+        torch.from_numpy(normed[:, :3]), layer.dw.weight, padding=kernel_size // 2, groups=3
     )
     mixed = np.empty_like(normed)
     mixed[:, 0::2] = local.detach().numpy()

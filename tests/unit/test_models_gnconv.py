@@ -26,9 +26,10 @@ def depthwise(x: np.ndarray, conv: nn.Conv2d) -> np.ndarray:
     return y
 
 
-def gnconv_by_definition(layer: GnConv, x: np.ndarray, order: int, s: float) -> np.ndarray:
-    """Equations 3.3 to 3.5, one order after the other, in numpy."""
-    channels = layer.proj_out.in_channels
+def gnconv_by_definition(
+    layer: GnConv, x: np.ndarray, order: int, s: float, channels: int, proj_out: bool = True
+) -> np.ndarray:
+    """Equations 3.3 to 3.5 with C = channels, one order after the other, in numpy."""
     widths = [channels // 2 ** (order - 1 - k) for k in range(order)]
     projected = pointwise(x, layer.proj_in)
     p, rest = projected[:, : widths[0]], projected[:, widths[0] :]
@@ -40,7 +41,8 @@ def gnconv_by_definition(layer: GnConv, x: np.ndarray, order: int, s: float) -> 
             p = pointwise(p, layer.pws[k - 1])
         p = p * (s * mixed[:, start : start + width])
         start += width
-    return pointwise(p, layer.proj_out)
+    assert p.shape[1] == channels
+    return pointwise(p, layer.proj_out) if proj_out else p
 
 
 @pytest.mark.parametrize("order", [1, 2, 3, 5])
@@ -54,9 +56,53 @@ def test_definition(order, in_channels, out_channels, kernel_size, scale):
         in_channels, out_channels, order=order, kernel_size=kernel_size, scale=scale
     ).double()
     x = torch.randn(2, in_channels, 5, 6, dtype=torch.float64)
-    expected = gnconv_by_definition(layer, x.numpy(), order, scale)
+    channels = out_channels or in_channels
+    expected = gnconv_by_definition(layer, x.numpy(), order, scale, channels)
     actual = layer(x).detach().numpy()
     np.testing.assert_allclose(actual, expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+@pytest.mark.parametrize(("dim_ratio", "proj_out"), [(2, True), (3, True), (1, False), (2, False)])
+def test_width_of_the_recursion(order, dim_ratio, proj_out):
+    torch.manual_seed(order)
+    layer = GnConv(6, 8, order, 3, 0.5, dim_ratio=dim_ratio, proj_out=proj_out).double()
+    width = 8 * dim_ratio
+    shapes = {name: tuple(value.shape) for name, value in layer.state_dict().items()}
+    widths = [width // 2 ** (order - 1 - k) for k in range(order)]
+    total = sum(widths)
+    weights = {"proj_in": (2 * width, 6, 1, 1), "dwconv": (total, 1, 3, 3)}
+    if proj_out:
+        weights["proj_out"] = (8, width, 1, 1)
+    for j in range(order - 1):
+        weights[f"pws.{j}"] = (widths[j + 1], widths[j], 1, 1)
+    expected = {f"{name}.weight": shape for name, shape in weights.items()}
+    expected |= {f"{name}.bias": shape[:1] for name, shape in weights.items()}
+    assert shapes == expected
+    x = torch.randn(2, 6, 5, 7, dtype=torch.float64)
+    y = gnconv_by_definition(layer, x.numpy(), order, 0.5, width, proj_out)
+    assert y.shape[1] == (8 if proj_out else width)
+    np.testing.assert_allclose(layer(x).detach().numpy(), y, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("proj_out", [True, False])
+@pytest.mark.parametrize("how", ["script", "trace", "fx", "export"])
+def test_width_of_the_recursion_is_recorded(how, proj_out):
+    layer = GnConv(4, 8, order=3, global_filter=(6, 4), dim_ratio=2, proj_out=proj_out).eval()
+    example, other = torch.randn(1, 4, 6, 6), torch.randn(1, 4, 9, 12)
+    with torch.no_grad():
+        expected = layer(other)
+        if how == "script":
+            recorded = torch.jit.script(layer)
+        elif how == "trace":
+            recorded = torch.jit.trace(layer, example)
+        elif how == "fx":
+            recorded = torch.fx.symbolic_trace(layer)
+        else:
+            dims = ({2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC},)
+            recorded = torch.export.export(layer, (example,), dynamic_shapes=dims).module()
+        torch.testing.assert_close(recorded(other), expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 3), (7, 4), (14, 14)])
@@ -125,6 +171,9 @@ def test_any_mixer():
         ({"in_channels": 16, "order": 0}, "whole number from 1 on, not 0"),
         ({"in_channels": 16, "order": 2.5}, "whole number from 1 on, not 2.5"),
         ({"in_channels": 0, "out_channels": 16}, "at least 1 input channel, not 0"),
+        ({"in_channels": 16, "dim_ratio": 0}, "dim_ratio of a GnConv is a whole number.*not 0"),
+        ({"in_channels": 16, "dim_ratio": 1.5}, "dim_ratio .* whole number from 1 on, not 1.5"),
+        ({"in_channels": 6, "order": 4, "dim_ratio": 2}, "multiple of 8 channels, not 12"),
         ({"in_channels": 16, "order": 2, "kernel_size": 4}, "odd, not 4"),
         ({"in_channels": 2, "order": 2, "global_filter": (4, 3)}, "even number of channels, not 3"),
         ({"in_channels": 4, "order": 2, "global_filter": (0, 3)}, "positive height and width"),
