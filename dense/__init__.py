@@ -1,5 +1,5 @@
 """Shared by detection and segmentation: what configs of mmdet and mmseg name, training and testing.
 
 Configs list what they need in `custom_imports`: dense.backbone, dense.layer_decay, dense.fpn
-(mmdet), dense.upernet (mmseg). `make dense` installs the mm stack.
+(mmdet), dense.upernet (mmseg), dense.gnconv. `make dense` installs the mm stack.
 """

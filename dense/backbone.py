@@ -21,6 +21,9 @@ from dense.loading import fetched
 from models.hornet import NORM_EPS
 from runtime.errors import UserError
 
+SMALLEST = 32
+"""The stride of the last stage, in pixels."""
+
 
 @MODELS.register_module()
 class HorNet(BaseModule):
@@ -70,6 +73,15 @@ class HorNet(BaseModule):
             )
         except (TypeError, ValueError) as error:
             raise UserError(f"backbone HorNet: {error}") from None
+        count = len(network.stages)
+        if not -1 <= frozen_stages < count:
+            raise UserError(
+                f"backbone HorNet: frozen_stages {frozen_stages}: from -1 to {count - 1}"
+            )
+        if not self.out_indices or not all(0 <= index < count for index in self.out_indices):
+            raise UserError(
+                f"backbone HorNet: out_indices {self.out_indices}: from 0 to {count - 1}"
+            )
         network.set_grad_checkpointing(with_cp)
         self.depths = network.depths
         self.downsample_layers = network.downsample_layers
@@ -104,6 +116,12 @@ class HorNet(BaseModule):
         return self
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        height, width = x.shape[-2:]
+        if min(height, width) < SMALLEST:
+            raise UserError(
+                f"an image of {width} x {height} pixels: both sides need {SMALLEST}; enlarge it in "
+                f"the pipeline, or give model.data_preprocessor.test_cfg.size_divisor={SMALLEST}"
+            )
         maps = []
         for index, stage in enumerate(self.stages):
             x = stage(self.downsample_layers[index](x))

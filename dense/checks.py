@@ -1,7 +1,6 @@
-"""Checks that annotations fit the config and the images; errors name the file.
+"""Checks on loading that images fit their annotations and masks; errors name the file.
 
-Without them mmdet and mmseg train on wrong labels (categories in another order than the config's
-classes) or end in an obscure error (a mask value without a class stops a GPU).
+Without them mmdet and mmseg end in an obscure error (a mask value without a class stops a GPU).
 """
 
 import logging
@@ -13,18 +12,21 @@ import numpy as np
 from mmdet.datasets import CocoDataset
 from mmengine.logging import print_log
 from mmseg.datasets import BaseSegDataset
-from PIL import Image
+from PIL import ExifTags, Image
 
-from runtime.errors import UserError, reason_of
+from dense.folders import tell_other_suffixes
+from runtime.errors import UserError, reason_of, some
 
+SOME_MASKS = 100
+"""Masks that are looked at before a run."""
 Step = Callable[[dict[str, Any]], dict[str, Any]]  # a transform of a data set's pipeline
 
 
 def check(dataset: Any) -> None:
     """Check a data set, and make it check each image on loading.
 
-    Raises UserError if there are no images, or the annotation file does not fit the config; on
-    loading, if a file cannot be read, or the image or mask does not fit.
+    Raises UserError if there are no images; on loading, if a file cannot be read, or the image or
+    mask does not fit.
     """
     # wrappers such as ConcatDataset and RepeatDataset
     for inner in getattr(dataset, "datasets", [getattr(dataset, "dataset", None)]):
@@ -32,12 +34,14 @@ def check(dataset: Any) -> None:
             check(inner)
     if not isinstance(dataset, CocoDataset | BaseSegDataset):
         return
+    if isinstance(dataset, BaseSegDataset):
+        tell_other_suffixes(dataset)
+        _tell_values(dataset)
     if not len(dataset):
         where = dataset.ann_file or dataset.data_prefix.get("img_path")
         raise UserError(f"{where} has no usable images")
     check_one: Step = partial(_check_mask, len(dataset.metainfo["classes"]))
     if isinstance(dataset, CocoDataset):
-        _check_annotations(dataset)
         check_one = _check_image
     steps = dataset.pipeline.transforms
     views = [view.transforms for step in steps for view in getattr(step, "subroutines", [])]
@@ -65,66 +69,62 @@ def _load(step: Step, results: dict[str, Any]) -> dict[str, Any]:
         raise UserError(f"{what} {path} cannot be read: {reason}") from None
 
 
-def _check_categories(path: str, names: list[str], classes: list[str]) -> None:
-    for listed, where in ((classes, "the config's classes"), (names, path)):
-        repeated = [name for name in listed if listed.count(name) > 1]
-        if repeated:
-            raise UserError(f"{where}: category {repeated[0]} is listed more than once")
-    missing = [name for name in classes if name not in names]
-    if missing:
-        raise UserError(
-            f"{path} has no category {', '.join(missing[:3])}, which the config has among its "
-            f"classes; its categories: {', '.join(names[:10])}"
-        )
-    ordered = [name for name in names if name in classes]
-    if ordered != classes:
-        raise UserError(
-            f"{path} has the categories in another order than the config's classes, "
-            f"and labels follow the file: write classes = {tuple(ordered)}"
-        )
-
-
-def _check_annotations(dataset: CocoDataset) -> None:
-    path, classes = dataset.ann_file, list(dataset.metainfo["classes"])
-    coco = dataset.COCOAPI(path)
-    _check_categories(path, [c["name"] for c in coco.dataset["categories"]], classes)
-    annotations = coco.dataset.get("annotations", [])
-    for key, known in (("category_id", coco.cats), ("image_id", coco.imgs)):
-        unknown = [a for a in annotations if a[key] not in known]
-        if unknown:
-            raise UserError(
-                f"{path}: annotation {unknown[0]['id']} has the unknown {key} {unknown[0][key]} "
-                f"({len(unknown)} such annotations)"
-            )
-    others = sum(coco.cats[a["category_id"]]["name"] not in classes for a in annotations)
-    images = [coco.imgs[a["image_id"]] for a in annotations]
-    limits = np.array([(image["width"], image["height"]) for image in images]).reshape(-1, 2) + 1
-    corners, sizes = np.hsplit(np.array([a["bbox"] for a in annotations]).reshape(-1, 4), 2)
-    empty = (sizes.min(1) < 1).sum()
-    beyond = (corners + sizes > limits).any(1).sum()
-    if annotations and empty == len(annotations):
-        raise UserError(
-            f"{path}: no box is at least a pixel wide and high; boxes are (x, y, width, height) in "
-            "pixels"
-        )
-    warnings = {
-        "have categories outside the config's classes and are ignored": others,
-        "have a box of less than a pixel and are ignored": empty,
-        "reach beyond their image; boxes are (x, y, width, height) in pixels": beyond,
-    }
-    lines = [f"{n} of {len(annotations)} annotations {what}" for what, n in warnings.items() if n]
-    for line in lines if annotations else ["no annotations: all images are background"]:
-        print_log(f"{path}: {line}", "current", logging.WARNING)
-
-
 def _check_image(results: dict[str, Any]) -> dict[str, Any]:
     recorded, found = (results["height"], results["width"]), tuple(results["ori_shape"])
     if recorded != found:
         raise UserError(
             f"image {results['img_path']} has {found[1]} x {found[0]} pixels, the annotation file "
-            f"gives {recorded[1]} x {recorded[0]}: correct its width and height"
+            f"gives {recorded[1]} x {recorded[0]}: "
+            f"{_of_turned(results['img_path'], recorded) or 'correct its width and height'}"
         )
     return results
+
+
+def _tell_values(dataset: BaseSegDataset) -> None:
+    """Look at some masks: warn of classes that they lack; UserError if all pixels are ignored."""
+    count = min(SOME_MASKS, len(dataset))
+    infos = [dataset.get_data_info(i * len(dataset) // count) for i in range(count)]
+    found: set[int] = set()
+    for path in [info["seg_map_path"] for info in infos if info.get("seg_map_path")]:
+        try:
+            with Image.open(path) as image:
+                if image.mode in ("L", "P", "1"):  # others are refused on loading
+                    found |= {*np.unique(np.asarray(image)).tolist()}
+        except OSError:  # told on loading
+            continue
+    first, classes = int(bool(dataset.reduce_zero_label)), dataset.metainfo["classes"]
+    used = {value - first for value in found - {255}} - {-1}
+    where = dataset.data_prefix.get("seg_map_path")
+    values = some(map(str, sorted(found)), 8)
+    if found and not used:
+        raise UserError(
+            f"{where}: the {count} masks looked at hold only {values}, which are ignored pixels: "
+            "masks hold the indices of the classes"
+        )
+    if found == {0, 255} and len(classes) > 1:
+        print_log(
+            f"{where}: the masks hold 0 and 255 only, and 255 is ignored: as a class, "
+            "write its index", "current", logging.WARNING,
+        )  # fmt: skip
+    missing = [name for index, name in enumerate(classes) if index not in used]
+    if used and missing:
+        print_log(
+            f"{where}: {count} masks looked at have no pixel of {len(missing)} of the "
+            f"{len(classes)} classes: {some(missing)}; their values: {values}",
+            "current", logging.WARNING,
+        )  # fmt: skip
+
+
+def _of_turned(path: str, size: tuple[int, int]) -> str:
+    """Return a hint if annotations of that height and width are of the image before turning it."""
+    with Image.open(path) as image:
+        turned = image.getexif().get(ExifTags.Base.Orientation, 1) > 4
+        if not turned or image.size[::-1] != size:
+            return ""
+    return (
+        "they are of the image before it is turned as its EXIF metadata say, as everywhere here; "
+        "annotate it upright, or give LoadImageFromFile(imread_flags='color_ignore_orientation')"
+    )
 
 
 def _check_mask(num_classes: int, results: dict[str, Any]) -> dict[str, Any]:
@@ -137,9 +137,10 @@ def _check_mask(num_classes: int, results: dict[str, Any]) -> dict[str, Any]:
                 "the index of the class"
             )
     if mask.shape != (height, width):
+        hint = _of_turned(results["img_path"], mask.shape)
         raise UserError(
             f"mask {path} has {mask.shape[1]} x {mask.shape[0]} pixels, its image {width} x "
-            f"{height}"
+            f"{height}" + (hint and f": {hint}")
         )
     unknown = np.unique(mask[(mask >= num_classes) & (mask != 255)])
     if len(unknown):

@@ -5,6 +5,7 @@ release's, and silently load only what fits.
 """
 
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,46 @@ class PlainCheckpoints(Hook):
         plain = {k: v.item() if isinstance(v, np.generic) else v for k, v in values.items()}
         keys = {k: v for k, v in state["resumed_keys"].items() if k in values}
         checkpoint["message_hub"] = {"log_scalars": {}, "runtime_info": plain, "resumed_keys": keys}
+
+
+class OwnFolder(Hook):
+    """After a work folder was copied or moved, goes on with its own best checkpoint.
+
+    Checkpoints hold the absolute path of the best one, which mmengine removes for a better one.
+    """
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        values = (checkpoint.get("message_hub") or {}).get("runtime_info") or {}
+        for key in [key for key in values if key.startswith(("best_ckpt", "last_ckpt"))]:
+            own = Path(runner.work_dir) / Path(str(values[key])).name
+            if own.is_file():
+                values[key] = str(own.resolve())
+            else:
+                del values[key]
+
+
+class ConfigSchedules(Hook):
+    """After resuming, the schedules are those of the config, from its first iteration on.
+
+    mmengine would go on with those of the checkpoint, which a longer training runs past.
+    """
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        checkpoint.pop("param_schedulers", None)
+
+    def before_train(self, runner: Runner) -> None:
+        if not runner._resume or not runner.param_schedulers:
+            return
+        for group in runner.optim_wrapper.param_groups:
+            group["lr"] = group["initial_lr"]
+        runner.param_schedulers = runner.build_param_scheduler(runner.cfg.param_scheduler)
+        per_epoch = len(runner.train_dataloader)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the optimizer has made its steps before
+            for iteration in range(1, runner.iter + 1):
+                for scheduler in runner.param_schedulers:
+                    if not scheduler.by_epoch or iteration % per_epoch == 0:
+                        scheduler.step()
 
 
 class CheckFit(Hook):

@@ -5,6 +5,7 @@ those of the tools of mmdet 3 and mmseg 1; the names in the released commands wo
 """
 
 import argparse
+import logging
 import os
 import re
 import sys
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 
 from dense.configs import dicts, read_config
+from dense.options import check_options
 from dense.smoke import shrink
 from dense.tta import use_several_views
 from models import accelerate
@@ -87,6 +89,7 @@ def load_config(arguments: argparse.Namespace, task: str) -> Any:
     config = read_config(arguments.config, task)
     renamed = {"model.pretrained": "model.backbone.pretrained"}
     given = arguments.cfg_options or {}
+    check_options(config, {renamed.get(name, name): value for name, value in given.items()})
     config.merge_from_dict({renamed.get(name, name): value for name, value in given.items()})
     config.launcher = arguments.launcher
     default = f"work_dirs/{Path(arguments.config).stem}"
@@ -109,7 +112,7 @@ def _train(config: Any, arguments: argparse.Namespace) -> None:
     if arguments.no_validate:
         config.val_cfg = config.val_dataloader = config.val_evaluator = None
     _choose_checkpoint(config, arguments)
-    runner = _runner(config, arguments)
+    runner = _runner(config, arguments, "train", "val")
     _check_data(runner, "train")
     iterations = runner.train_loop.max_iters
     for step in config.param_scheduler:
@@ -148,33 +151,58 @@ def newest_checkpoint(folder: Path) -> str | None:
 def _test(config: Any, arguments: argparse.Namespace) -> None:
     from mmdet.evaluation import DumpDetResults
 
+    from dense import outputs
+
     is_detector = config.default_scope == "mmdet"
     config.load_from = arguments.checkpoint
     if arguments.show_dir:
+        if is_detector:
+            load_truth_last(config.test_dataloader.dataset)
         folder = str(Path(arguments.show_dir).resolve())
         config.default_hooks.visualization.draw = True
         if is_detector:
-            config.default_hooks.visualization.test_out_dir = folder
+            config.default_hooks.visualization.update(type="PicturesByPath", test_out_dir=folder)
         else:
             config.visualizer.vis_backends = [{"type": "LocalVisBackend", "img_save_dir": folder}]
     if arguments.tta:
         use_several_views(config)
-    if arguments.out and not is_detector:
-        config.test_evaluator.output_dir = arguments.out
-    elif arguments.out and not arguments.out.endswith((".pkl", ".pickle")):
+    if arguments.out and is_detector and not arguments.out.endswith((".pkl", ".pickle")):
         raise UserError(f"--out {arguments.out}: give a name that ends in .pkl")
-    runner = _runner(config, arguments)
+    runner = _runner(config, arguments, "test")
     _check_data(runner, "test")
+    if arguments.show_dir:
+        outputs.number_names(runner.visualizer, Path(arguments.show_dir))
     if arguments.out and is_detector:
         runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=arguments.out))
+    elif arguments.out:
+        dataset = runner.test_loop.dataloader.dataset
+        runner.test_evaluator.metrics.append(outputs.SaveMasks(arguments.out, dataset))
     runner.test()
 
 
-def _runner(config: Any, arguments: argparse.Namespace) -> Any:
-    """Build mmengine's Runner, with support for several processes on CPUs."""
+def load_truth_last(data: Any) -> None:
+    """Load annotations after resizing: pictures show the image as it is, with its own boxes."""
+    for dataset in dicts(data):
+        steps = list(dataset.get("pipeline") or [])
+        kinds = [step.get("type") for step in steps]
+        if "LoadAnnotations" in kinds and "Resize" in kinds:
+            truth = steps.pop(kinds.index("LoadAnnotations"))
+            last = max(i for i, step in enumerate(steps) if step.get("type") == "Resize")
+            steps.insert(last + 1, truth)
+            dataset["pipeline"] = steps
+
+
+def _runner(config: Any, arguments: argparse.Namespace, *parts: str) -> Any:
+    """Build mmengine's Runner, with support for several processes on CPUs.
+
+    The annotations and classes of the data sets of these parts are checked.
+    """
+    from mmengine.dist import barrier
+    from mmengine.logging import print_log
     from mmengine.runner import Runner
 
-    from dense import loading
+    from dense import annotations, loading
+    from dense.classes import check_heads
 
     if arguments.launcher != "none":
         os.environ.setdefault("LOCAL_RANK", str(arguments.local_rank))
@@ -188,10 +216,17 @@ def _runner(config: Any, arguments: argparse.Namespace) -> Any:
             for part in dicts(config.model):
                 if part.get("type") == "SyncBN":
                     part["type"] = "BN"
+    rank = int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0)
+    lines = annotations.use_checked(config, parts, arguments.launcher == "none" or rank == 0)
+    check_heads(config, parts)
     loading.use_safe_readers()
     runner = Runner.from_cfg(config)
+    for line in lines:
+        print_log(line, "current", logging.WARNING)
+    barrier()  # the first process writes the repaired annotations
     accelerate(runner.model)
-    runner.register_hook(loading.PlainCheckpoints())
+    for hook in (loading.PlainCheckpoints, loading.OwnFolder, loading.ConfigSchedules):
+        runner.register_hook(hook())
     runner.register_hook(loading.CheckFit(is_test=hasattr(arguments, "checkpoint")))
     return runner
 

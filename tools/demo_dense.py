@@ -62,6 +62,8 @@ on {len(list((data / "val/images").iterdir()))} held-out images: {values}
 
 test them again:
   .venv/bin/python {" ".join(test)}
+predict for other images:
+  .venv/bin/python -m {package}.predict {config} {weights} IMAGES --show-dir {folder / "others"}
 train on your own data: copy {package}/configs/finetune""")
     return 0
 

@@ -64,28 +64,6 @@ def told(monkeypatch):
     return Lines()
 
 
-def test_boxes(folder, told):
-    check(coco(folder))
-    assert "annotations" not in told
-    text = (folder / "annotations.json").read_text()
-    count = len(json.loads(text)["annotations"])
-    edit(folder, lambda content: content["annotations"][0].update(bbox=[5, 5, -3, 4]))
-    check(coco(folder))
-    assert f"1 of {count} annotations have a box of less than a pixel" in told
-    edit(folder, lambda content: content["annotations"][1].update(bbox=[50, 50, 90, 90]))
-    check(coco(folder))
-    assert f"1 of {count} annotations reach beyond their image" in told
-    edit(folder, lambda content: content["annotations"][1].update(image_id=77))
-    with pytest.raises(UserError, match="annotation 2 has the unknown image_id 77"):
-        check(coco(folder))
-    content = json.loads(text)
-    for annotation in content["annotations"]:
-        annotation["bbox"] = [value / 96 for value in annotation["bbox"]]
-    (folder / "annotations.json").write_text(json.dumps(content))
-    with pytest.raises(UserError, match="no box is at least a pixel wide and high"):
-        check(coco(folder, filter_cfg={"filter_empty_gt": False}))
-
-
 @pytest.mark.parametrize("content", ["", "text", "cut"])
 def test_files_that_cannot_be_read(folder, tmp_path, content):
     def spoil(path):
@@ -117,26 +95,35 @@ def test_boxes_alone_where_masks_are_wanted(folder):
         dataset[0]
 
 
-def test_classes_and_categories(folder, told):
-    with pytest.raises(UserError, match="has no category disk, .*its categories: disc, square"):
-        check(coco(folder, ("disk", "square", "triangle")))
-    with pytest.raises(UserError, match=r"write classes = \('disc', 'square', 'triangle'\)"):
-        check(coco(folder, ("square", "disc", "triangle")))
-    check(coco(folder, ("triangle",), filter_cfg={"filter_empty_gt": False}))
-    assert "have categories outside the config's classes and are ignored" in told
-    with pytest.raises(UserError, match="config's classes: category disc is listed more than once"):
-        check(coco(folder, ("disc", "disc", "square")))
-    edit(folder, lambda content: content["annotations"][1].update(category_id=9))
-    with pytest.raises(UserError, match="annotation 2 has the unknown category_id 9"):
-        check(coco(folder))
-
-
 def test_image_of_another_size(folder):
     edit(folder, lambda content: content["images"][1].update(width=50))
     dataset = coco(folder)
     check(dataset)
     assert dataset[0]
-    with pytest.raises(UserError, match=r"0001\.jpg has 96 x 96 pixels, .* gives 50 x 96"):
+    with pytest.raises(UserError, match=r"0001\.jpg has 96 x 96 pixels, .* gives 50 x 96: correct"):
+        dataset[1]
+
+
+def turn(path, size):
+    """An image of that size, to be shown turned by 90 degrees."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", size).save(path, exif=exif)
+
+
+def test_sizes_of_images_before_they_are_turned(folder, tmp_path):
+    turn(folder / "images" / "0001.jpg", (96, 60))
+    edit(folder, lambda content: content["images"][1].update(width=96, height=60))
+    dataset = coco(folder)
+    check(dataset)
+    with pytest.raises(UserError, match="has 60 x 96 pixels.* before it is turned"):
+        dataset[1]
+    folder = write_masks(tmp_path / "masks", 2)
+    turn(folder / "images" / "0001.jpg", (96, 60))
+    Image.new("L", (96, 60)).save(folder / "masks" / "0001.png")
+    dataset = masks(folder)
+    check(dataset)
+    with pytest.raises(UserError, match="its image 60 x 96: .* before it is turned"):
         dataset[1]
 
 
@@ -170,6 +157,28 @@ def test_masks_whose_zero_is_no_class(tmp_path):
     check(dataset)
     with pytest.raises(UserError, match=r"has the value 5, but there are 4 classes \(1 to 4\)"):
         dataset[0]
+
+
+def test_values_of_masks_are_told(tmp_path, told):
+    folder = write_masks(tmp_path / "masks", 3)
+    paths = sorted((folder / "masks").iterdir())
+
+    def fill(*values):
+        for path in paths:
+            mask = np.zeros((96, 96), "uint8")
+            for row, value in enumerate(values):
+                mask[row :: len(values)] = value
+            Image.fromarray(mask).save(path)
+        check(masks(folder))
+
+    fill(0, 1, 2, 3)
+    assert "masks" not in told
+    fill(0, 3)
+    assert "3 masks looked at have no pixel of 2 of the 4 classes: disc, square" in told
+    fill(0, 255)
+    assert "the masks hold 0 and 255 only, and 255 is ignored" in told
+    with pytest.raises(UserError, match="the 3 masks looked at hold only 255, which are ignored"):
+        fill(255)
 
 
 def test_masks_of_several_views(tmp_path):

@@ -11,6 +11,7 @@ from mmdet.registry import MODELS as MMDET
 from mmengine.config import Config
 from mmengine.utils import import_modules_from_strings
 
+from dense import predict
 from dense.configs import read_config
 from dense.run import parser
 
@@ -36,6 +37,11 @@ def test_commands_parse(tree):
     assert len(own) >= 9
     for command in own:
         words = shlex.split(command)
+        if words[2] == f"{tree}.predict":
+            arguments = predict.parser(tree).parse_args(words[3:])
+            assert arguments.images
+            assert read_config(arguments.config).model
+            continue
         action = "train" if "train" in words[1] + words[2] else "test"
         rest = words[2:] if words[0] == "bash" else words[3:]
         if words[0] == "bash":  # CONFIG [CHECKPOINT] GPUS

@@ -19,13 +19,12 @@ model = dict(
     train_cfg=dict(rpn_proposal=dict(max_per_img=100), rcnn=dict(sampler=dict(num=64))),
     test_cfg=dict(rpn=dict(max_per_img=100)),
 )
-_load = [
-    dict(type="LoadImageFromFile"),
-    dict(type="LoadAnnotations", with_bbox=True, with_mask=True),
-    dict(type="Resize", scale=size, keep_ratio=True),
-]
-train_pipeline = [*_load, dict(type="RandomFlip", prob=0.5), dict(type="PackDetInputs")]
-test_pipeline = [*_load, dict(type="PackDetInputs")]
+_image = dict(type="LoadImageFromFile")
+_truth = dict(type="LoadAnnotations", with_bbox=True, with_mask=True)
+_resize = dict(type="Resize", scale=size, keep_ratio=True)
+_pack = dict(type="PackDetInputs")
+train_pipeline = [_image, _truth, _resize, dict(type="RandomFlip", prob=0.5), _pack]
+test_pipeline = [_image, _resize, _truth, _pack]
 train_dataloader = dict(num_workers=1, dataset=dict(data_root=data_root, pipeline=train_pipeline))
 val_dataloader = dict(num_workers=1, dataset=dict(data_root=data_root, pipeline=test_pipeline))
 test_dataloader = val_dataloader

@@ -6,13 +6,12 @@ _base_ = ["./mask_rcnn_own_data.py"]
 
 model = dict(type="FasterRCNN", roi_head=dict(mask_roi_extractor=None, mask_head=None))
 
-_pipeline = [
-    dict(type="LoadImageFromFile"),
-    dict(type="LoadAnnotations", with_bbox=True),
-    dict(type="Resize", scale=(1333, 800), keep_ratio=True),
-]
-train_pipeline = [*_pipeline, dict(type="RandomFlip", prob=0.5), dict(type="PackDetInputs")]
-test_pipeline = [*_pipeline, dict(type="PackDetInputs")]
+_image = dict(type="LoadImageFromFile")
+_boxes = dict(type="LoadAnnotations", with_bbox=True)
+_resize = dict(type="Resize", scale=(1333, 800), keep_ratio=True)
+_pack = dict(type="PackDetInputs")
+train_pipeline = [_image, _boxes, _resize, dict(type="RandomFlip", prob=0.5), _pack]
+test_pipeline = [_image, _resize, _boxes, _pack]  # boxes of the image itself, for pictures
 train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
 val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
 test_dataloader = val_dataloader

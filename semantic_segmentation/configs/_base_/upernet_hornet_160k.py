@@ -6,7 +6,9 @@ _base_ = [
     __import__("mmseg").__path__[0] + "/.mim/configs/_base_/default_runtime.py",
     __import__("mmseg").__path__[0] + "/.mim/configs/_base_/schedules/schedule_160k.py",
 ]
-custom_imports = dict(imports=["dense.backbone", "dense.upernet", "dense.layer_decay"])
+custom_imports = dict(
+    imports=["dense.backbone", "dense.folders", "dense.upernet", "dense.layer_decay"]
+)
 
 model = dict(
     pretrained=None,

@@ -1,6 +1,6 @@
 # UPerNet with HorNet-T on your own images and masks. Copy this file and edit the first lines:
 #
-#   data_root/train/images/NAME.jpg   data_root/train/masks/NAME.png   data_root/val/...
+#   data_root/train/images/NAME.*   data_root/train/masks/NAME.png   data_root/val/...
 #
 # Masks have one channel; their values are indices of `classes`, or 255 for pixels without a label.
 #
@@ -12,7 +12,7 @@ _base_ = ["../_base_/upernet_hornet.py"]
 data_root = "data/mine"
 classes = ("ground", "disc", "square", "triangle")
 palette = [[0, 0, 0], [220, 60, 60], [60, 180, 75], [60, 90, 220]]  # colors in pictures
-image_suffix, mask_suffix = ".jpg", ".png"
+mask_suffix = ".png"
 max_iters = 20000
 warmup_iters = max(1, max_iters // 40)
 
@@ -26,10 +26,9 @@ model = dict(
 def _part(name, pipeline):
     return dict(
         _delete_=True,
-        type="BaseSegDataset",
+        type="FolderSegDataset",
         data_root=data_root,
         data_prefix=dict(img_path=f"{name}/images", seg_map_path=f"{name}/masks"),
-        img_suffix=image_suffix,
         seg_map_suffix=mask_suffix,
         metainfo=dict(classes=classes, palette=palette),
         pipeline=pipeline,

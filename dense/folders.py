@@ -1,0 +1,75 @@
+"""Images and masks of one's own, in two folders, for mmseg."""
+
+import logging
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from mmengine.logging import print_log
+from mmseg.datasets import BaseSegDataset
+from mmseg.registry import DATASETS
+
+from input_pipeline.folders import find_images, suffix_of
+from runtime.errors import UserError, some
+
+
+@DATASETS.register_module()
+class FolderSegDataset(BaseSegDataset):
+    """Images of any suffix, in folders within `img_path`, with masks of the same name.
+
+    The mask of a/b.JPG is a/b.png in `seg_map_path` (`seg_map_suffix`, in any case). Images without
+    a mask are left out and told; UserError if none is left, or two images have the same mask.
+    """
+
+    def load_data_list(self) -> list[dict[str, Any]]:
+        images = Path(self.data_prefix["img_path"])
+        masks = Path(self.data_prefix["seg_map_path"])
+        for folder in (images, masks):
+            if not folder.is_dir():
+                raise UserError(f"{folder} is not a folder")
+        suffix = self.seg_map_suffix.lower()
+        known = {
+            path.relative_to(masks).with_suffix(""): path
+            for path in sorted(masks.rglob("*"))
+            if path.suffix.lower() == suffix and not path.name.startswith(".")
+        }
+        found: dict[Path, Path] = {}
+        without: list[str] = []
+        for path in find_images([str(images)]):
+            name = path.relative_to(images).with_suffix("")
+            if name in found:
+                raise UserError(f"{path} and {found[name]} have the same mask: rename one of them")
+            if name in known:
+                found[name] = path
+            else:
+                without.append(path.name)
+        if not found:
+            raise UserError(f"no image of {images} has a mask of its name in {masks}")
+        suffixes = Counter(path.suffix for path in found.values())
+        if len(suffixes) > 1:
+            counts = ", ".join(f"{count} {kind}" for kind, count in suffixes.items())
+            print_log(f"{images}: images of several suffixes: {counts}", "current", logging.WARNING)
+        if without:
+            print_log(
+                f"{images}: {len(without)} images without a mask are left out: {some(without, 3)}",
+                "current", logging.WARNING,
+            )  # fmt: skip
+        common = {"label_map": self.label_map, "reduce_zero_label": self.reduce_zero_label}
+        return [
+            {"img_path": str(path), "seg_map_path": str(known[name]), "seg_fields": [], **common}
+            for name, path in found.items()
+        ]
+
+
+def tell_other_suffixes(dataset: BaseSegDataset) -> None:
+    """Warn of images that a data set of mmseg leaves out, because they have another suffix."""
+    folder = Path(dataset.data_prefix.get("img_path") or "")
+    if isinstance(dataset, FolderSegDataset) or dataset.ann_file or not folder.is_dir():
+        return
+    others = [p for p in find_images([str(folder)]) if not p.name.endswith(dataset.img_suffix)]
+    if others:
+        kinds = Counter(suffix_of(path.name) for path in others)
+        print_log(
+            f"{folder}: {len(others)} images are left out, whose suffix is not "
+            f"{dataset.img_suffix}: {some(kinds)}", "current", logging.WARNING,
+        )  # fmt: skip
