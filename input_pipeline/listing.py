@@ -107,7 +107,11 @@ class Listing:
 
 def listed_once(make: Callable[[], Listing], context: DistributedContext) -> Listing:
     """Return make() of one process per machine; UserError if machines find different images."""
-    listing = Listing(**shared_on_machine(lambda: make().__getstate__(), context))
+    return compared(Listing(**shared_on_machine(lambda: make().__getstate__(), context)), context)
+
+
+def compared(listing: Listing, context: DistributedContext) -> Listing:
+    """Return the listing, and log what it skips; UserError if machines have different ones."""
     digest = hashlib.blake2b("\n".join(listing.classes).encode(errors="surrogateescape"))
     for tensor in (listing.text, listing.ends, listing.labels):
         digest.update(tensor.numpy().data)

@@ -6,6 +6,7 @@ A part of a data set is a listing, and the points themselves if a file holds man
 import logging
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from datasets import Data, numbered
 from input_pipeline.folders import list_classes
 from input_pipeline.image_sets import Images, ListedImages
 from input_pipeline.image_sets import Part as Subset
-from input_pipeline.listing import Listing, held_out, listed_once
+from input_pipeline.listing import Listing, compared, held_out
 from input_pipeline.parts import find_parts
 from point_clouds.flags import PointConfig
 from point_clouds.readers import (
@@ -107,25 +108,24 @@ def build_data(
     if saved:
         _warn_of_changes(points, saved)
     train_view, eval_points = TrainView(points.num_points), EvalPoints(points.num_points)
-    parts: dict[str, Images] = {}
-    if with_train:
-        train = _open(config.data_set, root, "train", points, context)
-        clouds = Clouds(train, train_view, points)
-        parts["train"] = clouds
-        _check_test(config, parts["train"], points, context)
-    if with_train and with_val and _has_val(config):
-        val = _open(config.data_set, root, "val", points, context)
-        parts["val"] = Clouds(val, eval_points, points)
-    elif with_train and with_val and config.val_fraction:
+    open_part = partial(_open, config.data_set, root, points=points, context=context)
+    if not with_train:
+        test = Clouds(open_part("test"), eval_points, points)
+        return numbered(config, {"val": test}, saved)
+    train, test_part = open_part("train"), _open_test(open_part)
+    clouds = Clouds(train, train_view, points)
+    parts: dict[str, Images] = {"train": clouds}
+    _check_test(clouds.classes, test_part)
+    if with_val and _has_val(config):
+        parts["val"] = Clouds(open_part("val"), eval_points, points)
+    elif with_val and config.val_fraction:
         chosen = held_out(train[0], config.val_fraction)
         parts["train"] = Subset(clouds, chosen["train"])
         parts["val"] = Subset(Clouds(train, eval_points, points), chosen["val"])
     elif with_val:
-        test = _open(config.data_set, root, "test", points, context)
-        parts["val"] = Clouds(test, eval_points, points)
-        if with_train:
-            logger.warning("the best checkpoint is chosen on the test clouds, as in P2P: hold some "
-                           "out for that by --val_fraction 0.1")  # fmt: skip
+        parts["val"] = Clouds(test_part or open_part("test"), eval_points, points)
+        logger.warning("the best checkpoint is chosen on the test clouds, as in P2P: hold some out "
+                       "for that by --val_fraction 0.1")  # fmt: skip
     return numbered(config, parts, saved)
 
 
@@ -135,18 +135,21 @@ def _has_val(config: DataConfig) -> bool:
     return is_own and {"val", "test"} <= find_parts(Path(config.data_path)).keys()
 
 
-def _check_test(
-    config: DataConfig, train: Images, points: PointConfig, context: DistributedContext
-) -> None:
-    """Raise UserError before the training if the clouds of its final vote do not fit."""
+def _open_test(open_part: Callable[[str], Part]) -> Part | None:
+    """Open the test clouds, of the vote after the training; None, with a warning, without any."""
     try:
-        test = _open(config.data_set, Path(config.data_path), "test", points, context)
+        return open_part("test")
     except MissingPartError:
         logger.warning("there are no test clouds, so there will be no vote")
-        return
-    unknown = {test[0].classes[label] for label in test[0].labels.unique()} - {*train.classes}
-    if unknown:
-        raise UserError(f"the test clouds have classes without training clouds: {some(unknown)}")
+        return None
+
+
+def _check_test(classes: list[str], test: Part | None) -> None:
+    """Raise UserError before the training if the clouds of its vote do not fit."""
+    if test:
+        unknown = {test[0].classes[label] for label in test[0].labels.unique()} - {*classes}
+        if unknown:
+            raise UserError(f"test clouds have classes without training clouds: {some(unknown)}")
 
 
 def _warn_of_changes(points: PointConfig, saved: SavedRun) -> None:
@@ -169,12 +172,12 @@ def _open(
         return {"listing": listing.__getstate__(), **arrays}
 
     shared = shared_on_machine(make, context)
-    listing = listed_once(lambda: Listing(**shared["listing"]), context)
+    listing = compared(Listing(**shared["listing"]), context)
     if "points" not in shared:
         if any(listing.path(i).lower().endswith(_MESHES) for i in range(len(listing))):
             need("trimesh")
         return listing, None
-    stored = Stored(shared["points"], shared["ends"], listing.labels.numpy(), [], [])
+    stored = Stored(shared["points"], shared["ends"])
     smallest = int(stored.ends.diff(prepend=torch.zeros(1, dtype=torch.int64)).min())
     if smallest < points.num_points:
         logger.warning("%s: %s clouds of %d points are repeated to --num_points %d",
@@ -295,12 +298,9 @@ def _listed(
     names = names or read[0].names
     if names and len(names) != len(labels):
         raise UserError(f"{path} holds {len(labels)} clouds, but {len(names)} names are listed")
-    numbers = ((file.stem, i) for file, one in zip(files, read, strict=True)
-               for i in range(len(one.labels)))  # fmt: skip
-    names = names or [f"{stem}/{number}" for stem, number in numbers]
+    if not names:
+        pairs = zip(files, read, strict=True)
+        names = [f"{file.stem}/{i}" for file, one in pairs for i in range(len(one.labels))]
     root = path if path.is_dir() else path.parent
     listing = Listing.of(root, classes, zip(labels.tolist(), names, strict=True), {})
-    starts = np.cumsum([0, *(len(one.points) for one in read)])[:-1].tolist()
-    points = torch.cat([one.points for one in read]) if len(read) > 1 else read[0].points
-    ends = torch.cat([one.ends + start for one, start in zip(read, starts, strict=True)])
-    return listing, Stored(points, ends, labels, classes, names)
+    return listing, Stored.joined([one.clouds for one in read])

@@ -77,18 +77,20 @@ def check_cloud(cloud: np.ndarray, name: str, least: int) -> None:
 
 @dataclass(frozen=True)
 class Stored:
-    """Many clouds in one file."""
+    """Many clouds, one after another."""
 
     points: Tensor
-    """The points of all clouds, one cloud after another (total, 3), as exact as in the file."""
+    """(total, 3), as exact as in the file."""
     ends: Tensor
     """The end of each cloud, int64 (n)."""
-    labels: np.ndarray
-    """int64 (n)."""
-    classes: list[str]
-    """Empty if the file does not name them."""
-    names: list[str]
-    """Of the clouds; empty if they have none."""
+
+    @classmethod
+    def joined(cls, many: list["Stored"]) -> "Stored":
+        if len(many) == 1:  # without a copy
+            return many[0]
+        starts = np.cumsum([0, *(len(one.points) for one in many)]).tolist()
+        ends = [one.ends + start for one, start in zip(many, starts, strict=False)]
+        return cls(torch.cat([one.points for one in many]), torch.cat(ends))
 
     def __getitem__(self, index: int) -> np.ndarray:
         """Return a cloud (m, 3)."""
@@ -96,7 +98,20 @@ class Stored:
         return self.points[start : int(self.ends[index])].numpy()
 
 
-def read_stored(path: Path) -> Stored:
+@dataclass(frozen=True)
+class StoredFile:
+    """What a file of many clouds holds."""
+
+    clouds: Stored
+    labels: np.ndarray
+    """int64 (n)."""
+    classes: list[str]
+    """Empty if the file does not name them."""
+    names: list[str]
+    """Of the clouds; empty if they have none."""
+
+
+def read_stored(path: Path) -> StoredFile:
     """Read a file of many clouds; UserError if it cannot be read.
 
     Formats: HDF5 with `data` (n, m, 3 or more) and `label`; the .npz that
@@ -126,7 +141,7 @@ def read_stored(path: Path) -> Stored:
             raise ValueError("it holds no clouds, or their ends are damaged")
         points = torch.from_numpy(as_points(clouds))
         ends = torch.from_numpy(ends.astype(np.int64))
-        return Stored(points, ends, labels.astype(np.int64), classes, names)
+        return StoredFile(Stored(points, ends), labels.astype(np.int64), classes, names)
 
 
 def _read_text(path: Path) -> np.ndarray:
