@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from dense.classes import classes_of
 from dense.configs import dicts
 from runtime.errors import UserError, reason_of, some
 from runtime.files import written_whole
@@ -29,16 +30,18 @@ def use_checked(config: Any, parts: tuple[str, ...], writes: bool) -> list[str]:
     checked: dict[tuple[Path, bool, tuple[str, ...]], Path] = {}
     for part in parts:
         data = (config.get(f"{part}_dataloader") or {}).get("dataset")
-        files = []
+        files: list[str] = []
         for dataset in _coco_sets(data):
-            path, classes, masks = _path(dataset), _classes(dataset), _has_masks(dataset)
+            path, classes, masks = _path(dataset), classes_of(dataset), _has_masks(dataset)
             key = path, masks, tuple(classes)
             if key not in checked:
                 content, told = clean(read(path), path, classes, masks)
                 lines += [f"{path}: {line}" for line in told]
                 checked[key] = path
                 if content is not None:
-                    checked[key] = Path(config.work_dir).resolve() / f"{part}-annotations.json"
+                    number = f"-{len(files) + 1}" if files else ""  # of several in a part
+                    folder = Path(config.work_dir).resolve()
+                    checked[key] = folder / f"{part}-annotations{number}.json"
                     lines.append(f"{path}: the repaired annotations are in {checked[key]}")
                     if writes:
                         checked[key].parent.mkdir(parents=True, exist_ok=True)
@@ -68,15 +71,6 @@ def _coco_sets(data: Any) -> Iterator[Any]:
 
 def _path(dataset: Any) -> Path:
     return Path(dataset.get("data_root") or "") / dataset.ann_file
-
-
-def _classes(dataset: Any) -> list[str]:
-    from mmdet.registry import DATASETS
-
-    given = (dataset.get("metainfo") or {}).get("classes")
-    if isinstance(given, str):
-        raise UserError(f"classes is one word: write ({given!r},)")
-    return list(given or DATASETS.get(dataset.type).METAINFO["classes"])
 
 
 def _has_masks(dataset: Any) -> bool:

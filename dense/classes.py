@@ -28,19 +28,27 @@ def check_heads(config: Any, parts: tuple[str, ...]) -> None:
 
 
 def _classes_of(data: Any) -> list[str]:
-    """Return the classes of the first data set, inside wrappers; [] if it does not give them."""
+    """Return the classes of the first data set inside wrappers; [] if it does not give them."""
+    for found in dicts(data):
+        if found.get("metainfo") or "pipeline" in found:
+            return classes_of(found)
+    return []
+
+
+def classes_of(dataset: Any) -> list[str]:
+    """Return the classes of a data set's config, by default those of its type.
+
+    Raises UserError for one word instead of a sequence.
+    """
     from mmdet.registry import DATASETS as MMDET
     from mmseg.registry import DATASETS as MMSEG
 
-    for found in dicts(data):
-        given = (found.get("metainfo") or {}).get("classes")
-        if given:
-            return list(given)
-        kind = found.get("type")
-        if isinstance(kind, str) and "pipeline" in found:
-            known: Any = MMDET.get(kind) or MMSEG.get(kind)
-            return list(getattr(known, "METAINFO", {}).get("classes") or [])
-    return []
+    given = (dataset.get("metainfo") or {}).get("classes")
+    if isinstance(given, str):
+        raise UserError(f"classes is one word: write ({given!r},)")
+    kind = dataset.get("type")
+    known: Any = isinstance(kind, str) and (MMDET.get(kind) or MMSEG.get(kind))
+    return list(given or getattr(known, "METAINFO", {}).get("classes") or [])
 
 
 def _heads(model: Any, name: str = "model") -> Iterator[tuple[str, Any]]:

@@ -30,8 +30,8 @@ class FolderSegDataset(BaseSegDataset):
         suffix = self.seg_map_suffix.lower()
         known = {
             path.relative_to(masks).with_suffix(""): path
-            for path in sorted(masks.rglob("*"))
-            if path.suffix.lower() == suffix and not path.name.startswith(".")
+            for path in find_images([str(masks)])
+            if path.suffix.lower() == suffix
         }
         found: dict[Path, Path] = {}
         without: list[str] = []

@@ -21,14 +21,6 @@ from checkpoints.sources import local_file
 from runtime.distributed import DistributedContext
 from runtime.errors import UserError
 
-# NumPy scalars, such as best scores, in checkpoints of the release's mmcv
-_scalar = np.float64(0).__reduce__()[0]
-_SCALARS: list[Any] = [
-    np.dtype,
-    *{type(np.dtype(kind)) for kind in ("f8", "f4", "i8", "i4", "?")},
-    *((_scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),  # NumPy 1, 2
-]
-
 
 def fetched(source: str) -> Path:
     """Return a path, URL or published name as a file; one process per machine downloads it."""
@@ -41,8 +33,7 @@ def read(filename: str, map_location: Any = None, **_: Any) -> dict[str, Any]:
 
     Its config is left out: mmengine would run it when resuming.
     """
-    with torch.serialization.safe_globals(_SCALARS):
-        state = reading.read_checkpoint(fetched(filename))
+    state = reading.read_checkpoint(fetched(filename))
     if isinstance(state.get("meta"), dict):
         state["meta"].pop("config", None)
     return state

@@ -236,8 +236,6 @@ def _check_data(runner: Any, part: str) -> None:
     from dense.checks import check
 
     given = runner.cfg[f"{part}_dataloader"].dataset
-    if isinstance((given.get("metainfo") or {}).get("classes"), str):
-        raise UserError(f"classes is one word: write ({given.metainfo.classes!r},)")
     try:
         loop = getattr(runner, f"{part}_loop")
     except (UserError, FileNotFoundError):

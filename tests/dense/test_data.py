@@ -1,5 +1,6 @@
 """What people's own data and settings do: repaired, told, or refused in one line."""
 
+import copy
 import json
 import shutil
 from types import SimpleNamespace
@@ -66,6 +67,34 @@ def test_repaired_annotation_files_take_the_place_of_the_original(detector, tmp_
     dataset = detector.val_dataloader.dataset
     dataset.pop("_scope_", None)
     assert (tmp_path / dataset.data_prefix.img).is_dir()
+
+
+def test_repaired_files_of_one_part_do_not_overwrite_each_other(detector, tmp_path):
+    own = detector.train_dataloader.dataset
+    other = copy.deepcopy(own)
+    other.ann_file = "val/annotations.json"
+    detector.train_dataloader.dataset = {"type": "ConcatDataset", "datasets": [own, other]}
+    for part in ("train", "val"):
+        edit(tmp_path / part / "annotations.json", lambda c: c["annotations"][0].pop("area"))
+    annotations.use_checked(detector, ("train",), True)
+    sets = detector.train_dataloader.dataset.datasets
+    assert sets[0].ann_file != sets[1].ann_file
+    for dataset, part in zip(sets, ("train", "val"), strict=True):
+        before, now = (
+            json.loads((tmp_path / path).read_text())["annotations"]
+            for path in (f"{part}/annotations.json", dataset.ann_file)
+        )
+        assert [a["bbox"] for a in now] == [a["bbox"] for a in before]
+
+
+def test_classes_are_no_word(detector):
+    detector.train_dataloader.dataset.metainfo.classes = "disc"
+    with pytest.raises(UserError, match="classes is one word: write \\('disc',\\)"):
+        annotations.use_checked(detector, ("train",), True)
+    segmentor = read_config(OWN_SEGMENTOR, "semantic_segmentation")
+    segmentor.train_dataloader.dataset.metainfo.classes = "thing"
+    with pytest.raises(UserError, match="classes is one word: write \\('thing',\\)"):
+        check_heads(segmentor, ("train",))
 
 
 def test_heads_have_the_classes_of_the_data(detector):
