@@ -138,16 +138,19 @@ def mean_class_accuracy(rows: torch.Tensor) -> float:
 
     `rows` are those of `engine.evaluate`.
     """
-    labels, guesses, _ = rows[rows[:, 0] != UNREADABLE].long().T
-    images = torch.bincount(labels)
-    correct = torch.bincount(labels[labels == guesses], minlength=len(images))
+    images, correct = _counts(rows)
     return 100 * (correct / images)[images > 0].mean().item()
 
 
-def _write_predictions(folder: Path, data: Data, rows: torch.Tensor, suffix: str) -> None:
+def _counts(rows: torch.Tensor, classes: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the images, and the correct predictions, of at least so many `classes`."""
     labels, guesses, _ = rows[rows[:, 0] != UNREADABLE].long().T
-    images = torch.bincount(labels, minlength=len(data.classes)).tolist()
-    correct = torch.bincount(labels[labels == guesses], minlength=len(data.classes)).tolist()
+    images = torch.bincount(labels, minlength=classes)
+    return images, torch.bincount(labels[labels == guesses], minlength=len(images))
+
+
+def _write_predictions(folder: Path, data: Data, rows: torch.Tensor, suffix: str) -> None:
+    images, correct = (counts.tolist() for counts in _counts(rows, len(data.classes)))
     counts = zip(data.classes, images, correct, strict=True)
     per_class = [(name, n, f"{100 * right / n:.2f}") for name, n, right in counts if n]
     tables: dict[str, list[tuple]] = {}

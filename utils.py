@@ -47,11 +47,6 @@ def count_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def count_gmacs(model: nn.Module, input_size: int) -> float:
-    """Return the giga multiply-adds per image of convolutions, matrix products and FFTs."""
-    return sum(gmacs_by_module(model, input_size)[""])
-
-
 def gmacs_by_module(model: nn.Module, input_size: int) -> dict[str, tuple[float, float]]:
     """`gmacs_of` a classifier for one image of input_size x input_size pixels."""
     device = next(model.parameters()).device

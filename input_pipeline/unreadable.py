@@ -18,6 +18,9 @@ from runtime.errors import UserError
 
 logger = logging.getLogger(__name__)
 
+ENDS = re.compile(r"[\t\n\r\v\f\x1c-\x1e\x85\u2028\u2029]")
+"""Characters that end a line, or the name in it."""
+
 
 class UnreadableImages:
     """A file of at most `most` unreadable images, with one line and reason per image."""
@@ -34,9 +37,7 @@ class UnreadableImages:
 
     def add(self, name: str, reason: str) -> None:
         """List an image, once; UserError if there are too many."""
-        name = re.sub(
-            r"[\t\n\r\v\f\x1c-\x1e\x85\u2028\u2029]", "?", name
-        )  # what ends lines, or names
+        name = ENDS.sub("?", name)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             # file names may be any bytes; a short line is written at once

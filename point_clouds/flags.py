@@ -7,6 +7,9 @@ from config.command_line import parse_args_with
 from config.flags import Config, ModelConfig, Positive
 from runtime.errors import UserError
 
+Head = Literal["linear", "mlp"]
+UpdateType = Literal["norm", "bn", "all"]
+
 
 @dataclass(frozen=True)
 class PointConfig:
@@ -16,9 +19,9 @@ class PointConfig:
     """Image classifier that reads the images of clouds, by its name in timm."""
     backbone_kwargs: dict[str, Any] = field(default_factory=dict)
     """Further arguments of the backbone, as in '{"base_dim": 32}'."""
-    head: Literal["linear", "mlp"] = "linear"
+    head: Head = "linear"
     """Classifier on the features of the backbone; mlp: with two hidden layers."""
-    update_type: Literal["norm", "bn", "all"] = "norm"
+    update_type: UpdateType = "norm"
     """What is trained of the backbone: weights whose names contain norm or bn, or all of them."""
     obj_size: Positive = 224
     """Side of the square of pixels that a cloud fills, even; the image is input_size wide."""

@@ -4,7 +4,7 @@ Source: P2P (Wang et al., NeurIPS 2022, arXiv 2208.02812). The names of the weig
 release (github.com/wangzy22/P2P, commit 8530757). Shapes: clouds (B, N, 3), images (B, 3, H, W).
 """
 
-from typing import Any
+from typing import Any, get_args
 
 import timm
 import torch
@@ -15,11 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import models  # noqa: F401 - registers HorNet with timm
+from point_clouds.flags import Head, UpdateType
 from point_clouds.projection import centre_pixels, rotate, splat, test_views, validation_views
 from runtime.errors import UserError, near_names
-
-HEADS = ("linear", "mlp")
-UPDATE_TYPES = ("norm", "bn", "all")
 
 
 @torch.no_grad()
@@ -251,9 +249,9 @@ def _check(
         raise UserError(
             f"backbone {backbone}: timm has none{near_names(backbone, timm.list_models())}"
         )
-    for name, value, choices in (("head", head, HEADS), ("update_type", update_type, UPDATE_TYPES)):
-        if value not in choices:
-            raise UserError(f"{name} {value}: give one of {', '.join(choices)}")
+    for name, value, kind in (("head", head, Head), ("update_type", update_type, UpdateType)):
+        if value not in get_args(kind):
+            raise UserError(f"{name} {value}: give one of {', '.join(get_args(kind))}")
     if obj_size % 2 or not 4 <= obj_size <= img_size or (img_size - obj_size) % 2:
         raise UserError(
             f"obj_size {obj_size}: give an even number from 4 to the size of the image, which is "

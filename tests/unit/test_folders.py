@@ -21,6 +21,7 @@ from input_pipeline.images import Decoding
 from input_pipeline.listing import Listing, held_out, held_out_by_draw
 from input_pipeline.parts import find_parts
 from input_pipeline.tar_files import TarImages, list_tars
+from input_pipeline.unreadable import UnreadableImages
 from runtime.distributed import SINGLE_PROCESS
 from runtime.errors import UserError
 
@@ -571,3 +572,11 @@ def test_flags_that_change_what_an_evaluation_means_are_told(tmp_path, caplog):
     continued(parse_args([*command, *same]), SINGLE_PROCESS)
     assert "held out" not in caplog.text
     assert "was trained with" not in caplog.text
+
+
+@pytest.mark.parametrize("name", ["a\tb.png", "a\u2028b.png", "a\nb.png"])
+def test_an_unreadable_image_of_any_name_is_one_line(tmp_path, name):
+    unreadable = UnreadableImages(tmp_path / "bad_images.txt", 1)
+    for _ in range(3):  # more than one image would be too many
+        unreadable.add(name, "is broken")
+    assert len((tmp_path / "bad_images.txt").read_text().splitlines()) == 1
