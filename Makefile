@@ -37,7 +37,7 @@ dense: setup
 	tools/install_dense.sh
 
 test-dense: dense
-	$(BIN)/python -m pytest -m dense tests/dense
+	$(BIN)/python -m pytest $(PARALLEL) -m dense tests/dense
 
 # the web page in Chromium, if it is installed
 test-web: .venv/.web

@@ -10,15 +10,17 @@ from typing import Any
 
 import numpy as np
 from mmdet.datasets import CocoDataset
+from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmseg.datasets import BaseSegDataset
-from PIL import ExifTags, Image
+from PIL import Image
 
 from dense.folders import tell_other_suffixes
+from input_pipeline.images import orientation_of
 from runtime.errors import UserError, reason_of, some
 
-SOME_MASKS = 100
-"""Masks that are looked at before a run."""
+SOME = 100
+"""Images and masks that are looked at before a run."""
 Step = Callable[[dict[str, Any]], dict[str, Any]]  # a transform of a data set's pipeline
 
 
@@ -34,9 +36,12 @@ def check(dataset: Any) -> None:
             check(inner)
     if not isinstance(dataset, CocoDataset | BaseSegDataset):
         return
+    count = min(SOME, len(dataset))
+    infos = [dataset.get_data_info(i * len(dataset) // count) for i in range(count)]
     if isinstance(dataset, BaseSegDataset):
         tell_other_suffixes(dataset)
-        _tell_values(dataset)
+        _tell_values(dataset, infos)
+    _tell_turned(dataset, [info["img_path"] for info in infos])
     if not len(dataset):
         where = dataset.ann_file or dataset.data_prefix.get("img_path")
         raise UserError(f"{where} has no usable images")
@@ -80,10 +85,8 @@ def _check_image(results: dict[str, Any]) -> dict[str, Any]:
     return results
 
 
-def _tell_values(dataset: BaseSegDataset) -> None:
+def _tell_values(dataset: BaseSegDataset, infos: list[dict[str, Any]]) -> None:
     """Look at some masks: warn of classes that they lack; UserError if all pixels are ignored."""
-    count = min(SOME_MASKS, len(dataset))
-    infos = [dataset.get_data_info(i * len(dataset) // count) for i in range(count)]
     found: set[int] = set()
     for path in [info["seg_map_path"] for info in infos if info.get("seg_map_path")]:
         try:
@@ -98,8 +101,8 @@ def _tell_values(dataset: BaseSegDataset) -> None:
     values = some(map(str, sorted(found)), 8)
     if found and not used:
         raise UserError(
-            f"{where}: the {count} masks looked at hold only {values}, which are ignored pixels: "
-            "masks hold the indices of the classes"
+            f"{where}: the {len(infos)} masks looked at hold only {values}, which are ignored "
+            "pixels: masks hold the indices of the classes"
         )
     if found == {0, 255} and len(classes) > 1:
         print_log(
@@ -109,17 +112,39 @@ def _tell_values(dataset: BaseSegDataset) -> None:
     missing = [name for index, name in enumerate(classes) if index not in used]
     if used and missing:
         print_log(
-            f"{where}: {count} masks looked at have no pixel of {len(missing)} of the "
+            f"{where}: {len(infos)} masks looked at have no pixel of {len(missing)} of the "
             f"{len(classes)} classes: {some(missing)}; their values: {values}",
             "current", logging.WARNING,
         )  # fmt: skip
 
 
+def _tell_turned(dataset: Any, paths: list[str]) -> None:
+    """Look at some images: warn if they are turned as their EXIF metadata say."""
+    steps = dataset.pipeline.transforms
+    if any("ignore_orientation" in str(getattr(step, "color_type", "")) for step in steps):
+        return
+    turned = [path for path in paths if _orientation(path) > 1]
+    if turned:
+        print_log(
+            f"{len(turned)} of {len(paths)} images looked at are turned as their EXIF metadata "
+            f"say, so their annotations have to be of the turned image: {some(turned, 3)}",
+            "current", logging.WARNING,
+        )  # fmt: skip
+
+
+def _orientation(path: str) -> int:
+    """Return the orientation in EXIF metadata: 1 is upright, 5 to 8 swap height and width."""
+    try:
+        with Image.open(path) as image:
+            return orientation_of(image)
+    except OSError:  # told on loading
+        return 1
+
+
 def _of_turned(path: str, size: tuple[int, int]) -> str:
     """Return a hint if annotations of that height and width are of the image before turning it."""
     with Image.open(path) as image:
-        turned = image.getexif().get(ExifTags.Base.Orientation, 1) > 4
-        if not turned or image.size[::-1] != size:
+        if image.size[::-1] != size or _orientation(path) < 5:
             return ""
     return (
         "they are of the image before it is turned as its EXIF metadata say, as everywhere here; "
@@ -151,3 +176,23 @@ def _check_mask(num_classes: int, results: dict[str, Any]) -> dict[str, Any]:
             f"({first} to {num_classes - 1 + first}); ignored pixels are 255"
         )
     return results
+
+
+class SameSizes(Hook):
+    """Refuses a batch of images of different sizes, which a segmentor cannot test at once."""
+
+    def before_val_iter(
+        self, runner: Any, batch_idx: int, data_batch: Any = None, part: str = "val"
+    ) -> None:
+        sizes = {tuple(getattr(image, "shape", ())) for image in data_batch["inputs"]}
+        preprocessor = getattr(runner.model, "module", runner.model).data_preprocessor
+        if len(sizes) > 1 and not getattr(preprocessor, "test_cfg", None):
+            heights = " and ".join(f"{size[-1]} x {size[-2]}" for size in sorted(sizes)[:2])
+            names = [sample.img_path for sample in data_batch["data_samples"]]
+            raise UserError(
+                f"images of one batch differ in size ({heights}; {some(names, 2)}): "
+                f"set {part}_dataloader.batch_size=1"
+            )
+
+    def before_test_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
+        self.before_val_iter(runner, batch_idx, data_batch, "test")

@@ -1,7 +1,10 @@
-"""Settings of the command line (--cfg-options): each has to name something that a run reads."""
+"""Settings in configs and on the command line: each has to name something that a run reads."""
 
+import ast
 import difflib
 import inspect
+import re
+from pathlib import Path
 from typing import Any
 
 from torch.utils.data import DataLoader
@@ -41,11 +44,44 @@ OLD_NAMES = {
 OWN = {"tta_model", "tta_pipeline", "custom_imports", "model_wrapper_cfg", "vis_backends"}
 
 
+def check_files(path: Path) -> None:
+    """Raise UserError for a name at the top level of a config, or its bases, that nothing reads.
+
+    That is neither mmengine's Runner, nor the file itself, nor one that has it as a base. Files
+    that mmengine saved are left out: they hold the values of such names.
+    """
+    names: dict[Path, list[str]] = {}
+    read: dict[Path, set[str]] = {}
+    by_others = set()
+    files = [path]
+    while files:
+        file = files.pop()
+        if file in names or file.suffix != ".py" or not file.is_file():  # a base in a package
+            continue
+        text = file.read_text(encoding="utf-8")
+        tree = ast.parse(text)
+        by_others |= {*re.findall(r"_base_\.(\w+)", text)}
+        loads = [
+            n for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)
+        ]
+        read[file] = {load.id for load in loads} - {"dict"}
+        assigned = [s for s in tree.body if isinstance(s, ast.Assign)]
+        values = {getattr(s.targets[0], "id", "_"): s.value for s in assigned}
+        is_saved = "_base_" not in values and not read[file]
+        names[file] = [name for name in values if not name.startswith("_") and not is_saved]
+        bases = ast.walk(values["_base_"]) if "_base_" in values else ()
+        texts = [node.value for node in bases if isinstance(node, ast.Constant)]
+        files += [file.parent / str(text) for text in texts]
+    by_runs = _read_by_runs()
+    for file in names:
+        for name in names[file]:
+            if name not in by_runs | by_others | read[file]:
+                raise UserError(f"config {file}: nothing reads {name}{_hint(name, by_runs)}")
+
+
 def check_options(config: Any, options: dict[str, Any]) -> None:
     """Raise UserError for a setting that nothing reads, with the name that it may stand for."""
-    from mmengine.runner import Runner
-
-    read = {*inspect.signature(Runner.__init__).parameters, *OWN} - {"self", "cfg"}
+    read = _read_by_runs()
     for name in options:
         first, *rest = name.split(".")
         if first not in read:
@@ -54,11 +90,31 @@ def check_options(config: Any, options: dict[str, Any]) -> None:
             _check_near(config, name)
 
 
+def check_loaders(config: Any) -> None:
+    """Raise UserError for a key of a data loader that it does not have."""
+    known = {*inspect.signature(DataLoader.__init__).parameters, "num_batch_per_epoch"} - {"self"}
+    for name in (f"{part}_dataloader" for part in ("train", "val", "test")):
+        for key in config.get(name) or ():
+            if key not in known:
+                near = difflib.get_close_matches(key, known, n=1)
+                hint = f"; did you mean {near[0]}?" if near else ""
+                raise UserError(f"nothing reads {name}.{key}{hint}")
+
+
+def _read_by_runs() -> set[str]:
+    from mmengine.runner import Runner
+
+    return {*inspect.signature(Runner.__init__).parameters, *OWN} - {"self", "cfg"}
+
+
 def _hint(name: str, read: set[str]) -> str:
     for old, new in OLD_NAMES.items():
         if name == old or name.startswith(f"{old}."):
             inner = name[len(old) :] if "," not in new and not new.startswith("the ") else ""
             return f"; set {new}{inner}"
+    parts = [f"{old} is {new}" for old, new in OLD_NAMES.items() if old.startswith(f"{name}.")]
+    if parts:
+        return f"; today {', '.join(parts)}"
     near = difflib.get_close_matches(name.split(".")[0], read, n=1)
     return f"; did you mean {'.'.join([near[0], *name.split('.')[1:]])}?" if near else ""
 
@@ -75,11 +131,8 @@ def _check_near(config: Any, name: str) -> None:
             return  # a new part: its class checks the keys
     if not isinstance(place, dict) or key in place:
         return
-    known = {*place.keys()}
     if len(parents) == 1 and parents[0].endswith("_dataloader"):
-        known |= {*inspect.signature(DataLoader.__init__).parameters}
-        if key in known:
-            return
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.85)
+        return  # check_loaders knows all their keys
+    near = difflib.get_close_matches(key, place, n=1, cutoff=0.85)
     if near:
         raise UserError(f"--cfg-options {name}: did you mean {'.'.join([*parents, near[0]])}?")

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from checkpoints import fitting, reading
+from dense.classes import check_heads
 from dense.run import load_config, need_stack
 from inference.labels import as_unicode
 from input_pipeline.folders import find_images
@@ -81,6 +82,7 @@ def predict(task: str, arguments: argparse.Namespace) -> int:
     config = load_config(arguments, task)
     if (config.default_scope == "mmdet") != is_detector:
         raise UserError(f"config {arguments.config} is not of {task}")
+    check_heads(config, ("test",))
     predictor = Predictor(config, arguments.checkpoint)
     write = (Detections if is_detector else Masks)(predictor.metainfo, arguments)
     done = 0

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from dense.configs import dicts, read_config
-from dense.options import check_options
+from dense.options import check_files, check_loaders, check_options
 from dense.smoke import shrink
 from dense.tta import use_several_views
 from models import accelerate
@@ -87,10 +87,12 @@ def parser(program: str, action: str) -> argparse.ArgumentParser:
 def load_config(arguments: argparse.Namespace, task: str) -> Any:
     """Return the config with the command line's settings; model.pretrained is the backbone's."""
     config = read_config(arguments.config, task)
+    check_files(Path(config.filename))
     renamed = {"model.pretrained": "model.backbone.pretrained"}
     given = arguments.cfg_options or {}
     check_options(config, {renamed.get(name, name): value for name, value in given.items()})
     config.merge_from_dict({renamed.get(name, name): value for name, value in given.items()})
+    check_loaders(config)
     config.launcher = arguments.launcher
     default = f"work_dirs/{Path(arguments.config).stem}"
     config.work_dir = arguments.work_dir or config.get("work_dir") or default
@@ -201,7 +203,7 @@ def _runner(config: Any, arguments: argparse.Namespace, *parts: str) -> Any:
     from mmengine.logging import print_log
     from mmengine.runner import Runner
 
-    from dense import annotations, loading
+    from dense import annotations, checks, loading
     from dense.classes import check_heads
 
     if arguments.launcher != "none":
@@ -228,6 +230,8 @@ def _runner(config: Any, arguments: argparse.Namespace, *parts: str) -> Any:
     for hook in (loading.PlainCheckpoints, loading.OwnFolder, loading.ConfigSchedules):
         runner.register_hook(hook())
     runner.register_hook(loading.CheckFit(is_test=hasattr(arguments, "checkpoint")))
+    if config.default_scope == "mmseg":
+        runner.register_hook(checks.SameSizes())
     return runner
 
 

@@ -94,7 +94,7 @@ def decoded(file: Any, decoding: Decoding) -> Image.Image:
             raise ValueError(f"{image.width} x {image.height} pixels")
         image.load()  # Pillow turns TIFFs itself, and removes their orientation
         found = _in_rgb(image, decoding.background)
-        turn = _TURNS.get(_orientation(image)) if decoding.exif_orientation else None
+        turn = _TURNS.get(orientation_of(image)) if decoding.exif_orientation else None
         return found if turn is None else found.transpose(turn)
 
 
@@ -113,7 +113,8 @@ def _in_rgb(image: Image.Image, background: str | None) -> Image.Image:
     return Image.alpha_composite(under, image.convert("RGBA")).convert("RGB")
 
 
-def _orientation(image: Image.Image) -> int:
+def orientation_of(image: Image.Image) -> int:
+    """Return the orientation in EXIF metadata: 1 is upright, 5 to 8 swap height and width."""
     try:
         return int(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # damaged metadata of a sound image
@@ -168,7 +169,7 @@ def _is_upright(data: bytes) -> bool:
     if b"Exif\0" not in data and b"tiff:Orientation" not in data:  # the latter in XMP
         return True
     with Image.open(io.BytesIO(data)) as image:  # reads the metadata only
-        return _orientation(image) == 1
+        return orientation_of(image) == 1
 
 
 _OPENCV_NAMES = dict(nearest="NEAREST", bilinear="LINEAR", bicubic="CUBIC", lanczos="LANCZOS4")

@@ -1,9 +1,8 @@
 #!/usr/bin/env bash
 # Installs what detection and segmentation need into .venv: the maintained forks of the mm stack.
 #
-# mmcv's compiled operators come as source. They are built once for a version of torch and Python (about eight
-# minutes on two cores; needs g++ and Python's headers), and the wheel is kept in HORNET_WHEELS, by default
-# ~/.cache/hornet-pytorch. CUDA operators are built where a GPU is seen, or with FORCE_CUDA=1, and need nvcc
+# mmcv's compiled operators come as source. They are built once for a version of torch and Python (needs g++ and
+# Python's headers), and the wheel is kept in HORNET_WHEELS, by default ~/.cache/hornet-pytorch. CUDA operators are built where a GPU is seen, or with FORCE_CUDA=1, and need nvcc
 # (not tried yet).
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -25,7 +24,7 @@ wanted="$key mmengine-$mmengine mmcv-$mmcv mmdet-$mmdet mmseg-$mmseg"
 wheels=${HORNET_WHEELS:-${XDG_CACHE_HOME:-$HOME/.cache}/hornet-pytorch}/$key
 wheel=$(compgen -G "$wheels/onedl_mmcv-$mmcv-*.whl" || true)
 if [[ -z $wheel ]]; then
-    echo "building mmcv's operators for $key"
+    echo "compiling mmcv's operators for $key: 8 to 30 minutes on two cores, once; kept in $wheels"
     build=$(mktemp -d)
     trap 'rm -rf "$build"' EXIT
     pip install --quiet setuptools wheel ninja
@@ -33,8 +32,13 @@ if [[ -z $wheel ]]; then
     pip download --quiet --no-deps --no-build-isolation --no-binary :all: --dest "$build" "onedl-mmcv==$mmcv"
     tar -xzf "$build/onedl_mmcv-$mmcv.tar.gz" -C "$build"
     sed -i 's/-std=c++17/-std=c++20/' "$build/onedl_mmcv-$mmcv/setup.py" # what torch's headers want
-    MAX_JOBS=${MAX_JOBS:-$(nproc)} pip wheel --quiet --no-build-isolation --no-deps --wheel-dir "$build/wheels" \
-        "$build/onedl_mmcv-$mmcv"
+    MAX_JOBS=${MAX_JOBS:-$(nproc)} pip wheel --verbose --no-build-isolation --no-deps --wheel-dir "$build/wheels" \
+        "$build/onedl_mmcv-$mmcv" 2>&1 | tee "$build/log" | while IFS= read -r line; do
+        if [[ $line =~ ^\ *\[([0-9]+)/([0-9]+)\] ]]; then # of ninja
+            printf '\r%s of %s files compiled' "${BASH_REMATCH[@]:1:2}"
+        fi
+    done || { tail -n 30 "$build/log" >&2; exit 1; }
+    echo
     mkdir -p "$wheels"
     mv "$build"/wheels/*.whl "$wheels" # whole or not at all
     wheel=$(compgen -G "$wheels/onedl_mmcv-$mmcv-*.whl")

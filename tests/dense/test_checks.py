@@ -127,6 +127,19 @@ def test_sizes_of_images_before_they_are_turned(folder, tmp_path):
         dataset[1]
 
 
+def test_turned_images_are_told(folder, tmp_path, told):
+    check(coco(folder))
+    assert "EXIF" not in told
+    turn(folder / "images" / "0001.jpg", (96, 96))  # square: no size can tell
+    dataset = coco(folder)
+    dataset.pipeline.transforms[0].color_type = "color_ignore_orientation"
+    check(dataset)
+    assert "EXIF" not in told
+    check(coco(folder))
+    assert "1 of 3 images looked at are turned as their EXIF metadata say" in told
+    assert "0001.jpg" in told
+
+
 def test_images_without_boxes(folder):
     def empty(content):
         content["annotations"] = [a for a in content["annotations"] if a["image_id"] == 2]

@@ -17,11 +17,12 @@ from dense.classes import check_heads
 from dense.configs import read_config
 from dense.folders import FolderSegDataset
 from dense.loading import OwnFolder, read
-from dense.options import check_options
+from dense.options import check_files, check_loaders, check_options
 from dense.run import load_truth_last, main
 from dense.shapes import SHAPES, write_coco, write_masks
 from runtime.errors import UserError
 from tests.dense.test_run import SEGMENTOR, small
+from tests.integration.conftest import ROOT
 
 DETECTOR = "configs/demo/mask_rcnn_shapes.py"
 OWN_DETECTOR = "configs/finetune/faster_rcnn_own_data.py"
@@ -133,7 +134,6 @@ def test_one_class_needs_a_sigmoid():
         ("data.samples_per_gpu", "set train_dataloader.batch_size"),
         ("data.train.ann_file", "set train_dataloader.dataset.ann_file"),
         ("modle.backbone.arch", "did you mean model.backbone.arch?"),
-        ("train_dataloader.batchsize", "did you mean train_dataloader.batch_size?"),
         ("model.backbone.drop_path_rat", "did you mean model.backbone.drop_path_rate?"),
         ("classes", "the heads' num_classes"),
     ],
@@ -151,6 +151,41 @@ def test_options_that_are_read():
     names += ["param_scheduler.1.end", "default_hooks.checkpoint.interval", "randomness.seed"]
     names += ["model.backbone.pretrained", "test_evaluator.format_only", "load_from", "work_dir"]
     check_options(config, dict.fromkeys(names, 1))
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("max_epochs = 3", "nothing reads max_epochs; set train_cfg.max_epochs"),
+        ("data = dict(samples_per_gpu=4)", "data.samples_per_gpu is train_dataloader.batch_size"),
+        ("train_datalaoder = dict()", "did you mean train_dataloader?"),
+        ("train_cfg = dict(max_epochs=3)", None),
+        ("max_epochs = 3\ntrain_cfg = dict(max_epochs=max_epochs)", None),
+        ("work_dir = f'runs/{_base_.max_epochs}'\n_unread = 3", None),
+    ],
+)
+def test_names_in_files_that_nothing_reads(tmp_path, line, message):
+    base = ROOT / "object_detection" / OWN_DETECTOR
+    own = tmp_path / "own.py"
+    own.write_text(f"_base_ = ['{base}']\n{line}\n")
+    if message is None:
+        check_files(own)
+        read_config(str(own)).dump(tmp_path / "saved.py")  # holds data_root, classes, ...
+        check_files(tmp_path / "saved.py")
+    else:
+        with pytest.raises(UserError, match=message):
+            check_files(own)
+
+
+def test_keys_of_loaders():
+    config = read_config(DETECTOR, "object_detection")
+    config.train_dataloader.pin_memory = True
+    check_loaders(config)
+    config.val_dataloader.batchsize = 2
+    with pytest.raises(
+        UserError, match=r"nothing reads val_dataloader\.batchsize; did you mean batch_size\?"
+    ):
+        check_loaders(config)
 
 
 def test_pictures_show_the_truth_of_the_image():

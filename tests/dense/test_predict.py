@@ -333,7 +333,10 @@ def test_mistakes_are_one_line(tmp_path, images, capsys):
     assert "has no images" in fails(capsys, task, config, weights, tmp_path / "empty")
     assert "does not exist" in fails(capsys, task, config, tmp_path / "none.pth", image)
     wider = ["--cfg-options", "model.decode_head.num_classes=5"]
-    assert "is of another model" in fails(capsys, task, config, weights, image, *wider)
+    line = fails(capsys, task, config, weights, image, *wider)
+    assert "model.decode_head.num_classes is 5, the test data have 4 classes" in line
+    deeper = ["--cfg-options", "model.backbone.depths=[1,1,1,2]"]
+    assert "is of another model" in fails(capsys, task, config, weights, image, *deeper)
     assert "settings as NAME=VALUE" in fails(
         capsys, task, config, weights, image, "--cfg-options", "foo"
     )

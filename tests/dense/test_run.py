@@ -18,6 +18,7 @@ from mmdet.registry import MODELS
 from mmengine.optim import AmpOptimWrapper
 from mmengine.registry import OPTIM_WRAPPERS, init_default_scope
 from mmseg.datasets import ADE20KDataset
+from mmseg.registry import MODELS as SEG_MODELS
 from PIL import Image
 
 import dense.run
@@ -70,6 +71,23 @@ def metrics(folder):
     (path,) = folder.glob("*/*.json")
     found = json.loads(path.read_text())
     return {name: value for name, value in found.items() if "time" not in name}
+
+
+def test_images_of_several_sizes_are_tested_one_by_one(tmp_path, capsys):
+    config = small("configs/finetune/upernet_own_data.py", tmp_path)
+    images = tmp_path / "work-smoke/drawn-0/test"
+    for part, suffix in (("images", "jpg"), ("masks", "png")):
+        with Image.open(images / part / f"0000.{suffix}") as image:
+            image.crop((0, 0, 96, 64)).save(images / part / f"0000.{suffix}")
+    init_default_scope("mmseg")
+    weights = SEG_MODELS.build(read_config(config).model).state_dict()
+    torch.save({"state_dict": weights, "meta": {}}, tmp_path / "w.pth")
+    test = [config, str(tmp_path / "w.pth"), "--work-dir", str(tmp_path / "t"), "--cfg-options"]
+    assert main("semantic_segmentation", "test", [*test, "test_dataloader.batch_size=2"]) == 1
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("semantic_segmentation.test: error: images of one batch differ in size")
+    assert line.endswith("set test_dataloader.batch_size=1")
+    assert main("semantic_segmentation", "test", [*test, "test_dataloader.batch_size=1"]) == 0
 
 
 def test_a_killed_training_reaches_the_same_iteration(tmp_path):

@@ -63,8 +63,8 @@ def commands():
     ("name", "printed"),
     [
         ("README.md", "torch.Size([1, 64, 40, 56])\n"),
-        ("docs/models.md", "torch.Size([1, 64, 40, 56])\n"),
-        ("docs/speed.md", ""),
+        pytest.param("docs/models.md", "torch.Size([1, 64, 40, 56])\n", marks=pytest.mark.slow),
+        pytest.param("docs/speed.md", "", marks=pytest.mark.slow),
     ],
 )
 def test_code_runs(name, printed):

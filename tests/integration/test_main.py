@@ -76,7 +76,6 @@ def test_run_leaves_the_published_files(flags, tmp_path):
 @pytest.mark.parametrize(
     "case",
     [
-        ["--num_workers", "0"],
         ["--num_workers", "2"],
         ["--use_amp", "true"],
         ["--use_amp", "true", "--amp_dtype", "float16"],

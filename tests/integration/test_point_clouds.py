@@ -99,6 +99,7 @@ def assert_same_weights(one, other, tolerance=0.0):
         assert distance <= tolerance * (weight.double().norm() + 0.1), name
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one_with_twice_the_batch(config, tmp_path):
     flags = ["--sync_bn", "true", "--lr", "1e-3"]
     one = train(config, tmp_path / "one", *flags)
@@ -117,6 +118,7 @@ def test_two_processes_equal_one_with_twice_the_batch(config, tmp_path):
     ]
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_same_result(config, tmp_path):
     whole = train(config, tmp_path / "whole")
     command = [sys.executable, "-m", "point_clouds.train", config, "--output_dir"]

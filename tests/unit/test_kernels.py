@@ -98,7 +98,13 @@ def test_norm_with_proj_in(dtype, affine):
 @pytest.mark.parametrize("dtype", [torch.float32, HALF])
 @pytest.mark.parametrize(
     ("order", "channels", "dim_ratio"),
-    [(2, 24, 1), (3, 48, 1), (3, 128, 1), (2, 24, 2), (3, 48, 2)],
+    [
+        (2, 24, 1),
+        (3, 48, 1),
+        (2, 24, 2),
+        pytest.param(3, 128, 1, marks=pytest.mark.slow),
+        pytest.param(3, 48, 2, marks=pytest.mark.slow),
+    ],
 )
 @torch.no_grad()
 def test_gated_recursion_with_proj_out(order, channels, dim_ratio, dtype):
