@@ -23,6 +23,7 @@ from input_pipeline.image_sets import (
     TorchvisionImages,
     spread_evenly,
 )
+from input_pipeline.imagenet_sets import CLASSES, list_set, synsets
 from input_pipeline.images import Decoding
 from input_pipeline.listing import held_out, held_out_by_draw, listed_once
 from input_pipeline.parts import find_parts
@@ -46,7 +47,10 @@ FOLDERS = ("IMNET", "image_folder", "digits")
 
 @dataclass(frozen=True)
 class Data:
-    """The data sets of a run, and its class names in the order of the labels."""
+    """The data sets of a run, and the class names of its model in the order of the labels.
+
+    To evaluate a checkpoint, `val` may have some of these classes only.
+    """
 
     train: Images | None
     val: Images | None
@@ -68,11 +72,14 @@ def build_data(
     UserError if a data set is missing or empty, or has other classes than the checkpoint.
     """
     prefix = config.data_set.partition("/")[0]
-    if prefix not in (*FOLDERS, "CIFAR", "tar", *PREFIXES):
+    if prefix not in (*FOLDERS, "CIFAR", "tar", *CLASSES, *PREFIXES):
         raise UserError(
-            f"--data_set {config.data_set}: choose one of {', '.join(FOLDERS)}, CIFAR, tar, or one "
-            f"of timm's: {', '.join(name + '/' for name in PREFIXES)}"
+            f"--data_set {config.data_set}: choose one of {', '.join(FOLDERS)}, CIFAR, tar, to "
+            f"evaluate also {', '.join(CLASSES)}, or one of timm's: "
+            f"{', '.join(name + '/' for name in PREFIXES)}"
         )
+    if prefix in CLASSES and with_train:
+        raise UserError(f"--data_set {prefix} is for evaluation: give --eval true and --resume")
     if not Path(config.data_path).is_dir() and (config.has_path or prefix not in ("hfds", "hfids")):
         raise UserError(f"--data_path {config.data_path} is not a folder")
     mean, std = mean_std(config)
@@ -80,12 +87,15 @@ def build_data(
     if with_train:
         transforms["train"] = train_transform(augment, input_size, mean, std)
     if with_val:
-        transforms["val"] = eval_transform(input_size, mean, std, augment.crop_pct)
+        transforms["val"] = eval_transform(input_size, mean, std, crop_pct_of(config, augment))
     parts: dict[str, Images]
     if prefix in FOLDERS:
         parts = {**_open_folders(config, transforms, context)}
     elif prefix == "tar":
         parts = {**_open_tars(config, transforms, context)}
+    elif prefix in CLASSES:
+        listing = listed_once(partial(list_set, prefix, Path(config.data_path)), context)
+        parts = {"val": ListedImages(listing, transforms["val"], decoding_of(config))}
     else:
         open_part = _open_cifar if prefix == "CIFAR" else open_timm_set
         parts = {part: open_part(config, part, transform) for part, transform in transforms.items()}
@@ -100,7 +110,7 @@ def numbered(config: DataConfig, parts: dict[str, Images], saved: SavedRun | Non
     classes = _common_classes(config, parts, saved)
     _check_classes(config, parts, classes)
     for part, images in parts.items():
-        images.number_by(classes)
+        images.number_by(classes if "train" in parts else _evaluated(config, images, classes))
         _check_counts(config.data_path, part, images)
         if isinstance(images, ImageSet):  # streams are opened with max_images
             parts[part] = spread_evenly(images, config.max_images)
@@ -110,6 +120,12 @@ def numbered(config: DataConfig, parts: dict[str, Images], saved: SavedRun | Non
     )
     logger.info("%d classes (%s): %s", len(classes), some(classes), sizes)
     return Data(parts.get("train"), parts.get("val"), classes)
+
+
+def crop_pct_of(config: DataConfig, augment: AugmentConfig) -> float | None:
+    """Return the crop_pct of evaluation images: 1 for ImageNet-C, whose images are centre crops."""
+    is_cropped = config.data_set == "imagenet_c" and augment.crop_pct is None
+    return 1.0 if is_cropped else augment.crop_pct
 
 
 def decoding_of(config: DataConfig) -> Decoding:
@@ -252,6 +268,8 @@ def _common_classes(
         classes = own
     elif saved.classes:
         classes = saved.classes
+    elif {*own} <= {*synsets()} and (saved.rows == 1000 or config.data_set in CLASSES):
+        classes = synsets()
     else:
         classes = _as_numbers(own, saved)
     for images in parts.values():
@@ -269,6 +287,20 @@ def _common_classes(
                 f"evaluation {some(unknown)}"
             )
     return classes
+
+
+def _evaluated(config: DataConfig, images: Images, classes: list[str]) -> list[str]:
+    """Return the classes to evaluate over: those of the images, in the order of the model."""
+    own = set(images.classes)
+    some_of_them = [name for name in classes if name in own]
+    has_names = config.data_set in ("image_folder", "tar", *CLASSES)
+    if not has_names or not 1 < len(some_of_them) < len(classes):
+        return classes
+    logger.warning("evaluating over the %d of the checkpoint's %d classes that %s has: no other is "
+                   "predicted%s", len(some_of_them), len(classes), config.data_path,
+                   "" if config.data_set in CLASSES else " (an empty folder adds its class)",
+                   )  # fmt: skip
+    return some_of_them
 
 
 def _as_numbers(classes: list[str], saved: SavedRun) -> list[str]:

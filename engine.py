@@ -209,12 +209,12 @@ def evaluate(
         before_batch: Called with the index of each batch.
 
     Returns mean loss, acc1 and acc5 (top-1 and top-5 accuracy in per cent), images and unreadable
-    (counts); and a tensor (images, 3) of label, prediction and its probability. Raises UserError
-    if no image can be read.
+    (counts); and a tensor (images, 3 + k) of label, prediction, its probability, and the k = 5
+    classes of highest probability, if there are as many. Raises UserError if no image can be read.
     """
     model.eval()
     device = next(model.parameters()).device
-    rows = [torch.empty(0, 1, 5, dtype=torch.float64, device=device)]
+    rows = [torch.empty(0, 1, 9, dtype=torch.float64, device=device)]
     for index, (images, labels) in enumerate(_bar(batches, "evaluation", context)):
         before_batch(index)
         images, labels = (part.to(device, non_blocking=True) for part in (images, labels))
@@ -223,23 +223,24 @@ def evaluate(
         views = len(logits) // len(labels)
         labels = labels.repeat_interleave(views)
         losses = nn.functional.cross_entropy(logits, labels.clamp(min=0), reduction="none")
-        top5 = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
+        top5 = logits.topk(min(5, logits.shape[1]), dim=1).indices
         probability, predicted = logits.softmax(dim=1).max(dim=1)
-        facts = (labels, predicted, probability, losses, top5.any(dim=1))
+        facts = (losses, labels, predicted, probability, *top5.T)
         rows.append(torch.stack([fact.double() for fact in facts], dim=1).unflatten(0, (-1, views)))
     results = torch.cat(rows[1:] or rows).cpu()
     if batch_size:
         results = all_gather_shards(results, batch_size, context)
     results = results.flatten(0, 1)
-    readable = results[results[:, 0] >= 0]
+    readable = results[results[:, 1] >= 0]
     if not len(readable):
         raise UserError("no evaluation image can be read")
-    labels, predicted, _, losses, top5 = readable.T
+    losses, labels, predicted, _, *top = readable.T
+    in_top5 = (torch.stack(top) == labels).any(dim=0)
     metrics = {
         "loss": losses.mean().item(),
         "acc1": 100 * (labels == predicted).sum().item() / len(readable),
-        "acc5": 100 * top5.sum().item() / len(readable),
+        "acc5": 100 * in_top5.sum().item() / len(readable),
         "images": len(readable),
         "unreadable": len(results) - len(readable),
     }
-    return metrics, results[:, :3]
+    return metrics, results[:, 1:]

@@ -4,27 +4,43 @@ import copy
 import csv
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import timm
 import torch
 from torch import nn
 
 from checkpoints import fitting, reading
 from checkpoints.sources import local_file
 from config.flags import Config
-from datasets import Data
+from datasets import Data, crop_pct_of
 from engine import evaluate
-from input_pipeline.image_sets import ImageSet
+from input_pipeline.image_sets import Images, ImageSet
+from input_pipeline.imagenet_sets import (
+    ALEXNET_ERRORS,
+    SEVERITIES,
+    RealLabels,
+    corruption_errors,
+    mean_corruption_error,
+)
 from input_pipeline.loaders import UNREADABLE, eval_loader
+from input_pipeline.transforms import CROP_PCT, is_warped
 from input_pipeline.unreadable import UnreadableImages
 from runtime.distributed import DistributedContext, broadcast_buffers
 from runtime.errors import UserError
 from training.build import TrainSetup, amp_dtype
 from training.state import TrainState
+from utils import count_parameters
 
 logger = logging.getLogger(__name__)
+
+RESULT_COLUMNS = (
+    "model", "img_size", "top1", "top1_err", "top5", "top5_err", "param_count", "crop_pct",
+    "interpolation",
+)  # fmt: skip
+"""Columns of --results_file: those of timm's results-*.csv."""
 
 
 class Evaluation:
@@ -107,13 +123,28 @@ def _on_device(model: nn.Module, device: torch.device) -> nn.Module:
     return copy.deepcopy(model).to(device)
 
 
+class OverClasses(nn.Module):
+    """The logits of a classifier for some of its classes, by number."""
+
+    def __init__(self, model: nn.Module, numbers: list[int]) -> None:
+        super().__init__()
+        self.model = model
+        device = next(model.parameters()).device
+        self.register_buffer("numbers", torch.tensor(numbers, device=device))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.model(images)[:, self.numbers]
+
+
 def evaluate_checkpoint(
     config: Config, model: nn.Module, data: Data, context: DistributedContext
 ) -> None:
     """Log the accuracy of --resume, and of its EMA with --model_ema_eval.
 
-    In output_dir, if given, predictions.csv and accuracy_per_class.csv are written.
+    In output_dir, if given, predictions.csv and accuracy_per_class.csv are written. Only the
+    classes of the evaluation images are predicted.
     """
+    assert data.val is not None
     path = config.checkpoint.resume
     checkpoint = reading.read_checkpoint(local_file(path, context), model)
     evaluated = {"": reading.weights_in(checkpoint, path)}
@@ -123,14 +154,81 @@ def evaluate_checkpoint(
             raise UserError(f"--model_ema_eval true: checkpoint {path} has no EMA")
         evaluated["_ema"] = ema
     evaluation = Evaluation(config, data, context)
+    results = Results(config, data.val)
+    numbers = {name: number for number, name in enumerate(data.classes)}
+    over = [numbers[name] for name in data.val.classes]
+    some_classes = len(over) < len(numbers)
     for suffix, saved in evaluated.items():
         weights = fitting.own_names(saved, model)
         fitting.check_head(weights, model, data.classes, path)
         fitting.load_saved(model, checkpoint, weights, path, context, config.finetune)
-        _, predictions = evaluation.of(model, suffix)
-        logger.info("mean accuracy of the classes: %.2f%%", mean_class_accuracy(predictions))
-        if config.checkpoint.output_dir and context.is_main:
-            _write_predictions(Path(config.checkpoint.output_dir), data, predictions, suffix)
+        metrics, rows = evaluation.of(OverClasses(model, over) if some_classes else model, suffix)
+        logger.info("mean accuracy of the classes: %.2f%%", mean_class_accuracy(rows))
+        if context.is_main:
+            results.tell(model, metrics, rows, suffix)
+
+
+class Results:
+    """What an evaluation of a checkpoint tells and writes, beside its accuracy.
+
+    Raises UserError, before the evaluation, for files that cannot be read or written.
+    """
+
+    def __init__(self, config: Config, images: Images) -> None:
+        self.config, self.images = config, images
+        self.real_labels: RealLabels | None = None
+        if config.evaluation.real_labels:
+            if not isinstance(images, ImageSet):
+                raise UserError("--real_labels needs images with names, not a stream")
+            self.real_labels = RealLabels(config.evaluation.real_labels)
+            self.real_labels.check(images.name(0), images.classes)
+        self.table = Path(config.evaluation.results_file)
+        if config.evaluation.results_file and self.table.exists():
+            try:
+                header = self.table.read_text().partition("\n")[0].strip()
+            except (OSError, ValueError) as error:
+                raise UserError(f"--results_file {self.table} cannot be read: {error}") from None
+            if header != ",".join(RESULT_COLUMNS):
+                raise UserError(
+                    f"--results_file {self.table} has other columns than {','.join(RESULT_COLUMNS)}"
+                )
+
+    def tell(
+        self, model: nn.Module, metrics: dict[str, float], rows: torch.Tensor, suffix: str
+    ) -> None:
+        """Log and write the results of one evaluation; `rows` are those of `engine.evaluate`."""
+        folder = self.config.checkpoint.output_dir
+        readable = rows[:, 0] != UNREADABLE
+        named = self.images if isinstance(self.images, ImageSet) else None
+        files = [named.name(i) for i in readable.nonzero().flatten().tolist()] if named else []
+        rows = rows[readable]
+        if self.real_labels:
+            guesses = rows[:, 3:].long()
+            acc1, acc5, count = self.real_labels.accuracy(files, guesses, self.images.classes)
+            logger.info("with --real_labels on %d images: top-1 %.2f%%  top-5 %.2f%%",
+                        count, acc1, acc5)  # fmt: skip
+            metrics = metrics | {"acc1": acc1, "acc5": acc5}
+        if self.config.data.data_set == "imagenet_c":
+            errors = corruption_errors(files, rows[:, 0] == rows[:, 1])
+            _tell_corruptions(errors, Path(folder) if folder else None, suffix)
+        if folder:
+            _write_predictions(Path(folder), self.images.classes, files, rows, suffix)
+        if self.config.evaluation.results_file:
+            self._add_row(model, metrics, suffix)
+
+    def _add_row(self, model: nn.Module, metrics: dict[str, float], suffix: str) -> None:
+        size, resume = self.config.model.input_size, self.config.checkpoint.resume
+        name = resume if resume in timm.list_pretrained() else self.config.model.model
+        acc1, acc5 = metrics["acc1"], metrics["acc5"]
+        share = crop_pct_of(self.config.data, self.config.augment) or CROP_PCT
+        share = 1.0 if is_warped(size) else share
+        row = (
+            name + (" (EMA)" if suffix else ""), size, f"{acc1:.3f}", f"{100 - acc1:.3f}",
+            f"{acc5:.3f}", f"{100 - acc5:.3f}", f"{count_parameters(model) / 1e6:.2f}",
+            f"{share:.3f}", "bicubic",
+        )  # fmt: skip
+        is_new = not self.table.exists()
+        _write_table(self.table, [*([RESULT_COLUMNS] if is_new else []), row], mode="a")
 
 
 def mean_class_accuracy(rows: torch.Tensor) -> float:
@@ -138,39 +236,66 @@ def mean_class_accuracy(rows: torch.Tensor) -> float:
 
     `rows` are those of `engine.evaluate`.
     """
-    images, correct = _counts(rows)
+    images, correct = _counts(rows[rows[:, 0] != UNREADABLE])
     return 100 * (correct / images)[images > 0].mean().item()
 
 
 def _counts(rows: torch.Tensor, classes: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the images, and the correct predictions, of at least so many `classes`."""
-    labels, guesses, _ = rows[rows[:, 0] != UNREADABLE].long().T
+    labels, guesses = rows[:, :2].long().T
     images = torch.bincount(labels, minlength=classes)
     return images, torch.bincount(labels[labels == guesses], minlength=len(images))
 
 
-def _write_predictions(folder: Path, data: Data, rows: torch.Tensor, suffix: str) -> None:
-    images, correct = (counts.tolist() for counts in _counts(rows, len(data.classes)))
-    counts = zip(data.classes, images, correct, strict=True)
+def _tell_corruptions(
+    errors: dict[str, dict[str, float]], folder: Path | None, suffix: str
+) -> None:
+    means = {name: sum(found.values()) / len(found) for name, found in errors.items()}
+    for name, mean in means.items():
+        logger.info("%s: error %.2f%% (%s)", name, mean,
+                    "  ".join(f"{severity}: {e:.2f}%" for severity, e in errors[name].items()),
+                    )  # fmt: skip
+    logger.info(
+        "mean error of %d corruptions: %.2f%%", len(means), sum(means.values()) / len(means)
+    )
+    mce = mean_corruption_error(errors)
+    if mce is None:
+        logger.warning("no mCE: it needs the 15 corruptions %s, each with severities 1 to %d",
+                       ", ".join(ALEXNET_ERRORS), SEVERITIES)  # fmt: skip
+    else:
+        logger.info("mCE: %.2f%%", mce)
+    if folder:
+        lines = [(name, severity, f"{e:.3f}")
+                 for name, found in errors.items() for severity, e in found.items()]  # fmt: skip
+        header = ("corruption", "severity", "error")
+        _write_table(folder / f"corruptions{suffix}.csv", [header, *lines])
+
+
+def _write_predictions(
+    folder: Path, classes: list[str], files: list[str], rows: torch.Tensor, suffix: str
+) -> None:
+    images, correct = (counts.tolist() for counts in _counts(rows, len(classes)))
+    counts = zip(classes, images, correct, strict=True)
     per_class = [(name, n, f"{100 * right / n:.2f}") for name, n, right in counts if n]
     tables: dict[str, list[tuple]] = {}
-    if isinstance(data.val, ImageSet):  # images of a stream have no names
+    if files:  # images of a stream have no names
         tables["predictions"] = [("file", "class", "predicted", "probability")] + [
-            (data.val.name(i), data.classes[int(label)], data.classes[int(guess)], f"{share:.4f}")
-            for i, (label, guess, share) in enumerate(rows.tolist())
-            if label != UNREADABLE
+            (file, classes[int(label)], classes[int(guess)], f"{share:.4f}")
+            for file, (label, guess, share) in zip(files, rows[:, :3].tolist(), strict=True)
         ]
     tables["accuracy_per_class"] = [("class", "images", "acc1"), *per_class]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, lines in tables.items():
-            with (folder / f"{name}{suffix}.csv").open(
-                "w", newline="", errors="surrogateescape"
-            ) as file:
-                csv.writer(file).writerows(lines)
-    except OSError as error:
-        raise UserError(f"--output_dir {folder} cannot be written: {error}") from None
+    for name, lines in tables.items():
+        _write_table(folder / f"{name}{suffix}.csv", lines)
     logger.info("%s are in %s", " and ".join(f"{name}{suffix}.csv" for name in tables), folder)
     worst = sorted((row for row in per_class if row[2] != "100.00"), key=lambda row: float(row[2]))
     for name, count, accuracy in worst[:3]:
         logger.info("among the worst: class %s, %s%% of %d images", name, accuracy, count)
+
+
+def _write_table(path: Path, lines: Sequence[tuple], mode: str = "w") -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open(mode, newline="", errors="surrogateescape") as file:
+            csv.writer(file, lineterminator="\n" if mode == "a" else "\r\n").writerows(lines)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error}") from None

@@ -72,6 +72,23 @@ def gmacs_of(model: nn.Module, *inputs: Any) -> dict[str, tuple[float, float]]:
     return inside | {"": counts["Global"]}
 
 
+def activations_of(model: nn.Module, *inputs: Any) -> int:
+    """Return the number of values that convolutions and matrix products give out, as timm counts.
+
+    The meta device is enough.
+    """
+    operations = ("convolution", "mm", "addmm", "bmm", "baddbmm")
+    counts = {getattr(torch.ops.aten, name): _values for name in operations}
+    counter = FlopCounterMode(display=False, custom_mapping=counts)
+    with counter, torch.no_grad():
+        model.eval()(*inputs)
+    return sum(counter.get_flop_counts()["Global"].values())
+
+
+def _values(*_, out_shape, **__) -> int:
+    return math.prod(out_shape)
+
+
 def _flops_r2c(shape, dim, *_, **__) -> int:
     return 2 * math.prod(shape) * math.ceil(math.log2(math.prod(shape[d] for d in dim)))
 

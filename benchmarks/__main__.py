@@ -11,6 +11,7 @@ and torchvision only. The modes loop, loader, epochs, start and clouds need the 
 exports those of pip install '.[export,openvino]'.
 """
 
+import csv
 import datetime
 import sys
 import time
@@ -60,6 +61,9 @@ def parser() -> Parser:
     add("--calibration", type=Path, metavar="FOLDER",
         help="images for its int8 file (random photographs)")  # fmt: skip
     add("--output", type=Path, metavar="FILE.md", help="also write the report there")
+    add("--results-file", type=Path, metavar="FILE.csv",
+        help="add rows of inference there, in the columns of timm's benchmark-infer-*.csv: "
+        "images/s, ms, GMACs, millions of parameters and activations")  # fmt: skip
     return this
 
 
@@ -76,7 +80,10 @@ def measure(arguments: Namespace) -> Iterator[Row]:
             yield Row(setting.name, mode, None, "no time was left")
             continue
         torch.compiler.reset()  # otherwise it stops compiling after a few networks
-        yield from getattr(networks, mode)(setting, arguments.compile)
+        for row in getattr(networks, mode)(setting, arguments.compile):
+            if arguments.results_file and row.what == "inference, as built":
+                _add_result(arguments.results_file, setting.result(row.seconds))
+            yield row
         longest = max(longest, time.monotonic() - begun)
     # imported late: they need more packages than the rest
     if "exports" in arguments.modes:
@@ -89,6 +96,15 @@ def measure(arguments: Namespace) -> Iterator[Row]:
 
             home = {"epochs": epochs, "clouds": clouds}.get(mode, pipeline)
             yield from getattr(home, mode)(arguments.rounds, device)
+
+
+def _add_result(path: Path, result: dict[str, str]) -> None:
+    is_new = not path.exists()
+    with path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, [*result], lineterminator="\n")
+        if is_new:
+            writer.writeheader()
+        writer.writerow(result)
 
 
 def _peers(arguments: Namespace) -> Peers:
@@ -136,8 +152,14 @@ def _complete(arguments: Namespace) -> None:
         raise UserError("--input-size has to be 32 or more")
     if arguments.minutes is not None and not 0 < arguments.minutes < float("inf"):
         raise UserError(f"--minutes {arguments.minutes}: give a number above 0")
-    if arguments.output and (arguments.output.is_dir() or not arguments.output.parent.is_dir()):
-        raise UserError(f"--output {arguments.output} cannot be a file: give FILE in a folder")
+    files = {"--output": arguments.output, "--results-file": arguments.results_file}
+    for flag, path in files.items():
+        if path and (path.is_dir() or not path.parent.is_dir()):
+            raise UserError(f"{flag} {path} cannot be a file: give FILE in a folder")
+    if arguments.results_file and (
+        "inference" not in arguments.modes and not arguments.gpu or len(arguments.dtype) > 1
+    ):
+        raise UserError("--results-file needs the mode inference, and one --dtype")
 
 
 @program(parser)

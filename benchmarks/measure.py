@@ -39,6 +39,7 @@ class Row:
     ratio: float | None
     """How many times as good as the peer; None if not measured."""
     detail: str = ""
+    seconds: float | None = None
 
     def __str__(self) -> str:
         ratio = "not measured" if self.ratio is None else f"{self.ratio:.2f}"

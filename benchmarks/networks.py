@@ -15,6 +15,7 @@ from torch import nn
 import models
 from benchmarks.measure import Row, Timing, kept_bytes, paired, peak_bytes, speed
 from runtime.errors import UserError, reason_of
+from utils import activations_of, count_parameters, gmacs_of
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,24 @@ class Setting:
     def speed_rows(self, mode: str, timings: dict[str, Timing]) -> list[Row]:
         """Return a row for each contender but the peer."""
         peer = timings.pop("peer")
-        return [Row(self.name, f"{mode}, {n}", *speed(t, peer)) for n, t in timings.items()]
+        return [
+            Row(self.name, f"{mode}, {n}", *speed(t, peer), t.median) for n, t in timings.items()
+        ]
+
+    def result(self, seconds: float) -> dict[str, str]:
+        """Return the speed of inference and the size of the model in the columns of timm."""
+        with torch.device("meta"):
+            model, image = timm.create_model(self.model), torch.empty(1, 3, self.size, self.size)
+        return {
+            "model": self.model,
+            "infer_img_size": str(self.size),
+            "infer_samples_per_sec": f"{self.batch / seconds:.2f}",
+            "infer_step_time": f"{1e3 * seconds:.3f}",
+            "infer_batch_size": str(self.batch),
+            "param_count": f"{count_parameters(model) / 1e6:.2f}",
+            "infer_gmacs": f"{sum(gmacs_of(model, image)['']):.2f}",
+            "infer_macts": f"{activations_of(model, image) / 1e6:.2f}",
+        }
 
     def memory_row(self, what: str, own: float, peer: float) -> Row:
         """Return a row with a share of the peer's memory, both in bytes."""

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from checkpoints.reading import (
     classes_in,
     flags_in,
+    heads_of,
     numbered_as_saved,
     read_checkpoint,
     weights_in,
@@ -210,14 +211,6 @@ def _fit_head(
         ordered = {name: weights[name][order] for name in names}
         return weights | ordered, "the head's rows are reordered to the data's classes"
     return without_head, f"a new head: the file has other classes ({known[0]}, ...)"
-
-
-def heads_of(source: Any) -> tuple[str, ...]:
-    """Return the names of the classifier layers, usually one, of a timm model or pretrained_cfg."""
-    cfg = getattr(source, "pretrained_cfg", source)
-    cfg = cfg if isinstance(cfg, dict) else vars(cfg)
-    names = cfg.get("classifier") or "head"
-    return (names,) if isinstance(names, str) else tuple(names)
 
 
 def _head_names(heads: tuple[str, ...]) -> set[str]:

@@ -144,6 +144,21 @@ def classes_in(checkpoint: dict[str, Any], path: str | Path) -> list[str]:
     return [unicodedata.normalize("NFC", name) for name in classes] if named else []
 
 
+def heads_of(source: Any) -> tuple[str, ...]:
+    """Return the names of the classifier layers, usually one, of a timm model or pretrained_cfg."""
+    cfg = getattr(source, "pretrained_cfg", source)
+    cfg = cfg if isinstance(cfg, dict) else vars(cfg)
+    names = cfg.get("classifier") or "head"
+    return (names,) if isinstance(names, str) else tuple(names)
+
+
+def rows_in(checkpoint: dict[str, Any], head: str) -> int:
+    """Return the number of classes of the layer `head` in a checkpoint; 0 if that is not clear."""
+    ends = f".{head}.bias"
+    found = [v for name, v in find_weights(checkpoint).items() if f".{name}".endswith(ends)]
+    return len(found[0]) if len(found) == 1 and torch.is_tensor(found[0]) else 0
+
+
 def numbered_as_saved(classes: list[str], flags: dict[str, Any]) -> list[str]:
     """Return folders 0 to n - 1 in the order of a checkpoint that does not name its classes.
 

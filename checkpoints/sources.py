@@ -8,7 +8,14 @@ from typing import Any
 import huggingface_hub
 import timm
 
-from checkpoints.reading import FOLDER_WEIGHTS, classes_in, flags_in, read_checkpoint
+from checkpoints.reading import (
+    FOLDER_WEIGHTS,
+    classes_in,
+    flags_in,
+    heads_of,
+    read_checkpoint,
+    rows_in,
+)
 from checkpoints.run_folder import RunFolder
 from config.flags import Config, DataConfig, ModelConfig
 from models import download, download_published
@@ -26,11 +33,16 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class SavedRun:
-    """What a checkpoint tells of its run; `classes` is empty if they have no names."""
+    """What a checkpoint tells of its run.
+
+    `classes` is empty if they have no names, `rows` is the number of classes of the head, 0 if that
+    is not clear.
+    """
 
     source: str
     classes: list[str]
     flags: dict[str, Any]
+    rows: int = 0
 
 
 REFUSED_ARGUMENTS = frozenset(
@@ -103,13 +115,14 @@ def continued(config: Config, context: DistributedContext) -> tuple[Config, Save
     if not config.evaluation.eval:
         folder = RunFolder(config.checkpoint, context.is_main)
         source = all_gather(folder.to_resume() if context.is_main else "", context)[0]
-    saved = _read_saved(source, context) if source else None
+    saved = _read_saved(source, config.model.model, context) if source else None
     if saved:
         config = replace(config, data=_as_before(config.data, saved))
         _warn_of_changes(config, saved)
     if config.model.model != "auto":
         return config, saved
-    start = saved or (config.finetune.finetune and _read_saved(config.finetune.finetune, context))
+    start_from = config.finetune.finetune
+    start = saved or (start_from and _read_saved(start_from, config.model.model, context))
     if not start:
         raise UserError("--model auto needs weights that name it: give --finetune or --resume")
     model = model_of(start.source, start.flags)
@@ -153,7 +166,10 @@ def _warn_of_changes(config: Config, saved: SavedRun) -> None:
         )  # fmt: skip
 
 
-def _read_saved(source: str, context: DistributedContext) -> SavedRun:
+def _read_saved(source: str, model: str, context: DistributedContext) -> SavedRun:
     path = local_file(source, context)
     checkpoint = read_checkpoint(path, lazily=True)
-    return SavedRun(source, classes_in(checkpoint, path), flags_in(checkpoint))
+    flags = flags_in(checkpoint)
+    name = flags.get("model", source) if model == "auto" else model
+    (head, *_) = heads_of(timm.get_pretrained_cfg(str(name)) or {})
+    return SavedRun(source, classes_in(checkpoint, path), flags, rows_in(checkpoint, head))

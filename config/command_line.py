@@ -235,5 +235,8 @@ def _check(config: Config) -> None:
         raise UserError("--save_frozen false: the EMA has all weights; give --model_ema false")
     if flat["eval"] and flat["smoke"]:
         raise UserError("--smoke true is for training; shrink an evaluation by --max_images N")
+    for name in ("real_labels", "results_file"):
+        if flat[name] and not flat["eval"]:
+            raise UserError(f"--{name} needs --eval true")
     if flat["eval"] and not flat["resume"]:
         raise UserError("--eval true needs a checkpoint: give --resume PATH")

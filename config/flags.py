@@ -75,7 +75,8 @@ class DataConfig:
     data_path holds train/ and val/, or one folder per class, as eval_data_path does. CIFAR:
     CIFAR-100, downloaded to data_path. digits: scikit-learn's handwritten digits, written to
     data_path as image folders. tar: data_path holds train.tar and val.tar, or folders of tar
-    files. wds/, hfds/NAME, hfids/NAME, tfds/NAME, torch/NAME: formats that timm reads."""
+    files. wds/, hfds/NAME, hfids/NAME, tfds/NAME, torch/NAME: formats that timm reads. imagenet_v2,
+    imagenet_a, imagenet_r, imagenet_sketch, imagenet_c: for `--eval true`."""
     data_path: str = "/path/to/dataset"
     """Folder of the data set; for hfds/ and hfids/ the cache folder, if not the default one."""
     eval_data_path: str | None = None
@@ -305,6 +306,12 @@ class EvalConfig:
     """Share the evaluation among the processes; each image counts once either way."""
     disable_eval: bool = False
     """Train without evaluating."""
+    real_labels: str = ""
+    """With `--eval true` on the validation images of ImageNet-1K: the file real.json of "Are we
+    done with ImageNet?", or timm for its copy in timm. Accuracy by these labels, too."""
+    results_file: str = ""
+    """With `--eval true`: a CSV file that gets a row in the columns of timm's results-*.csv; with
+    real_labels, of the accuracy by these."""
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,15 @@ import torch
 from timm.data import ImageNetInfo
 from torch import nn
 
-from checkpoints.fitting import heads_of, load_saved
-from checkpoints.reading import classes_in, ema_weights_in, flags_in, read_checkpoint, weights_in
+from checkpoints.fitting import load_saved
+from checkpoints.reading import (
+    classes_in,
+    ema_weights_in,
+    flags_in,
+    heads_of,
+    read_checkpoint,
+    weights_in,
+)
 from checkpoints.sources import local_file, model_of
 from config.flags import DataConfig, ModelConfig
 from inference.exported import FORMATS, Exported

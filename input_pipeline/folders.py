@@ -61,6 +61,16 @@ def find_images(arguments: list[str]) -> list[Path]:
     return files
 
 
+def images_by_folder(root: Path) -> tuple[list[tuple[str, list[str]]], dict[str, int]]:
+    """Return the folders that hold images, at any depth, with the files in each, sorted by folder.
+
+    Folders are relative to `root`; the second are the numbers of other files by suffix.
+    """
+    scan = _Scan(root)
+    found = sorted((folder, files) for _, folder, files in scan.images([""]))
+    return found, dict(scan.skipped)
+
+
 class _Scan:
     """A walk through the folders below `root`; `skipped` counts other files by suffix."""
 

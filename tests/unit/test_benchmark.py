@@ -1,5 +1,6 @@
 """The benchmark's parts: what it times, counts and refuses. No speed is tested."""
 
+import csv
 import subprocess
 import sys
 from pathlib import Path
@@ -65,7 +66,16 @@ def test_report(tmp_path, capsys):
     small = ["--input-size", "64", "--batch-size", "1", "--rounds", "1", "--dtype", "float32"]
     file = tmp_path / "report.md"
     names = ["--models", "hornet_tiny_gf"]
-    assert main(["inference", "training", *names, *small, "--output", str(file)]) == 0
+    table = tmp_path / "results.csv"
+    outputs = ["--output", str(file), "--results-file", str(table)]
+    assert main(["inference", "training", *names, *small, *outputs]) == 0
+    with table.open() as opened:
+        (result,) = csv.DictReader(opened)
+    assert (result["model"], result["infer_img_size"]) == ("hornet_tiny_gf", "64")
+    assert float(result["infer_samples_per_sec"]) == pytest.approx(
+        1e3 / float(result["infer_step_time"]), rel=0.01
+    )
+    assert result["param_count"] == "22.99"
     report = capsys.readouterr().out
     assert report == file.read_text()
     rows = [line for line in report.splitlines() if line.startswith("| hornet_tiny_gf batch 1")]
@@ -145,6 +155,8 @@ sys.exit(main(["--gpu", "--device", "cpu", "--minutes", "1e-9", "--rounds", "1"]
         (["--input-size", "5"], "has to be 32 or more"),
         (["--threads", "100000"], "at most 1024"),
         (["--output", "/nowhere/report.md"], "--output /nowhere/report.md cannot be a file"),
+        (["training", "--results-file", "a.csv"], "--results-file needs the mode inference"),
+        (["inference", "--results-file", "a.csv"], "and one --dtype"),
         (["--models", "resnet50"], "resnet50 is not a HorNet"),
     ],
 )

@@ -4,9 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 
 from tools import flops
+from utils import activations_of
 
 ROOT = Path(__file__).parents[2]
 ZOO = json.loads((ROOT / "tests/golden/model_zoo.json").read_text())["models"]
@@ -64,3 +66,11 @@ def test_torch_hub():
     assert model(torch.randn(1, 3, 64, 64)).shape == (1, 3)
     with pytest.raises(RuntimeError, match="Cannot find callable GnConv"):
         torch.hub.load(str(ROOT), "GnConv", source="local")
+
+
+def test_activations_are_counted_as_by_timm():
+    # its published tables: 11.11 and 13.44 million
+    for name, expected in (("resnet50", 11.11), ("convnext_tiny", 13.44)):
+        with torch.device("meta"):
+            model, image = timm.create_model(name), torch.empty(1, 3, 224, 224)
+        assert activations_of(model, image) / 1e6 == pytest.approx(expected, abs=0.005)
