@@ -1,7 +1,8 @@
 """From a file to a checkpoint, without running code that the file may hold.
 
 Formats: .pth, .safetensors, and the folders of timm and Hugging Face (config.json and
-model.safetensors), written by this project, the release, timm, mmdet or mmseg.
+model.safetensors), written by this project, the release, timm, mmpretrain, mmdet or mmseg; .h5 of
+keras_cv_attention_models.
 """
 
 import argparse
@@ -20,7 +21,8 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from config.flags import FinetuneConfig
-from models.pretrained import RELEASED_FLAGS, find_weights
+from models.layouts import from_keras
+from models.pretrained import SAFE_GLOBALS, find_weights
 from runtime.errors import UserError
 from runtime.files import checksum_file, matches_checksum
 from utils import are_names, numbered_classes
@@ -57,10 +59,12 @@ def read_checkpoint(
                 f"checkpoint {path} cannot be read: it differs from its checksum; if you changed "
                 f"it, remove {checksum_file(path)}"
             )
-        with torch.serialization.safe_globals(RELEASED_FLAGS), warnings.catch_warnings():
+        with torch.serialization.safe_globals(SAFE_GLOBALS), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # refused pickles raise an error anyway
             if path.suffix == ".safetensors":
                 state = _read_safetensors(path)
+            elif path.suffix == ".h5":
+                state = _read_keras(path)
             else:
                 mmap = lazily and zipfile.is_zipfile(path)  # torch's oldest format is not
                 state = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
@@ -192,6 +196,28 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
         rest = json.loads((file.metadata() or {}).get(METADATA, "{}"))
         weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     return {"model": weights, **rest} if rest else weights
+
+
+def _read_keras(path: Path) -> dict[str, Any]:
+    """Read a file of keras_cv_attention_models: weights, or a whole model."""
+    try:
+        import h5py
+    except ImportError:
+        raise UserError(f"checkpoint {path} needs h5py: pip install '.[keras]'") from None
+    weights: dict[str, dict[str, Tensor]] = {}
+
+    def add(name: str, item: Any) -> None:
+        if isinstance(item, h5py.Dataset):
+            layer, own = name.split("/")[-2:]
+            value = torch.from_numpy(item[()])
+            weights.setdefault(layer, {})[own.partition(":")[0]] = value
+
+    with h5py.File(path) as file:
+        file.get("model_weights", file).visititems(add)
+    try:
+        return {"model": from_keras(weights)}
+    except ValueError as error:
+        raise UserError(f"checkpoint {path} is of another model: {error}") from None
 
 
 def _read_folder_config(path: Path) -> dict[str, Any]:

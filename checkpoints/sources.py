@@ -60,7 +60,7 @@ def local_file(source: str | Path, context: DistributedContext = SINGLE_PROCESS)
     """
     source = str(source)
     is_url = source.startswith(("https://", "http://"))
-    is_path = "/" in source or source.endswith((".pth", ".pt", ".safetensors"))
+    is_path = "/" in source or source.endswith((".pth", ".pt", ".safetensors", ".h5"))
     with first_on_each_machine(context):
         try:
             if not is_url and (is_path or Path(source).exists()):

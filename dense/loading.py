@@ -36,7 +36,20 @@ def read(filename: str, map_location: Any = None, **_: Any) -> dict[str, Any]:
     state = reading.read_checkpoint(fetched(filename))
     if isinstance(state.get("meta"), dict):
         state["meta"].pop("config", None)
+    if isinstance(state.get("message_hub"), dict):
+        state["message_hub"] = _plain_hub(state["message_hub"])
     return state
+
+
+def _plain_hub(state: dict[str, Any]) -> dict[str, Any]:
+    """Return the state of a MessageHub with plain values only, without the history of the losses.
+
+    That only smooths the first log lines after resuming.
+    """
+    values = state["runtime_info"]
+    plain = {k: v.item() if isinstance(v, np.generic) else v for k, v in values.items()}
+    keys = {k: v for k, v in state["resumed_keys"].items() if k in values}
+    return {"log_scalars": {}, "runtime_info": plain, "resumed_keys": keys}
 
 
 def use_safe_readers() -> None:
@@ -45,17 +58,10 @@ def use_safe_readers() -> None:
 
 
 class PlainCheckpoints(Hook):
-    """Saves only tensors and plain values, which can be read safely.
-
-    The history of the losses is left out; it only smooths the first log lines after resuming.
-    """
+    """Saves only tensors and plain values, which can be read safely."""
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        state = checkpoint["message_hub"]
-        values = state["runtime_info"]
-        plain = {k: v.item() if isinstance(v, np.generic) else v for k, v in values.items()}
-        keys = {k: v for k, v in state["resumed_keys"].items() if k in values}
-        checkpoint["message_hub"] = {"log_scalars": {}, "runtime_info": plain, "resumed_keys": keys}
+        checkpoint["message_hub"] = _plain_hub(checkpoint["message_hub"])
 
 
 class OwnFolder(Hook):

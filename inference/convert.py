@@ -15,6 +15,7 @@ from checkpoints import reading
 from checkpoints.sources import local_file
 from inference.classifier import Classifier, load_classifier
 from models import HorNet
+from models.layouts import to_mmpretrain
 from runtime.errors import UserError
 from runtime.files import written_whole
 from utils import count_parameters, numbered_classes
@@ -49,11 +50,14 @@ logits = model(transform(Image.open("image.jpg").convert("RGB"))[None])
 """  # noqa: E501
 
 
-def convert(source: str, output: Path, model: str = "", ema: bool = False) -> Classifier:
+def convert(
+    source: str, output: Path, model: str = "", ema: bool = False, layout: str = ""
+) -> Classifier:
     """Write the classifier of `source` to `output`, then read it back and compare.
 
-    `output` is FILE.pth, FILE.safetensors, or a new folder; the rest is as for `load_classifier`.
-    Raises UserError if the source can't be read, or `output` can't be written; then none is left.
+    `output` is FILE.pth, FILE.safetensors, or a new folder; with the layout 'mmpretrain', FILE.pth
+    has mmpretrain's names. The rest is as for `load_classifier`. Raises UserError if the source
+    can't be read, or `output` can't be written; then none is left.
     """
     if output.suffix not in (".pth", ".safetensors", ""):
         raise UserError(f"{output}: give FILE.pth, FILE.safetensors, or a folder without a suffix")
@@ -61,16 +65,20 @@ def convert(source: str, output: Path, model: str = "", ema: bool = False) -> Cl
         raise UserError(f"{output} exists already: give another name")
     if not output.absolute().parent.is_dir():
         raise UserError(f"{output}: {output.parent} is not a folder")
+    if layout and output.suffix != ".pth":
+        raise UserError(f"{output}: --layout {layout} is for FILE.pth")
     classifier = load_classifier(source, model, ema, takes_exported=False)
     weights = classifier.model.state_dict()
     _check_unchanged(weights, source, ema)
-    if not output.suffix and not isinstance(classifier.model, HorNet):
-        raise UserError(f"{output}: folders are for HorNets, not {classifier.config.model}")
+    if (layout or not output.suffix) and not isinstance(classifier.model, HorNet):
+        what = f"--layout {layout} is" if layout else "folders are"
+        raise UserError(f"{output}: {what} for HorNets, not {classifier.config.model}")
     with written_whole(output) as written:
         rest = {"args": _flags(classifier), "classes": classifier.classes}
         if output.suffix == ".pth":
             data = io.BytesIO()  # on a full disk torch's own writer prints two tracebacks
-            torch.save({"model": weights, **rest}, data)
+            own = {"state_dict": to_mmpretrain(weights), "meta": {}} if layout else {}
+            torch.save((own or {"model": weights}) | rest, data)
             written.write_bytes(data.getbuffer())
         elif output.suffix == ".safetensors":
             metadata = {"format": "pt", reading.METADATA: json.dumps(rest)}

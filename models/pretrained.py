@@ -19,13 +19,25 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .layouts import from_mmpretrain
 from .spectral import resize_filter
 
 logger = logging.getLogger(__name__)
 
+
+class Inert:
+    """What an object of mmengine in a checkpoint becomes: it holds nothing and does nothing."""
+
+    def __init__(self, *_: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
 # types of the flags in released files, and of P2P's best accuracy; Python has moved the class of
 # paths, NumPy its scalars
-RELEASED_FLAGS: list[Any] = [
+SAFE_GLOBALS: list[Any] = [
     argparse.Namespace,
     (PosixPath, "pathlib.PosixPath"),
     (PosixPath, "pathlib._local.PosixPath"),
@@ -35,6 +47,11 @@ RELEASED_FLAGS: list[Any] = [
         (np.float64(0).__reduce__()[0], f"numpy.{core}.multiarray.scalar")
         for core in ("core", "_core")
     ),
+    # the history of losses in files of mmengine's Runner
+    (Inert, "mmengine.logging.history_buffer.HistoryBuffer"),
+    (Inert, "builtins.getattr"),
+    (Inert, "numpy.ndarray"),
+    *((Inert, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")),
 ]
 WEIGHT_KEYS = ("model", "module", "model_ema", "state_dict")
 """Keys of checkpoints that may hold the weights; the first that is there does."""
@@ -63,12 +80,13 @@ def checkpoint_filter_fn(checkpoint: dict[str, Any], model: nn.Module) -> dict[s
 def find_weights(checkpoint: dict[str, Any], keys: Sequence[str] = ()) -> dict[str, Tensor]:
     """Return what is under the first of `keys` that is there; {} if none is, or if it is no dict.
 
-    Without `keys`, WEIGHT_KEYS are tried, then the checkpoint itself is the state dict.
+    Those of mmpretrain's HorNet get the release's names. Without `keys`, WEIGHT_KEYS are tried,
+    then the checkpoint itself is the state dict.
     """
     for key in keys or WEIGHT_KEYS:
         if key in checkpoint:
-            return checkpoint[key] if isinstance(checkpoint[key], dict) else {}
-    return {} if keys else checkpoint
+            return from_mmpretrain(checkpoint[key]) if isinstance(checkpoint[key], dict) else {}
+    return {} if keys else from_mmpretrain(checkpoint)
 
 
 def _strip(key: str, expected: dict[str, Tensor]) -> str:
@@ -78,15 +96,20 @@ def _strip(key: str, expected: dict[str, Tensor]) -> str:
     return key
 
 
-def download(address: str, file_name: str = "") -> Path:
+def cache_file(name: str) -> Path:
+    """Return the path of a download in torch.hub's cache."""
+    return Path(torch.hub.get_dir()) / "checkpoints" / name
+
+
+def download(address: str, file_name: str = "", digest: str = "") -> Path:
     """Download a file into torch.hub's cache, if it isn't there undamaged, and return its path.
 
     `file_name` is its name in the cache, by default derived from the URL: those of the release end
-    in '/?dl=1'. Its SHA-256 is kept beside it. Several machines may share the cache. Raises
-    RuntimeError if the download fails, which says how to do it by hand.
+    in '/?dl=1'. Its SHA-256, which has to begin with `digest`, is kept beside it. Several machines
+    may share the cache. Raises RuntimeError if the download fails, which says how to do it by hand.
     """
     name = file_name or _cache_name(address)
-    path = Path(torch.hub.get_dir()) / "checkpoints" / name
+    path = cache_file(name)
     checksum = path.with_name(f"{name}.sha256")
     if path.exists():
         if not checksum.exists() or checksum.read_text().split()[:1] == [_sha256(path)]:
@@ -107,8 +130,11 @@ def download(address: str, file_name: str = "") -> Path:
             with temporary.open("rb") as file:
                 if file.read(1) in (b"<", b""):  # an expired share returns HTML
                     raise OSError("it returned a web page, not weights")
+            found = _sha256(temporary)
+            if not found.startswith(digest):
+                raise OSError(f"its SHA-256 {found} does not begin with {digest}")
             line = Path(folder) / checksum.name
-            line.write_text(f"{_sha256(temporary)}  {name}\n")
+            line.write_text(f"{found}  {name}\n")
             temporary.replace(path)
             line.replace(checksum)
     except (OSError, ValueError, http.client.HTTPException) as error:
@@ -141,7 +167,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     Raises RuntimeError if the file can't be read.
     """
     try:
-        with torch.serialization.safe_globals(RELEASED_FLAGS):
+        with torch.serialization.safe_globals(SAFE_GLOBALS):
             weights = find_weights(torch.load(path, map_location="cpu", weights_only=True))
             return {_strip(name, {}): value for name, value in weights.items()}
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:

@@ -1,5 +1,6 @@
 """The variants of HorNet, and their registration with timm on import."""
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,12 +11,15 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from .hornet import HorNet, HorNetFeatures
 from .pretrained import (
+    cache_file,
     checkpoint_filter_fn,
     download,
     is_imagenet22k,
     read_weights,
     select_imagenet1k,
 )
+
+logger = logging.getLogger(__name__)
 
 # (h, w) of the global filters per stage, for images of 224 and 384 pixels: the height of the
 # stage's feature map, and half its width, rounded down, plus one
@@ -35,6 +39,9 @@ class Variant:
     """Whether it is one of the paper's; the others are this project's."""
     weights: tuple[str, str] | None = None
     """The released weights: tag, and identifier in their URL."""
+    mmpretrain: str = ""
+    """The same weights as OpenMMLab publishes them: end of the file name, with 8 digits of its
+    SHA-256."""
 
 
 RELEASED = (2, 3, 18, 2)
@@ -43,6 +50,7 @@ IMAGENET_1K = 1000
 # published sizes (209, 211, 216 million) allow 100 more. With pretrained weights the file decides.
 IMAGENET_22K = 10_459
 _ADDRESS = "https://cloud.tsinghua.edu.cn/f/{}/?dl=1"
+_MMPRETRAIN = "https://download.openmmlab.com/mmclassification/v0/hornet/"
 
 VARIANTS: dict[str, Variant] = {
     # this project's: the depths of timm's ConvNeXt of these names, and widths for about as many
@@ -56,12 +64,45 @@ VARIANTS: dict[str, Variant] = {
     "hornet_nano_7x7": Variant(64, (2, 2, 8, 2), released=False),
     "hornet_nano_gf": Variant(64, (2, 2, 8, 2), GF_224, released=False),
     # the paper's
-    "hornet_tiny_7x7": Variant(64, RELEASED, weights=("in1k", "bac9690c72944d19aca1")),
-    "hornet_tiny_gf": Variant(64, RELEASED, GF_224, weights=("in1k", "460e759c82324ea6bfa3")),
-    "hornet_small_7x7": Variant(96, RELEASED, weights=("in1k", "8ef64277da0e469ea857")),
-    "hornet_small_gf": Variant(96, RELEASED, GF_224, weights=("in1k", "959603ca287d4c09ad49")),
-    "hornet_base_7x7": Variant(128, RELEASED, weights=("in1k", "13a748487711492e9704")),
-    "hornet_base_gf": Variant(128, RELEASED, GF_224, weights=("in1k", "c212d1d8a3914b47a5c1")),
+    "hornet_tiny_7x7": Variant(
+        64,
+        RELEASED,
+        weights=("in1k", "bac9690c72944d19aca1"),
+        mmpretrain="hornet-tiny_3rdparty_in1k_20220915-0e8eedff.pth",
+    ),
+    "hornet_tiny_gf": Variant(
+        64,
+        RELEASED,
+        GF_224,
+        weights=("in1k", "460e759c82324ea6bfa3"),
+        mmpretrain="hornet-tiny-gf_3rdparty_in1k_20220915-4c35a66b.pth",
+    ),
+    "hornet_small_7x7": Variant(
+        96,
+        RELEASED,
+        weights=("in1k", "8ef64277da0e469ea857"),
+        mmpretrain="hornet-small_3rdparty_in1k_20220915-5935f60f.pth",
+    ),
+    "hornet_small_gf": Variant(
+        96,
+        RELEASED,
+        GF_224,
+        weights=("in1k", "959603ca287d4c09ad49"),
+        mmpretrain="hornet-small-gf_3rdparty_in1k_20220915-649ca492.pth",
+    ),
+    "hornet_base_7x7": Variant(
+        128,
+        RELEASED,
+        weights=("in1k", "13a748487711492e9704"),
+        mmpretrain="hornet-base_3rdparty_in1k_20220915-a06176bb.pth",
+    ),
+    "hornet_base_gf": Variant(
+        128,
+        RELEASED,
+        GF_224,
+        weights=("in1k", "c212d1d8a3914b47a5c1"),
+        mmpretrain="hornet-base-gf_3rdparty_in1k_20220915-82c06fa7.pth",
+    ),
     "hornet_base_gf_img384": Variant(128, RELEASED, GF_384, image_size=384),
     "hornet_large_7x7": Variant(192, RELEASED, weights=("in22k", "c2fc23caae084a3aa73d")),
     "hornet_large_gf": Variant(192, RELEASED, GF_224, weights=("in22k", "8600206ebdfa485f98d0")),
@@ -112,13 +153,30 @@ default_cfgs = timm.models.generate_default_cfgs(
 
 
 def download_published(name: str) -> Path | None:
-    """`download` the released weights of 'name' or 'name.tag'; None if there are none."""
+    """`download` the released weights of 'name' or 'name.tag'; None if there are none.
+
+    If the release's address fails, those of ImageNet-1K are fetched from OpenMMLab.
+    """
     model, _, tag = name.partition(".")
-    weights = VARIANTS[model].weights if model in VARIANTS else None
-    if weights is None or tag not in ("", weights[0]):
+    variant = VARIANTS.get(model)
+    if variant is None or variant.weights is None or tag not in ("", variant.weights[0]):
         return None
-    tag, share = weights
-    return download(_ADDRESS.format(share), f"{model}.{tag}.pth")
+    tag, share = variant.weights
+    own, other = f"{model}.{tag}.pth", variant.mmpretrain
+    failed = ""
+    try:
+        if cache_file(own).exists() or not (other and cache_file(other).exists()):
+            return download(_ADDRESS.format(share), own)
+    except RuntimeError as error:
+        if not other:
+            raise
+        failed = f"{error}; "
+        logger.warning("%strying %s", failed, _MMPRETRAIN + other)
+    digest = Path(other).stem.rpartition("-")[2]
+    try:
+        return download(_MMPRETRAIN + other, other, digest)
+    except RuntimeError as error:
+        raise RuntimeError(f"{failed}{error}") from None
 
 
 def _pretrained(
@@ -132,8 +190,8 @@ def _pretrained(
     cfg = timm.models.resolve_pretrained_cfg(name, pretrained_cfg, overlay)
     if cfg.source or cfg.file or cfg.state_dict or cfg.hf_hub_id or not cfg.url:
         return {}
-    own_name = "" if "url" in overlay else f"{name}.{cfg.tag}.pth"
-    weights = read_weights(download(str(cfg.url), own_name))
+    published = None if "url" in overlay else download_published(f"{name}.{cfg.tag}")
+    weights = read_weights(published or download(str(cfg.url)))
     rows = len(weights["head.weight"])
     if num_classes == IMAGENET_1K and is_imagenet22k(rows):
         weights, rows = select_imagenet1k(weights), IMAGENET_1K

@@ -3,6 +3,7 @@
 python -m tools.convert runs/mine/checkpoint-best.pth mine.safetensors
 python -m tools.convert hornet_tiny_gf.in1k hornet_tiny_gf
 python -m tools.convert hornet_tiny_gf hornet_tiny_gf.pth
+python -m tools.convert runs/mine/checkpoint-best.pth mine.pth --layout mmpretrain
 
 The suffix of the output determines the format: .pth, which the release reads, too; .safetensors; or
 none for a folder in the format of timm and Hugging Face (config.json, model.safetensors,
@@ -24,13 +25,14 @@ def parser() -> Parser:
     add("output", type=Path, help="FILE.pth, FILE.safetensors, or a new folder")
     add("--model", default="", help="its model, if the source does not name it")
     add("--ema", action="store_true", help="take the EMA of the weights")
+    add("--layout", default="", choices=["mmpretrain"], help="names of mmpretrain, in FILE.pth")
     return this
 
 
 @program(parser)
 def main(arguments: Namespace) -> None:
     output = arguments.output
-    classifier = convert(arguments.source, output, arguments.model, arguments.ema)
+    classifier = convert(arguments.source, output, arguments.model, arguments.ema, arguments.layout)
     sys.stdout.write(f"{output}: {classifier.config.model}, {len(classifier.classes)} classes\n")
     if not output.suffix:
         sys.stdout.write(

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from mmdet.registry import MODELS as MMDET
 from mmengine.config import Config
@@ -73,9 +74,11 @@ def test_config(path):
     assert backbone.drop_path_rate == drop_path
     in22k = "large" in path.stem
     size, kind = backbone.arch.split("_")
-    released = ZOO["segmentation" if config.default_scope == "mmseg" else "detection"]
-    start = released[f"HorNet-{size[0].upper()} ({kind.replace('gf', 'GF')})"]["start"]
+    start = f"hornet_{size}_{kind}.{'in22k' if in22k else 'in1k'}"
+    if start == "hornet_large_gf.in22k":
+        start = "hornet_large_gf_img384.in22k"
     assert backbone.pretrained == start
+    assert start in timm.list_pretrained()
     filters = [block.gnconv.dwconv for stage in model.backbone.stages for block in stage]
     sizes = {tuple(f.complex_weight.shape[1:3]) for f in filters if hasattr(f, "complex_weight")}
     large = config.default_scope == "mmseg" or in22k

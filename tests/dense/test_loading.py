@@ -23,6 +23,21 @@ class Runs:
         return (open, (str(self.path), "w"))
 
 
+def test_files_of_other_runners_are_read_without_the_history(tmp_path):
+    hub = MessageHub.get_instance("other")
+    for value in (1.0, 2.0):
+        hub.update_scalar("train/loss", value)
+    hub.update_info("best_score", np.float64(0.5))
+    state = {"state_dict": {"w": torch.ones(2)}, "message_hub": hub.state_dict(), "meta": {}}
+    torch.save(state, tmp_path / "c.pth")
+    found = read(str(tmp_path / "c.pth"))["message_hub"]
+    assert found == {
+        "log_scalars": {},
+        "runtime_info": {"best_score": 0.5},
+        "resumed_keys": {"best_score": True},
+    }
+
+
 def test_what_is_saved_is_plain(tmp_path):
     hub = {
         "log_scalars": {"train/loss": HistoryBuffer()},

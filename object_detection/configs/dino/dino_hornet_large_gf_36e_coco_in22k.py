@@ -14,6 +14,6 @@ model = dict(
         drop_path_rate=0.2,
         global_filters=(None, None, (24, 13), (12, 7)),
         with_cp=True,
-        pretrained="https://cloud.tsinghua.edu.cn/f/9253bd0d50c84ab1b71e/?dl=1",
+        pretrained="hornet_large_gf_img384.in22k",
     ),
 )

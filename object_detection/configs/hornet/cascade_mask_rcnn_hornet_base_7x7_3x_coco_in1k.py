@@ -8,7 +8,7 @@ model = dict(
     backbone=dict(
         arch="base_7x7",
         drop_path_rate=0.7,
-        pretrained="https://cloud.tsinghua.edu.cn/f/5c86cb3d655d4c17a959/?dl=1",
+        pretrained="hornet_base_7x7.in1k",
     ),
     neck=dict(in_channels=[128, 256, 512, 1024]),
 )

@@ -4,8 +4,4 @@
 #   bash object_detection/dist_train.sh object_detection/configs/hornet/cascade_mask_rcnn_hornet_base_gf_3x_coco_in1k.py 8
 _base_ = ["./cascade_mask_rcnn_hornet_base_7x7_3x_coco_in1k.py"]
 
-model = dict(
-    backbone=dict(
-        arch="base_gf", pretrained="https://cloud.tsinghua.edu.cn/f/6c84935e63b547f383fb/?dl=1"
-    )
-)
+model = dict(backbone=dict(arch="base_gf", pretrained="hornet_base_gf.in1k"))

@@ -8,6 +8,6 @@ model = dict(
     backbone=dict(
         arch="large_gf",
         global_filters=(None, None, (24, 13), (12, 7)),
-        pretrained="https://cloud.tsinghua.edu.cn/f/9253bd0d50c84ab1b71e/?dl=1",
+        pretrained="hornet_large_gf_img384.in22k",
     )
 )

@@ -8,7 +8,7 @@ model = dict(
     backbone=dict(
         arch="small_7x7",
         drop_path_rate=0.6,
-        pretrained="https://cloud.tsinghua.edu.cn/f/46422799db2941f7b684/?dl=1",
+        pretrained="hornet_small_7x7.in1k",
     ),
     neck=dict(in_channels=[96, 192, 384, 768]),
 )

@@ -4,8 +4,4 @@
 #   bash object_detection/dist_train.sh object_detection/configs/hornet/cascade_mask_rcnn_hornet_small_gf_3x_coco_in1k.py 8
 _base_ = ["./cascade_mask_rcnn_hornet_small_7x7_3x_coco_in1k.py"]
 
-model = dict(
-    backbone=dict(
-        arch="small_gf", pretrained="https://cloud.tsinghua.edu.cn/f/8405c984bf084d2ba85a/?dl=1"
-    )
-)
+model = dict(backbone=dict(arch="small_gf", pretrained="hornet_small_gf.in1k"))

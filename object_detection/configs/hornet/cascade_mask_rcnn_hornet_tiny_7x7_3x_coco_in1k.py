@@ -8,7 +8,7 @@ model = dict(
     backbone=dict(
         arch="tiny_7x7",
         drop_path_rate=0.4,
-        pretrained="https://cloud.tsinghua.edu.cn/f/1ca970586c6043709a3f/?dl=1",
+        pretrained="hornet_tiny_7x7.in1k",
     ),
     neck=dict(in_channels=[64, 128, 256, 512]),
 )

@@ -4,8 +4,4 @@
 #   bash object_detection/dist_train.sh object_detection/configs/hornet/cascade_mask_rcnn_hornet_tiny_gf_3x_coco_in1k.py 8
 _base_ = ["./cascade_mask_rcnn_hornet_tiny_7x7_3x_coco_in1k.py"]
 
-model = dict(
-    backbone=dict(
-        arch="tiny_gf", pretrained="https://cloud.tsinghua.edu.cn/f/511faad0bde94dfcaa54/?dl=1"
-    )
-)
+model = dict(backbone=dict(arch="tiny_gf", pretrained="hornet_tiny_gf.in1k"))

@@ -10,7 +10,7 @@ model = dict(
         arch="base_gf",
         drop_path_rate=0.5,
         global_filters=(None, None, (24, 13), (12, 7)),
-        pretrained="https://cloud.tsinghua.edu.cn/f/6c84935e63b547f383fb/?dl=1",
+        pretrained="hornet_base_gf.in1k",
     )
 )
 optim_wrapper = dict(clip_grad=dict(max_norm=1))

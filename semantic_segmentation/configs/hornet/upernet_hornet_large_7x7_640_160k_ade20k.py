@@ -8,7 +8,7 @@ model = dict(
     backbone=dict(
         arch="large_7x7",
         drop_path_rate=0.4,
-        pretrained="https://cloud.tsinghua.edu.cn/f/a76f7ce114ad4e9c8ffb/?dl=1",
+        pretrained="hornet_large_7x7.in22k",
     ),
     decode_head=dict(in_channels=[192, 384, 768, 1536]),
     auxiliary_head=dict(in_channels=768),

@@ -8,7 +8,7 @@ model = dict(
     backbone=dict(
         arch="small_gf",
         global_filters=(None, None, (24, 13), (12, 7)),
-        pretrained="https://cloud.tsinghua.edu.cn/f/8405c984bf084d2ba85a/?dl=1",
+        pretrained="hornet_small_gf.in1k",
     )
 )
 optim_wrapper = dict(clip_grad=dict(max_norm=1))

@@ -8,7 +8,7 @@ model = dict(
     backbone=dict(
         arch="tiny_gf",
         global_filters=(None, None, (24, 13), (12, 7)),
-        pretrained="https://cloud.tsinghua.edu.cn/f/511faad0bde94dfcaa54/?dl=1",
+        pretrained="hornet_tiny_gf.in1k",
     )
 )
 optim_wrapper = dict(clip_grad=dict(max_norm=1))
