@@ -69,7 +69,7 @@ def run(
         if is_eval:
             evaluate_checkpoint(config, model, data, context)
         else:
-            train(config, model, data, saved.source if saved else "", context)
+            train(config, model, data, saved, context)
     return context
 
 
@@ -77,12 +77,13 @@ def train(
     config: Config,
     model: nn.Module,
     data: Data,
-    resume_from: str,
+    saved: sources.SavedRun | None,
     context: distributed.DistributedContext,
 ) -> None:
     """Train all epochs, each with its evaluation, log record and checkpoints."""
     images, classes = data.train, data.classes
     assert images is not None
+    resume_from, wandb_id = (saved.source, saved.wandb_id) if saved else ("", "")
     folder = run_folder.RunFolder(config.checkpoint, context.is_main)
     with folder.claimed():
         state, setup = start_training(config, model, images.length, classes, resume_from, context)
@@ -93,8 +94,12 @@ def train(
         facts = size_facts(config.model, len(classes))
         logger.info("%s: %s", config.model.model, facts)
         saver = Saver(state, setup, folder, classes)
-        saver.begin(resume_from)
-        trackers = Trackers(config.logging.log_dir, config.wandb_options(), context.is_main)
+        went_back = saver.begin(resume_from)
+        trackers = Trackers(
+            config.logging.log_dir, config.wandb_options(), context.is_main,
+            config.checkpoint.output_dir, progress.step, wandb_id, went_back,
+        )  # fmt: skip
+        saver.wandb_id = trackers.wandb_id
         unreadable = UnreadableImages.of_run(config)
         loader = TrainLoader(images, config.data, context, unreadable, config.runtime.seed)
         evaluation = Evaluation(config, data, context) if data.val else None

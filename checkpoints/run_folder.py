@@ -13,13 +13,14 @@
         bad_images.txt           unreadable images
         bad_step.json            the last of too many non-finite steps
         .lock                    locked by the run that writes here
+        trackers.json            the last step sent to trackers, the run in Weights & Biases
         curves.png               at the end
 
 A checkpoint holds tensors and plain values, which `torch.load(..., weights_only=True)` reads:
 model, model_ema, optimizer, scaler, epoch (the last finished one, -1 for the start), step, position
 (images of the current epoch used so far), max_accuracy, max_ema_accuracy, meters and bad_steps
-(running sums), args (the flags), classes and versions. With --save_frozen false, model lacks what
-left_out names, with the 2-norm of each.
+(running sums), args (the flags), classes, versions, and wandb_id if there is one. With
+--save_frozen false, model lacks what left_out names, with the 2-norm of each.
 """
 
 import errno
@@ -127,13 +128,13 @@ class RunFolder:
                 file.flush()
                 os.fsync(file.fileno())
 
-    def set_aside(self, resume_from: str, epoch: int) -> None:
+    def set_aside(self, resume_from: str, epoch: int) -> bool:
         """Move files and log records later than `resume_from` and its `epoch` to forgotten/.
 
-        The run takes another course from there.
+        Returns whether there were later checkpoints: then the run takes another course from there.
         """
         if not self.writes:
-            return
+            return False
         later = []
         for path in resumable(self.path):
             if path.resolve() == Path(resume_from).resolve() or _place(path) <= (epoch + 1, 0):
@@ -146,7 +147,7 @@ class RunFolder:
             lines = log.read_text(errors="replace").splitlines() if log.exists() else []
             kept = [line for line in lines if _epoch_of(line) <= epoch]
             if not later and kept == lines:
-                return
+                return False
             aside = next(p for n in count(1) if not (p := forgotten / str(n)).exists())
             aside.mkdir(parents=True)
             logger.info("files and records later than epoch %d are moved to %s", epoch, aside)
@@ -158,6 +159,7 @@ class RunFolder:
                 (aside / "log.txt").write_text("".join(f"{line}\n" for line in rest))
                 with written_whole(log) as path:
                     path.write_text("".join(f"{line}\n" for line in kept))
+        return bool(later)
 
     def report(self, facts: dict[str, Any]) -> str:
         """Write bad_step.json; return its path, or '' if nothing is written."""

@@ -36,13 +36,14 @@ class SavedRun:
     """What a checkpoint tells of its run.
 
     `classes` is empty if they have no names, `rows` is the number of classes of the head, 0 if that
-    is not clear.
+    is not clear, `wandb_id` that of the run in Weights & Biases.
     """
 
     source: str
     classes: list[str]
     flags: dict[str, Any]
     rows: int = 0
+    wandb_id: str = ""
 
 
 REFUSED_ARGUMENTS = frozenset(
@@ -172,4 +173,10 @@ def _read_saved(source: str, model: str, context: DistributedContext) -> SavedRu
     flags = flags_in(checkpoint)
     name = flags.get("model", source) if model == "auto" else model
     (head, *_) = heads_of(timm.get_pretrained_cfg(str(name)) or {})
-    return SavedRun(source, classes_in(checkpoint, path), flags, rows_in(checkpoint, head))
+    return SavedRun(
+        source,
+        classes_in(checkpoint, path),
+        flags,
+        rows_in(checkpoint, head),
+        str(checkpoint.get("wandb_id") or ""),
+    )

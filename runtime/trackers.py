@@ -1,31 +1,96 @@
-"""Metrics to TensorBoard and Weights & Biases."""
+"""Metrics to TensorBoard and Weights & Biases: one curve, however often a run is stopped."""
 
+import json
+import logging
+import time
 from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from runtime.errors import UserError, reason_of
 
+logger = logging.getLogger(__name__)
+
+SENT_FILE = "trackers.json"
+"""In the folder of a run: what is Sent."""
+
+
+@dataclass(frozen=True)
+class Sent:
+    """The last step that trackers have got, the names at it, and the run in Weights & Biases."""
+
+    step: int = -1
+    names: list[str] = field(default_factory=list)
+    wandb_id: str = ""
+
+    def has(self, name: str, step: int) -> bool:
+        return step < self.step or (step == self.step and name in self.names)
+
 
 class Trackers:
     """Sends metrics of rank 0 to TensorBoard (log_dir) and to wandb (arguments of wandb.init).
 
-    Raises:
-        UserError: a tracker can't be started.
+    Args:
+        log_dir: Folder of TensorBoard; None for none.
+        wandb_options: None without Weights & Biases.
+        is_main: Whether this is rank 0.
+        folder: Folder of the run; '' for none.
+        step: Steps taken so far. TensorBoard hides what is later, of an earlier start.
+        wandb_id: The run in Weights & Biases to go on with, unless the folder names one.
+        went_back: The run takes another course from an earlier checkpoint: Weights & Biases, which
+            cannot take back steps, gets a new run.
+
+    Raises UserError if a tracker can't be started.
     """
 
     def __init__(
-        self, log_dir: str | None, wandb_options: dict[str, Any] | None, is_main: bool
+        self,
+        log_dir: str | None,
+        wandb_options: dict[str, Any] | None,
+        is_main: bool,
+        folder: str = "",
+        step: int = 0,
+        wandb_id: str = "",
+        went_back: bool = False,
     ) -> None:
-        self.tensorboard = _tensorboard(log_dir) if log_dir and is_main else None
-        self.wandb = _wandb_run(wandb_options) if wandb_options and is_main else None
+        self.file = Path(folder) / SENT_FILE if folder else None
+        self.step, self.before = step, Sent()
+        if step:
+            self.before = _read(self.file) or Sent(step, wandb_id=wandb_id)
+        self.sent = self.before
+        self.tensorboard = _tensorboard(log_dir, step) if log_dir and is_main else None
+        self.wandb: Any = None
+        if wandb_options and is_main:
+            known = self.before.wandb_id
+            if went_back and known:
+                logger.warning("Weights & Biases: the run %s stays as it is, and a new one begins "
+                               "at step %d", known, step)  # fmt: skip
+            self.is_new = went_back or not known
+            self.wandb = _wandb_run(wandb_options, "" if self.is_new else known)
+
+    @property
+    def wandb_id(self) -> str:
+        """The id of the run in Weights & Biases; '' without one."""
+        return self.wandb.id if self.wandb else ""
 
     def write(self, values: dict[str, float], step: int) -> None:
+        if not self.tensorboard and not self.wandb:
+            return
+        new = {name: value for name, value in values.items() if not self.before.has(name, step)}
+        if self.file:  # first, so that no step is sent twice
+            names = [*self.sent.names, *new] if step == self.sent.step else [*new]
+            self.sent = Sent(step, names, self.wandb_id)
+            with suppress(OSError):  # then a resumed run goes on by the checkpoint's id
+                self.file.write_text(json.dumps(asdict(self.sent)))
         if self.tensorboard:
-            for name, value in values.items():
+            # what is later than the checkpoint was hidden
+            for name, value in (values if step > self.step else new).items():
                 self.tensorboard.add_scalar(name, value, step)
+            self.tensorboard.flush()  # a kill would lose it
         if self.wandb:
-            self.wandb.log(values, step=step)
+            self.wandb.log(values if self.is_new else new, step=step)
 
     def finish(self, checkpoints: Sequence[Path]) -> None:
         """Upload checkpoints to Weights & Biases, as one artifact, and close the trackers."""
@@ -42,22 +107,32 @@ class Trackers:
             self.tensorboard.close()
 
 
-def _tensorboard(folder: str) -> Any:
+def _tensorboard(folder: str, step: int) -> Any:
     from tensorboardX import SummaryWriter
 
     try:
-        return SummaryWriter(logdir=folder)
+        # without a suffix, a start within the same second would overwrite the file
+        suffix = f".{time.time_ns()}"
+        return SummaryWriter(logdir=folder, purge_step=step + 1, filename_suffix=suffix)
     except OSError as error:
         raise UserError(f"--log_dir {folder} cannot be written: {error}") from None
 
 
-def _wandb_run(options: dict[str, Any]) -> Any:
+def _read(file: Path | None) -> Sent | None:
+    try:
+        return Sent(**json.loads(file.read_text())) if file else None
+    except (OSError, ValueError, TypeError):  # none, or a kill cut it off
+        return None
+
+
+def _wandb_run(options: dict[str, Any], known: str) -> Any:
     try:
         import wandb
     except ImportError:
         raise UserError("--enable_wandb true needs a package: pip install wandb") from None
+    again: Any = {"id": known, "resume": "allow"} if known else {}
     try:
-        return wandb.init(**options)
+        return wandb.init(**options, **again)
     except wandb.Error as error:  # without a login, among others
         raise UserError(
             f"--enable_wandb true: {reason_of(error)}; "

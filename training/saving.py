@@ -27,19 +27,24 @@ class Saver:
     setup: TrainSetup
     folder: RunFolder
     classes: list[str]
+    wandb_id: str = ""
 
     def __post_init__(self) -> None:
         self.watch = Watch(self.setup.context, self.folder.config.save_ckpt_minutes)
         self.saved_step = self.state.progress.step
 
-    def begin(self, resume_from: str) -> None:
-        """Save the flags, move aside what came after `resume_from`, and save a new run's start."""
+    def begin(self, resume_from: str) -> bool:
+        """Save the flags, move aside what came after `resume_from`, and save a new run's start.
+
+        Returns whether checkpoints were moved aside.
+        """
         if not self.folder.config.output_dir:
             logger.info("nothing is saved: there is no --output_dir")
         self.folder.begin(self.setup.config)
-        self.folder.set_aside(resume_from, self.state.progress.epoch)
+        went_back = self.folder.set_aside(resume_from, self.state.progress.epoch)
         if self.state.progress.step == 0:
             self.folder.save(self._checkpoint(), "start")
+        return went_back
 
     def save_or_stop(self) -> None:
         """Save, if --save_ckpt_steps, --save_ckpt_minutes or a signal ask for it.
@@ -69,7 +74,9 @@ class Saver:
 
     def _checkpoint(self) -> dict[str, Any]:
         """Return the content of a checkpoint; all ranks have to call it."""
-        extras = {"args": self.setup.config.flat(), "classes": self.classes}
+        extras: dict[str, Any] = {"args": self.setup.config.flat(), "classes": self.classes}
+        if self.wandb_id:
+            extras["wandb_id"] = self.wandb_id
         saved = self.state.state_dict(self.setup.context) | extras
         if self.folder.config.save_frozen:
             return saved

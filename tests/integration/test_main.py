@@ -60,7 +60,7 @@ def test_run_leaves_the_published_files(flags, tmp_path):
     names = {name for name in files if not name.endswith(".sha256")} - {"checkpoint-best-ema.pth"}
     names.discard(".lock")
     assert names == {
-        *("config.yaml", "log.txt", "curves.png", "events", "checkpoint-best.pth"),
+        *("config.yaml", "log.txt", "curves.png", "events", "trackers.json", "checkpoint-best.pth"),
         *("checkpoint-start.pth", "checkpoint-0.pth", "checkpoint-1.pth"),
     }
     assert list((tmp_path / "events").iterdir())
@@ -197,7 +197,7 @@ def test_evaluation_prints_the_accuracy_of_the_log(flags, tmp_path, capsys):
 
 
 def test_labels_of_a_checkpoint_in_another_order(flags, tmp_path, capsys, digits):
-    """As of tar files, where 10 comes after 9; a class without evaluation images is left out."""
+    """As of tar files, where 10 comes after 9; a class without a folder is not predicted."""
     log = train(flags, tmp_path, "--epochs", "1")
     state = read_checkpoint(tmp_path / "checkpoint-0.pth")
     order = torch.tensor([2, 0, 1])
@@ -213,11 +213,15 @@ def test_labels_of_a_checkpoint_in_another_order(flags, tmp_path, capsys, digits
     assert all(f"/{row.split(',')[1]}/" in row for row in rows)
     shutil.copytree(digits / "val", tmp_path / "rest/val")
     shutil.rmtree(tmp_path / "rest/val/0")
+    (tmp_path / "rest/val/0").mkdir()
     main.run(parse_args([*evaluation, "", "--data_path", str(tmp_path / "rest")]))
     out = capsys.readouterr().out
     assert "no evaluation images of 1 of the 3 classes: 0" in out
     right = sum("/0/" not in row and row.split(",")[1] == row.split(",")[2] for row in rows)
     assert f"test on 22 images: top-1 {100 * right / 22:.2f}%" in out
+    (tmp_path / "rest/val/0").rmdir()
+    main.run(parse_args([*evaluation, "", "--data_path", str(tmp_path / "rest")]))
+    assert "evaluating over the 2 of the checkpoint's 3 classes" in capsys.readouterr().out
 
 
 def test_checkpoint_of_other_classes_is_not_evaluated(flags, tmp_path, monkeypatch, digits):

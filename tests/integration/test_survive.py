@@ -15,6 +15,7 @@ import main
 from config.command_line import parse_args
 from runtime.signals import Stopped, Watch
 from tests.integration.conftest import ROOT, free_port, launch
+from tests.unit.test_logging import values_in_tensorboard, values_in_wandb
 
 # every source of random numbers; 6 steps an epoch of 72 images, in batches of 12
 RANDOM = [
@@ -114,6 +115,32 @@ def test_a_kill_inside_an_epoch(undisturbed, tmp_path):
     assert "resumed" in output
     assert "at epoch 1, after 0 of" not in output
     assert_same(folder, tmp_path)
+
+
+@pytest.mark.slow
+def test_trackers_have_one_curve_after_a_kill(undisturbed, tmp_path, monkeypatch):
+    processes, flags, _ = undisturbed
+    if processes > 1:
+        pytest.skip("only the first process writes them")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    more = ["--output_dir", tmp_path, "--save_ckpt_steps", 4, "--enable_wandb", "true"]
+    more += ["--log_dir", tmp_path / "events", "--log_interval", 1]
+    process = start(command(flags, processes, *more))
+    wait_for(tmp_path, "checkpoint-1-*.pth")
+    time.sleep(0.3)  # some steps later
+    process.kill()
+    process.communicate()
+    finish(command(flags, processes, *more))
+    steps = [step for step, _ in values_in_tensorboard(tmp_path / "events", "train/loss")]
+    assert steps == list(range(1, 25))
+    epochs = [step for step, _ in values_in_tensorboard(tmp_path / "events", "test_acc1")]
+    assert epochs == [6, 12, 18, 24]
+    # a kill loses what the process of wandb has not written yet
+    (points,) = values_in_wandb(tmp_path, "train/loss").values()
+    assert len({step for step, _ in points}) == len(points)
+    assert {step for step, _ in points} >= {22, 23, 24}
+    saved = torch.load(tmp_path / "checkpoint-3.pth", weights_only=True)
+    assert saved["wandb_id"] == json.loads((tmp_path / "trackers.json").read_text())["wandb_id"]
 
 
 @pytest.mark.slow

@@ -1,12 +1,15 @@
 """log.txt read back, curves drawn, numbers sent to trackers."""
 
 import json
+import struct
 import sys
 import time
 
 import pytest
 import wandb
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from wandb.proto import wandb_internal_pb2
 
 from config.command_line import parse_args
 from runtime.curves import save_curves
@@ -55,6 +58,96 @@ def test_wandb_gets_numbers_and_checkpoints(tmp_path, monkeypatch):
     content = file.read_bytes()
     for part in (b"p1", b"e1", b"test_acc1", b"12.625", b"0.0123", b"checkpoint-best.pth"):
         assert part in content, part
+
+
+def values_in_tensorboard(folder, tag):
+    """Step and value of each point that TensorBoard shows."""
+    events = EventAccumulator(str(folder), {"scalars": 0})
+    events.Reload()
+    return [(event.step, event.value) for event in events.Scalars(tag)]
+
+
+def records_of(content):
+    """The records in a file of wandb: LevelDB's log format, after 7 bytes."""
+    place, record, block = 7, b"", 2**15
+    while place + 7 <= len(content):
+        if block - place % block < 7:  # too little for a head
+            place += block - place % block
+            continue
+        length, kind = struct.unpack("<HB", content[place + 4 : place + 7])
+        record += content[place + 7 : place + 7 + length]
+        place += 7 + length
+        if kind in (1, 4):  # whole, or its last part
+            yield record
+            record = b""
+
+
+def values_in_wandb(folder, tag):
+    """Step and value of each point in the files of all starts, by the id of their run."""
+    found = {}
+    for file in sorted(folder.glob("wandb/offline-run-*/run-*.wandb")):
+        for data in records_of(file.read_bytes()):
+            record = wandb_internal_pb2.Record.FromString(data)
+            items = {i.key or ".".join(i.nested_key): i.value_json for i in record.history.item}
+            if tag in items:
+                points = found.setdefault(file.stem.removeprefix("run-"), [])
+                points.append((int(items["_step"]), float(items[tag])))
+    return found
+
+
+def trackers_of(folder, step, **options):
+    config = config_of("--enable_wandb", "true", "--output_dir", folder)
+    return Trackers(
+        str(folder / "events"), config.wandb_options(), True, str(folder), step, **options
+    )
+
+
+@pytest.fixture
+def offline(monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+
+
+def test_a_resumed_run_has_one_curve(tmp_path, offline):
+    first = trackers_of(tmp_path, 0)
+    for step in range(1, 8):
+        first.write({"loss": float(step)}, step)
+    first.finish([])
+    again = trackers_of(tmp_path, 4)  # the checkpoint was older
+    assert again.wandb_id == first.wandb_id
+    for step in range(5, 10):
+        again.write({"loss": float(step)}, step)
+        if step == 7:  # which the first start has not reached
+            again.write({"test_acc1": 50.0}, step)
+    again.finish([])
+    expected = [(step, float(step)) for step in range(1, 10)]
+    assert values_in_tensorboard(tmp_path / "events", "loss") == expected
+    assert values_in_wandb(tmp_path, "loss") == {first.wandb_id: expected}
+    assert values_in_wandb(tmp_path, "test_acc1") == {first.wandb_id: [(7, 50.0)]}
+    # in another folder, the checkpoint tells the run
+    other = trackers_of(tmp_path / "other", 9, wandb_id=first.wandb_id)
+    assert other.wandb_id == first.wandb_id
+    other.finish([])
+
+
+def test_what_a_run_that_goes_back_has_left_is_not_shown(tmp_path, offline, caplog):
+    first = trackers_of(tmp_path, 0)
+    for step in range(1, 8):
+        first.write({"loss": float(step)}, step)
+    first.finish([])
+    back = trackers_of(tmp_path, 3, went_back=True)
+    for step in range(4, 6):
+        back.write({"loss": -1.0}, step)
+    back.finish([])
+    shown = values_in_tensorboard(tmp_path / "events", "loss")
+    assert shown == [(1, 1.0), (2, 2.0), (3, 3.0), (4, -1.0), (5, -1.0)]
+    assert values_in_wandb(tmp_path, "loss")[back.wandb_id] == [(4, -1.0), (5, -1.0)]
+    assert back.wandb_id != first.wandb_id
+    assert f"the run {first.wandb_id} stays as it is" in caplog.text
+    fresh = trackers_of(tmp_path, 0)  # starts over in the same folder
+    fresh.finish([])
+    assert fresh.wandb_id not in (first.wandb_id, back.wandb_id)
+    assert values_in_tensorboard(tmp_path / "events", "loss") == []
 
 
 def test_wandb_without_the_package_or_a_login_is_one_line(tmp_path, monkeypatch):
