@@ -35,7 +35,7 @@ from runtime.logging import setup_logging
 from runtime.trackers import Trackers
 from training.build import build_model, prepare_model, size_facts, start_training
 from training.saving import Saver
-from utils import seed_everything, versions
+from utils import seed_everything, use_deterministic_algorithms, versions
 
 logger = logging.getLogger("main")
 
@@ -49,6 +49,8 @@ def run(
 
     Another task gives its own `build_data`, and a program that calls it twice the same `context`.
     """
+    if config.runtime.deterministic:
+        use_deterministic_algorithms()
     if context is None:
         context = distributed.init_distributed(config.runtime.device, **asdict(config.processes))
         setup_logging(context)

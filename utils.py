@@ -1,6 +1,7 @@
 """Seeds, counts, class names, versions."""
 
 import math
+import os
 import platform
 import random
 from typing import Any
@@ -17,6 +18,16 @@ def seed_everything(seed: int) -> None:
     """Seed Python, NumPy, and torch on all devices."""
     seed_host(seed)
     torch.manual_seed(seed)
+
+
+def use_deterministic_algorithms() -> None:
+    """Let torch choose deterministic algorithms; it warns of operations that have none.
+
+    Call it before CUDA is used.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def seed_host(seed: int) -> None:

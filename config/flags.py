@@ -364,6 +364,10 @@ class RuntimeConfig:
     """auto (a GPU if there is one), cuda or cpu."""
     seed: Annotated[int, Range(0, 2**32 - 1)] = 0
     """Seed of all random numbers."""
+    deterministic: bool = False
+    """Deterministic algorithms, on GPUs too, which may be slower; operations that have none are
+    named in warnings. false searches the fastest convolutions, as the release did. On CPUs, equal
+    runs give equal results either way."""
     smoke: bool = False
     """Shrink the run to seconds, to see that it works: two epochs of 256 images, a tiny HorNet, no
     start weights, into OUTPUT_DIR-smoke; on digits if data_path is not given."""

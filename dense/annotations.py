@@ -23,20 +23,28 @@ def use_checked(config: Any, parts: tuple[str, ...], writes: bool) -> list[str]:
     """Check the annotation files of data sets in a config; return what has to be told.
 
     A file that needs repairs is written anew into work_dir, by the process that `writes`, and takes
-    the place of the original. Evaluators get the file of their data set. Raises UserError for what
-    cannot be repaired.
+    the place of the original. Evaluators with an annotation file get that of their data set. Raises
+    UserError for what cannot be repaired.
     """
     lines: list[str] = []
-    checked: dict[tuple[Path, bool, tuple[str, ...]], Path] = {}
+    if config.default_scope != "mmdet":
+        return lines
+    checked: dict[tuple[Path, bool, bool, tuple[str, ...]], Path] = {}
     for part in parts:
         data = (config.get(f"{part}_dataloader") or {}).get("dataset")
-        files: list[str] = []
+        files: dict[str, str] = {}
         for dataset in _coco_sets(data):
-            path, classes, masks = _path(dataset), classes_of(dataset), _has_masks(dataset)
-            key = path, masks, tuple(classes)
+            path, classes, masks = _path(dataset), classes_of(dataset, "mmdet"), _has_masks(dataset)
+            key = path, part == "train", masks, tuple(classes)
             if key not in checked:
-                content, told = clean(read(path), path, classes, masks)
+                whole = read(path)
+                content, told = clean(whole, path, classes, masks, part)
                 lines += [f"{path}: {line}" for line in told]
+                least = (dataset.get("filter_cfg") or {}).get("min_size", 0)
+                sizes = [min(image["width"], image["height"]) for image in whole["images"]]
+                if part == "train" and (small := sum(size < least for size in sizes)):
+                    lines.append(f"{path}: {small} images of less than filter_cfg.min_size {least} "
+                                 "pixels are left out")  # fmt: skip
                 checked[key] = path
                 if content is not None:
                     number = f"-{len(files) + 1}" if files else ""  # of several in a part
@@ -47,25 +55,34 @@ def use_checked(config: Any, parts: tuple[str, ...], writes: bool) -> list[str]:
                         checked[key].parent.mkdir(parents=True, exist_ok=True)
                         with written_whole(checked[key]) as temporary:
                             temporary.write_text(json.dumps(content))
-            dataset.ann_file = str(checked[key].resolve())
-            files.append(dataset.ann_file)
+            dataset.ann_file = files[str(path.resolve())] = str(checked[key].resolve())
         for evaluator in dicts(config.get(f"{part}_evaluator")):
-            if str(evaluator.get("type", "")).endswith("CocoMetric") and len(files) == 1:
-                evaluator["ann_file"] = files[0]
+            if evaluator.get("ann_file") and files:
+                given = str(Path(evaluator["ann_file"]).resolve())
+                only = next(iter(files.values())) if len(files) == 1 else given
+                evaluator["ann_file"] = files.get(given, only)
     return lines
 
 
 def _coco_sets(data: Any) -> Iterator[Any]:
-    """Yield the data sets in COCO's format, of mmdet, in a data set and its wrappers."""
-    from mmdet.datasets import CocoDataset, LVISV05Dataset
+    """Yield the data sets in COCO's format, of mmdet, in a data set and its wrappers.
+
+    Types that read the files in a way of their own (panoptic, LVIS, Objects365) are left out, and
+    files that are not on a disk.
+    """
+    from mmdet.datasets import CocoDataset
     from mmdet.registry import DATASETS
     from mmdet.utils import register_all_modules
 
     register_all_modules(init_default_scope=False)
     for found in dicts(data):
-        kind: Any = DATASETS.get(found["type"]) if isinstance(found.get("type"), str) else None
-        is_coco = isinstance(kind, type) and issubclass(kind, CocoDataset)
-        if is_coco and not issubclass(kind, LVISV05Dataset) and found.get("ann_file"):
+        kind: Any = found.get("type")
+        kind = DATASETS.get(kind) if isinstance(kind, str) else kind
+        if not (isinstance(kind, type) and issubclass(kind, CocoDataset)):
+            continue
+        names = ("load_data_list", "parse_data_info")
+        is_own = any(getattr(kind, name) is not getattr(CocoDataset, name) for name in names)
+        if not is_own and found.get("ann_file") and not found.get("backend_args"):
             yield found
 
 
@@ -103,66 +120,75 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def clean(
-    content: dict[str, Any], path: Path, classes: list[str], masks: bool
+    content: dict[str, Any], path: Path, classes: list[str], masks: bool, part: str = "train"
 ) -> tuple[dict[str, Any] | None, list[str]]:
     """Return the repaired content, or None if it is as it should be, and what has to be told.
 
-    `masks` says whether the detector needs segmentations. Raises UserError for what cannot be
-    repaired, and if nothing is left.
+    `masks` says whether the detector needs segmentations. In the `part` 'train', boxes that show
+    nothing are left out; in others they stay, so that accuracies remain comparable. Raises
+    UserError for what cannot be repaired, and if nothing is left.
     """
-    categories = _categories(content, path, classes)
+    categories, ordered = _categories(content, path, classes)
     images = _by_id(content, path, "images", ("file_name", "width", "height"))
     annotations: list[Annotation] = content["annotations"]
     notes: dict[str, list[Any]] = defaultdict(list)
     kept: list[Annotation] = []
-    changed, usable, crowds = False, 0, 0
+    changed, usable, crowds, known = ordered is not None, 0, 0, set(classes)
     for number, annotation in enumerate(annotations):
         where = f"{path}: annotation {annotation.get('id', f'number {number + 1}')}"
         image = images[_known(annotation, "image_id", images, where)]
         category = _known(annotation, "category_id", categories, where)
         where += f" of image {annotation['image_id']}"
-        repaired, reasons, is_kept = _repaired(annotation, image, masks, where)
+        repaired, reasons, is_kept = _repaired(annotation, image, masks, part == "train", where)
         for reason in reasons:
             notes[reason].append(annotation.get("id", number + 1))
         changed |= repaired is not annotation or not is_kept
         if is_kept:
             kept.append(repaired)
             crowds += bool(repaired["iscrowd"])
-            usable += categories[category] in classes and not repaired["iscrowd"]
-            if categories[category] not in classes:
+            unlearnt = repaired["iscrowd"] or repaired.get("ignore")
+            usable += categories[category] in known and not unlearnt
+            if categories[category] not in known:
                 notes["have categories outside the config's classes and are ignored"].append(
                     annotation.get("id", number + 1)
                 )
     lines = [_line(len(annotations), reason, ids) for reason, ids in notes.items()]
     if crowds:
         lines.append(f"{crowds} of {len(annotations)} annotations are crowds, which are not learnt")
-    if annotations and not usable:
-        raise UserError(
-            f"{path}: of {len(annotations)} annotations none is left: {'; '.join(lines)}"
-        )
+    if not usable and (annotations or part != "test"):
+        why = f"of {len(annotations)} annotations none is left: {'; '.join(lines)}"
+        raise UserError(f"{path}: {why if annotations else 'it has no annotations'}")
     if not annotations:
-        lines.append("no annotations: all images are background")
+        lines.append("no annotations: there is nothing to compare with")
+    if ordered:
+        lines.append("the categories are reordered to the config's classes, which labels follow")
     names = Counter(image["file_name"] for image in images.values())
     twice = [name for name, count in names.items() if count > 1]
     if twice:
         lines.append(f"{len(twice)} files are listed under several ids: {some(twice, 3)}")
     ids = [annotation.get("id") for annotation in kept]
-    if len(set(ids)) < len(ids) or not all(type(i) is int and i > 0 for i in ids):
+    if not all(type(i) is int and i > 0 for i in ids) or len(set(ids)) < len(ids):
         lines.append(
             "the annotations get new ids from 1 on: some have the id 0, which the evaluation takes "
             "for none, the same id as another, or no whole number"
         )
         kept = [annotation | {"id": number} for number, annotation in enumerate(kept, 1)]
         changed = True
-    return (content | {"annotations": kept} if changed else None), lines
+    result = content | {"annotations": kept, "categories": ordered or content["categories"]}
+    return (result if changed else None), lines
 
 
 def _line(count: int, reason: str, ids: list[Any]) -> str:
     return f"{len(ids)} of {count} annotations {reason}: {some(map(str, ids), 3)}"
 
 
-def _categories(content: dict[str, Any], path: Path, classes: list[str]) -> dict[Any, str]:
-    """Return the names of the categories by id; UserError if they do not fit the classes."""
+def _categories(
+    content: dict[str, Any], path: Path, classes: list[str]
+) -> tuple[dict[Any, str], list[Any] | None]:
+    """Return the names of the categories by id, and the categories in another order.
+
+    That is None if they are in the order of the classes. UserError if they do not fit these.
+    """
     found = _by_id(content, path, "categories", ("name",))
     names = [category["name"] for category in found.values()]
     for listed, where in ((classes, "the config's classes"), (names, str(path))):
@@ -172,16 +198,15 @@ def _categories(content: dict[str, Any], path: Path, classes: list[str]) -> dict
     missing = [name for name in classes if name not in names]
     if missing:
         raise UserError(
-            f"{path} has no category {', '.join(missing[:3])}, which the config has among its "
-            f"classes; its categories: {', '.join(map(str, names[:10]))}"
+            f"{path} has no category {str(missing[:3])[1:-1]}, which the config has among its "
+            f"classes; its categories: {str(names[:10])[1:-1]}"
         )
-    ordered = [name for name in names if name in classes]
-    if ordered != classes:
-        raise UserError(
-            f"{path} has the categories in another order than the config's classes, "
-            f"and labels follow the file: write classes = {tuple(ordered)}"
-        )
-    return {number: category["name"] for number, category in found.items()}
+    known, ordered = set(classes), None
+    if [name for name in names if name in known] != classes:
+        by_name = {category["name"]: category for category in content["categories"]}
+        rest = [category for name, category in by_name.items() if name not in known]
+        ordered = [by_name[name] for name in classes] + rest
+    return {number: category["name"] for number, category in found.items()}, ordered
 
 
 def _by_id(
@@ -198,6 +223,9 @@ def _by_id(
         for key in ("width", "height"):
             if key in needed and not (_is_number(item[key]) and item[key] > 0):
                 raise UserError(f"{name} {item['file_name']}: its {key} is {item[key]!r}")
+        for key in {"file_name", "name"} & {*needed}:
+            if not isinstance(item[key], str):
+                raise UserError(f"{name} number {number + 1}: its {key} is {item[key]!r}")
         if not isinstance(item["id"], int | str):
             raise UserError(f"{name} number {number + 1}: its id is {item['id']!r}")
         if item["id"] in found:
@@ -224,25 +252,30 @@ def _known(annotation: Annotation, key: str, known: dict[Any, Any], where: str) 
 
 
 def _repaired(
-    annotation: Annotation, image: dict[str, Any], masks: bool, where: str
+    annotation: Annotation, image: dict[str, Any], masks: bool, trains: bool, where: str
 ) -> tuple[Annotation, list[str], bool]:
     """Return an annotation with all keys, what has to be told of it, and whether it is kept."""
     reasons: list[str] = []
     changes: dict[str, Any] = {}
-    segmentation = annotation.get("segmentation")
+    segmentation: Any = annotation.get("segmentation")
     polygons: list[Any] = []
     if isinstance(segmentation, list):
         polygons = [p for p in segmentation if _is_polygon(p)]
         if len(polygons) < len(segmentation):
-            reasons.append("have polygons of fewer than three points, or of an odd number count")
+            reasons.append("have polygons that are not the numbers of three or more points")
             changes["segmentation"] = polygons
     is_mask = isinstance(segmentation, dict) and {"counts", "size"} <= segmentation.keys()
+    if is_mask and segmentation["size"] != [image["height"], image["width"]]:
+        raise UserError(
+            f"{where}: the size of its segmentation is {segmentation['size']}, that of the image "
+            f"(height, width) {[image['height'], image['width']]}"
+        )
     if masks and not polygons and not is_mask:
         return annotation, [*reasons, "have no usable segmentation and are left out"], False
     box = annotation.get("bbox")
-    if box is None and polygons:
-        box = changes["bbox"] = _box_of(polygons)
-        reasons.append("have no bbox, which is computed from their polygons")
+    if box is None and (polygons or is_mask):
+        box = changes["bbox"] = _box_of(polygons) if polygons else _box_of_mask(segmentation)
+        reasons.append("have no bbox, which is computed from their segmentation")
     if box is None:
         raise UserError(f"{where} has no bbox")
     if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
@@ -250,19 +283,29 @@ def _repaired(
     x, y, width, height = box
     if not all(map(math.isfinite, box)):
         return annotation, [*reasons, "have a bbox that is not finite and are left out"], False
-    if width < 1 or height < 1:
-        return annotation, [*reasons, "have a box of less than a pixel and are left out"], False
     right, bottom = x + width, y + height
-    if x >= image["width"] or y >= image["height"] or right <= 0 or bottom <= 0:
-        return annotation, [*reasons, "have a box outside their image and are left out"], False
+    nothing = ""
+    if width < 1 or height < 1:
+        nothing = "have a box of less than a pixel"
+    elif x >= image["width"] or y >= image["height"] or right <= 0 or bottom <= 0:
+        nothing = "have a box outside their image"
+    if nothing and trains:
+        return annotation, [*reasons, f"{nothing} and are left out"], False
+    if nothing:
+        reasons.append(nothing)
     if right > image["width"] + 1 or bottom > image["height"] + 1 or min(x, y) < -1:
         reasons.append("reach beyond their image; boxes are (x, y, width, height) in pixels")
     area: Any = annotation.get("area")
     if not (_is_number(area) and math.isfinite(area) and area > 0):
-        changes["area"] = sum(map(_area_of, polygons)) or width * height
-        reasons.append("have no area above 0, which is computed")
-    if annotation.get("iscrowd") not in (0, 1):
-        changes["iscrowd"] = 0
+        computed = sum(map(_area_of, polygons)) or abs(width * height)
+        if computed != area:
+            changes["area"] = computed
+            reasons.append("have no area above 0, which is computed")
+    crowd = annotation.get("iscrowd")
+    if crowd not in (0, 1):
+        changes["iscrowd"] = int(crowd == "1")
+        if crowd is not None:
+            reasons.append(f"have the iscrowd {crowd!r}, which becomes {changes['iscrowd']}")
     if annotation.get("segmentation") is not None and not polygons and not is_mask:
         changes["segmentation"] = []
     return (annotation | changes if changes else annotation), reasons, True
@@ -273,7 +316,20 @@ def _is_number(value: Any) -> bool:
 
 
 def _is_polygon(value: Any) -> bool:
-    return isinstance(value, list) and len(value) >= 6 and len(value) % 2 == 0
+    if not isinstance(value, list) or len(value) < 6 or len(value) % 2:
+        return False
+    try:
+        return math.isfinite(sum(value))
+    except TypeError:  # text, null, a list of points
+        return False
+
+
+def _box_of_mask(mask: dict[str, Any]) -> list[float]:
+    from pycocotools import mask as run_lengths
+
+    if isinstance(mask["counts"], list):
+        mask = run_lengths.frPyObjects(mask, *mask["size"])
+    return run_lengths.toBbox(mask).tolist()
 
 
 def _box_of(polygons: list[list[float]]) -> list[float]:

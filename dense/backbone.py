@@ -91,6 +91,11 @@ class HorNet(BaseModule):
             self.add_module(f"norm{index}", norm)
         self.train()  # freezes stages before DDP or an optimizer collects the parameters
 
+    @property
+    def widths(self) -> list[int]:
+        """The channels of the outputs."""
+        return [len(self.get_submodule(f"norm{index}").weight) for index in self.out_indices]
+
     group_matcher = models.HorNet.group_matcher  # for layer decay
 
     def init_weights(self) -> None:

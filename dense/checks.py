@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import torch
 from mmdet.datasets import CocoDataset
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
@@ -96,14 +97,18 @@ def _tell_values(dataset: BaseSegDataset, infos: list[dict[str, Any]]) -> None:
         except OSError:  # told on loading
             continue
     first, classes = int(bool(dataset.reduce_zero_label)), dataset.metainfo["classes"]
-    used = {value - first for value in found - {255}} - {-1}
+    mapped = {(dataset.label_map or {}).get(value, value) for value in found}
+    used = {value - first for value in mapped - {255}} - {-1}
     where = dataset.data_prefix.get("seg_map_path")
     values = some(map(str, sorted(found)), 8)
     if found and not used:
-        raise UserError(
+        line = (
             f"{where}: the {len(infos)} masks looked at hold only {values}, which are ignored "
             "pixels: masks hold the indices of the classes"
         )
+        if len(infos) == len(dataset):
+            raise UserError(line)
+        print_log(line, "current", logging.WARNING)
     if found == {0, 255} and len(classes) > 1:
         print_log(
             f"{where}: the masks hold 0 and 255 only, and 255 is ignored: as a class, "
@@ -148,7 +153,7 @@ def _of_turned(path: str, size: tuple[int, int]) -> str:
             return ""
     return (
         "they are of the image before it is turned as its EXIF metadata say, as everywhere here; "
-        "annotate it upright, or give LoadImageFromFile(imread_flags='color_ignore_orientation')"
+        "annotate it upright, or give LoadImageFromFile(color_type='color_ignore_orientation')"
     )
 
 
@@ -178,17 +183,25 @@ def _check_mask(num_classes: int, results: dict[str, Any]) -> dict[str, Any]:
     return results
 
 
+def _sizes(images: Any) -> set[tuple[int, ...]]:
+    return {tuple(image.shape) for image in images}
+
+
 class SameSizes(Hook):
     """Refuses a batch of images of different sizes, which a segmentor cannot test at once."""
 
     def before_val_iter(
         self, runner: Any, batch_idx: int, data_batch: Any = None, part: str = "val"
     ) -> None:
-        sizes = {tuple(getattr(image, "shape", ())) for image in data_batch["inputs"]}
+        views = data_batch["inputs"]  # with test-time augmentation, a list for each view
+        views = [views] if isinstance(views[0], torch.Tensor) else views
+        sizes = next((found for view in views if len(found := _sizes(view)) > 1), set())
         preprocessor = getattr(runner.model, "module", runner.model).data_preprocessor
         if len(sizes) > 1 and not getattr(preprocessor, "test_cfg", None):
             heights = " and ".join(f"{size[-1]} x {size[-2]}" for size in sorted(sizes)[:2])
-            names = [sample.img_path for sample in data_batch["data_samples"]]
+            samples = data_batch["data_samples"]
+            samples = samples[0] if isinstance(samples[0], list | tuple) else samples
+            names = [sample.img_path for sample in samples]
             raise UserError(
                 f"images of one batch differ in size ({heights}; {some(names, 2)}): "
                 f"set {part}_dataloader.batch_size=1"

@@ -21,6 +21,11 @@ def read_config(name: str, task: str = "") -> Any:
         raise UserError(f"config {name} does not exist" + (f", nor in {task}/" if task else ""))
     try:
         config = Config.fromfile(path)
+    except FileNotFoundError as error:
+        raise UserError(
+            f"config {path} cannot be read: {error.filename or error} is missing; a copy of a "
+            "config needs its _base_ at the same place beside it"
+        ) from None
     except Exception as error:  # a config is a program: it can raise anything
         raise UserError(f"config {path} cannot be read: {error!r}") from None
     if "model" not in config or "train_dataloader" not in config:

@@ -18,21 +18,32 @@ class FolderSegDataset(BaseSegDataset):
     """Images of any suffix, in folders within `img_path`, with masks of the same name.
 
     The mask of a/b.JPG is a/b.png in `seg_map_path` (`seg_map_suffix`, in any case). Images without
-    a mask are left out and told; UserError if none is left, or two images have the same mask.
+    a mask are left out and told; UserError if none is left, two images have the same mask, or there
+    is an `ann_file`, a list of images.
     """
 
     def load_data_list(self) -> list[dict[str, Any]]:
+        if self.ann_file:
+            raise UserError(
+                f"FolderSegDataset takes whole folders: leave out ann_file {self.ann_file}"
+            )
+        if not {"img_path", "seg_map_path"} <= self.data_prefix.keys():
+            raise UserError(
+                "FolderSegDataset: give data_prefix=dict(img_path=..., seg_map_path=...)"
+            )
         images = Path(self.data_prefix["img_path"])
         masks = Path(self.data_prefix["seg_map_path"])
         for folder in (images, masks):
             if not folder.is_dir():
                 raise UserError(f"{folder} is not a folder")
         suffix = self.seg_map_suffix.lower()
-        known = {
-            path.relative_to(masks).with_suffix(""): path
-            for path in find_images([str(masks)])
-            if path.suffix.lower() == suffix
-        }
+        known: dict[Path, Path] = {}
+        for path in find_images([str(masks)]):
+            if path.name.lower().endswith(suffix):
+                name = path.relative_to(masks).with_name(path.name[: -len(suffix)])
+                if name in known:
+                    raise UserError(f"{path} and {known[name]} are of the same image: remove one")
+                known[name] = path
         found: dict[Path, Path] = {}
         without: list[str] = []
         for path in find_images([str(images)]):
@@ -66,7 +77,11 @@ def tell_other_suffixes(dataset: BaseSegDataset) -> None:
     folder = Path(dataset.data_prefix.get("img_path") or "")
     if isinstance(dataset, FolderSegDataset) or dataset.ann_file or not folder.is_dir():
         return
-    others = [p for p in find_images([str(folder)]) if not p.name.endswith(dataset.img_suffix)]
+    try:
+        images = find_images([str(folder)])
+    except UserError:  # files of another kind, as for other loaders
+        return
+    others = [path for path in images if not path.name.endswith(dataset.img_suffix)]
     if others:
         kinds = Counter(suffix_of(path.name) for path in others)
         print_log(

@@ -4,6 +4,7 @@ import ast
 import difflib
 import inspect
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,13 +40,29 @@ OLD_NAMES = {
     "dist_params.backend": "env_cfg.dist_cfg.backend",
     "seed": "randomness.seed",
     "resume_from": "--resume",
+    "train_pipeline": "train_dataloader.dataset.pipeline",
+    "test_pipeline": "test_dataloader.dataset.pipeline, and that of val",
 }
 """Names of mmdet 2, mmseg 0 and of variables in config files -> what a run reads."""
 OWN = {"tta_model", "tta_pipeline", "custom_imports", "model_wrapper_cfg", "vis_backends"}
+OWN |= {"find_unused_parameters", "sync_bn", "compile", "activation_checkpointing"}
+OWN |= {"efficient_conv_bn_eval", "custom_hooks"}
+FOR_BUILDERS = {"type", "_scope_", "_delete_", "constructor", "paramwise_cfg", "optimizer"}
+FOR_BUILDERS |= {"convert_to_iter_based", "init_cfg", "priority", "by_epoch", "bg_cls_weight"}
+"""Settings that registries, builders and heads take for themselves."""
+REGISTRIES = [
+    *("MODELS", "DATASETS", "TRANSFORMS", "METRICS", "HOOKS", "OPTIMIZERS", "VISUALIZERS"),
+    *("OPTIM_WRAPPERS", "PARAM_SCHEDULERS", "LOOPS", "DATA_SAMPLERS", "TASK_UTILS"),
+]
+"""mmengine's, to look types up in."""
+CUTOFF = 0.8
+"""Least similarity, by difflib, of a name that may be meant."""
 
 
-def check_files(path: Path) -> None:
+def check_files(path: Path) -> list[str]:
     """Raise UserError for a name at the top level of a config, or its bases, that nothing reads.
+
+    Where no other name seems to be meant, a line that tells it is returned instead.
 
     That is neither mmengine's Runner, nor the file itself, nor one that has it as a base. Files
     that mmengine saved are left out: they hold the values of such names.
@@ -67,38 +84,106 @@ def check_files(path: Path) -> None:
         read[file] = {load.id for load in loads} - {"dict"}
         assigned = [s for s in tree.body if isinstance(s, ast.Assign)]
         values = {getattr(s.targets[0], "id", "_"): s.value for s in assigned}
+        none = {n for n, v in values.items() if isinstance(v, ast.Constant) and v.value is None}
         is_saved = "_base_" not in values and not read[file]
-        names[file] = [name for name in values if not name.startswith("_") and not is_saved]
+        names[file] = [n for n in values if not (n.startswith("_") or is_saved or n in none)]
         bases = ast.walk(values["_base_"]) if "_base_" in values else ()
         texts = [node.value for node in bases if isinstance(node, ast.Constant)]
         files += [file.parent / str(text) for text in texts]
-    by_runs = _read_by_runs()
+    by_runs, lines = _read_by_runs(), []
     for file in names:
         for name in names[file]:
             if name not in by_runs | by_others | read[file]:
-                raise UserError(f"config {file}: nothing reads {name}{_hint(name, by_runs)}")
+                hint = _hint(name, by_runs)
+                lines.append(f"config {file}: nothing reads {name}{hint}")
+                if hint:
+                    raise UserError(lines[-1])
+    return lines
 
 
-def check_options(config: Any, options: dict[str, Any]) -> None:
+def check_options(options: dict[str, Any]) -> None:
     """Raise UserError for a setting that nothing reads, with the name that it may stand for."""
     read = _read_by_runs()
     for name in options:
-        first, *rest = name.split(".")
-        if first not in read:
+        if name.split(".")[0] not in read:
             raise UserError(f"--cfg-options {name}: nothing reads it{_hint(name, read)}")
-        if rest:
-            _check_near(config, name)
 
 
-def check_loaders(config: Any) -> None:
-    """Raise UserError for a key of a data loader that it does not have."""
-    known = {*inspect.signature(DataLoader.__init__).parameters, "num_batch_per_epoch"} - {"self"}
-    for name in (f"{part}_dataloader" for part in ("train", "val", "test")):
-        for key in config.get(name) or ():
-            if key not in known:
-                near = difflib.get_close_matches(key, known, n=1)
-                hint = f"; did you mean {near[0]}?" if near else ""
-                raise UserError(f"nothing reads {name}.{key}{hint}")
+def check_settings(config: Any) -> None:
+    """Raise UserError for a setting that the class which it is for does not have.
+
+    These are the data loaders, the loops, and every part of the config that names its type.
+    """
+    from mmengine import registry, runner
+
+    scope = config.get("default_scope", "mmengine")
+    registry.init_default_scope(scope)
+    registries = [getattr(registry, name) for name in REGISTRIES]
+    loader = _accepted(DataLoader) | {"num_batch_per_epoch"}
+    for part in ("train", "val", "test"):
+        _check_keys(f"{part}_dataloader", config.get(f"{part}_dataloader") or {}, loader)
+    loops = {"val_cfg": runner.ValLoop, "test_cfg": runner.TestLoop, "train_cfg": None}
+    for name, kind in loops.items():
+        settings = config.get(name) or {}
+        if name == "train_cfg":
+            by_epoch = settings.get("by_epoch", "max_epochs" in settings)
+            kind = runner.EpochBasedTrainLoop if by_epoch else runner.IterBasedTrainLoop
+        if "type" not in settings:
+            _check_keys(name, settings, _accepted(kind) | {"by_epoch"})
+    read = {name: value for name, value in config.items() if name in _read_by_runs()}
+    for name, settings in _parts(read, ""):
+        kind = settings["type"]
+        if isinstance(kind, str):
+            kind = next(filter(None, (_found(kind, place, scope) for place in registries)), None)
+        if isinstance(kind, type):
+            _check_keys(name, settings, _accepted(kind) | FOR_BUILDERS)
+
+
+def _found(kind: str, registry: Any, scope: str) -> Any:
+    with registry.switch_scope_and_registry(scope) as own:
+        return own.get(kind)
+
+
+def _parts(value: Any, name: str) -> Iterator[tuple[str, Any]]:
+    """Yield the dicts that name a type, with their places, but for layers, which have builders."""
+    if name.endswith(("norm_cfg", "conv_cfg", "act_cfg", "upsample_cfg", ".dcn")):
+        return
+    if isinstance(value, dict) and "type" in value:
+        yield name, value
+    if isinstance(value, dict | list | tuple):
+        pairs = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, inner in pairs:
+            yield from _parts(inner, f"{name}.{key}".lstrip("."))
+
+
+def _accepted(kind: Any) -> set[str]:
+    """Return the names of a class's arguments, with those that it may pass on to its bases.
+
+    '**' is among them if they may be any.
+    """
+    names: set[str] = set()
+    for base in kind.__mro__:
+        if "__init__" not in vars(base):
+            continue
+        try:
+            parameters = inspect.signature(base.__init__).parameters.values()
+        except (TypeError, ValueError):
+            return names | {"**"}
+        names |= {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+        if not any(p.kind == p.VAR_KEYWORD for p in parameters):
+            break
+        names.add("**")
+    return names - {"self"}
+
+
+def _check_keys(name: str, settings: Any, accepted: set[str]) -> None:
+    for key in settings:
+        # where any name may be passed on, only those that look very much like another are refused
+        cutoff = 0.85 if "**" in accepted else CUTOFF
+        near = difflib.get_close_matches(str(key), accepted - {key}, n=1, cutoff=cutoff)
+        if key not in accepted and (near or "**" not in accepted):
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise UserError(f"nothing reads {name}.{key}{hint}")
 
 
 def _read_by_runs() -> set[str]:
@@ -115,24 +200,5 @@ def _hint(name: str, read: set[str]) -> str:
     parts = [f"{old} is {new}" for old, new in OLD_NAMES.items() if old.startswith(f"{name}.")]
     if parts:
         return f"; today {', '.join(parts)}"
-    near = difflib.get_close_matches(name.split(".")[0], read, n=1)
+    near = difflib.get_close_matches(name.split(".")[0], read, n=1, cutoff=CUTOFF)
     return f"; did you mean {'.'.join([near[0], *name.split('.')[1:]])}?" if near else ""
-
-
-def _check_near(config: Any, name: str) -> None:
-    """Refuse a new key that looks like one beside it."""
-    *parents, key = name.split(".")
-    place: Any = config
-    for parent in parents:
-        index: Any = int(parent) if isinstance(place, list | tuple) else parent
-        try:
-            place = place[index]
-        except (KeyError, IndexError, TypeError, ValueError):
-            return  # a new part: its class checks the keys
-    if not isinstance(place, dict) or key in place:
-        return
-    if len(parents) == 1 and parents[0].endswith("_dataloader"):
-        return  # check_loaders knows all their keys
-    near = difflib.get_close_matches(key, place, n=1, cutoff=0.85)
-    if near:
-        raise UserError(f"--cfg-options {name}: did you mean {'.'.join([*parents, near[0]])}?")

@@ -59,10 +59,13 @@ def save_mask(
 ) -> None:
     """Save the labels of an image (H, W) as PNG: 8 bits per pixel, with a palette if given.
 
-    `skips_zero` is mmseg's reduce_zero_label: values in files are larger by one, 0 is no class.
+    Labels above 255 take 16 bits, and have no palette. `skips_zero` is mmseg's reduce_zero_label:
+    values in files are larger by one, 0 is no class.
     """
-    mask = Image.fromarray((labels + int(skips_zero)).astype(np.uint8))
-    if palette is not None:
+    values = labels + int(skips_zero)
+    is_small = values.max(initial=0) < 256
+    mask = Image.fromarray(values.astype(np.uint8 if is_small else np.uint16))
+    if palette is not None and is_small:
         colors = [[0, 0, 0]] * skips_zero + list(palette)
         mask.putpalette([int(value) for color in colors for value in color])
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -80,11 +80,10 @@ def predict(task: str, arguments: argparse.Namespace) -> int:
     stems = without_suffix(names)
     _check_targets(stems, arguments, is_detector)
     config = load_config(arguments, task)
-    if (config.default_scope == "mmdet") != is_detector:
-        raise UserError(f"config {arguments.config} is not of {task}")
     check_heads(config, ("test",))
     predictor = Predictor(config, arguments.checkpoint)
     write = (Detections if is_detector else Masks)(predictor.metainfo, arguments)
+    write.pictures.color_type = predictor.color_type
     done = 0
     for number, file in enumerate(files, start=1):
         try:
@@ -134,9 +133,13 @@ class Predictor:
         self.pipeline = Compose(
             [step for step in dataset["pipeline"] if "Annotations" not in str(step["type"])]
         )
+        flags = [getattr(step, "color_type", None) for step in self.pipeline.transforms]
+        self.color_type = next(filter(None, flags), "color")
         self.model = revert_sync_batchnorm(MODELS.build(config.model))
         accelerate(self.model)
-        weights = reading.weights_in(loading.read(checkpoint), checkpoint)
+        state = loading.read(checkpoint)
+        loading.check_names(state, self.metainfo["classes"], checkpoint)
+        weights = reading.weights_in(state, checkpoint)
         weights = {name.removeprefix("module."): value for name, value in weights.items()}
         fitting.load_exactly(self.model, weights, checkpoint)
         self.model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
@@ -236,6 +239,9 @@ class Masks:
 class Pictures:
     """Draws predictions by a visualizer of mmdet or mmseg into `folder`, if that is given."""
 
+    color_type = "color"
+    """How images are read: turned as their EXIF metadata say, or not."""
+
     def __init__(self, visualizer: Any, metainfo: dict[str, Any], folder: str | None) -> None:
         from dense.outputs import number_names
 
@@ -249,6 +255,6 @@ class Pictures:
         import mmcv
 
         if self.folder:
-            image = mmcv.imread(file, channel_order="rgb")
+            image = mmcv.imread(file, flag=self.color_type, channel_order="rgb")
             options["out_file"] = str(self.folder / f"{stem}.png")
             self.visualizer.add_datasample("", image, sample, draw_gt=False, **options)

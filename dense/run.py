@@ -5,7 +5,9 @@ those of the tools of mmdet 3 and mmseg 1; the names in the released commands wo
 """
 
 import argparse
+import copy
 import logging
+import math
 import os
 import re
 import sys
@@ -15,7 +17,7 @@ from typing import Any
 import torch
 
 from dense.configs import dicts, read_config
-from dense.options import check_files, check_loaders, check_options
+from dense.options import check_files, check_options, check_settings
 from dense.smoke import shrink
 from dense.tta import use_several_views
 from models import accelerate
@@ -87,12 +89,16 @@ def parser(program: str, action: str) -> argparse.ArgumentParser:
 def load_config(arguments: argparse.Namespace, task: str) -> Any:
     """Return the config with the command line's settings; model.pretrained is the backbone's."""
     config = read_config(arguments.config, task)
-    check_files(Path(config.filename))
+    for line in check_files(Path(config.filename)):
+        sys.stderr.write(f"{line}\n")
     renamed = {"model.pretrained": "model.backbone.pretrained"}
     given = arguments.cfg_options or {}
-    check_options(config, {renamed.get(name, name): value for name, value in given.items()})
-    config.merge_from_dict({renamed.get(name, name): value for name, value in given.items()})
-    check_loaders(config)
+    options = {renamed.get(name, name): value for name, value in given.items()}
+    check_options(options)
+    config.merge_from_dict(options)
+    if (config.default_scope == "mmdet") != (task == "object_detection"):
+        raise UserError(f"config {arguments.config} is not of {task}")
+    check_settings(config)
     config.launcher = arguments.launcher
     default = f"work_dirs/{Path(arguments.config).stem}"
     config.work_dir = arguments.work_dir or config.get("work_dir") or default
@@ -117,7 +123,8 @@ def _train(config: Any, arguments: argparse.Namespace) -> None:
     runner = _runner(config, arguments, "train", "val")
     _check_data(runner, "train")
     iterations = runner.train_loop.max_iters
-    for step in config.param_scheduler:
+    schedules = leave_out_short(runner)
+    for step in schedules if isinstance(schedules, list) else ():
         is_warm_up = step.type == "LinearLR" and not step.get("by_epoch", True)
         if is_warm_up and step.get("end", 0) > iterations:
             raise UserError(
@@ -127,6 +134,31 @@ def _train(config: Any, arguments: argparse.Namespace) -> None:
     if config.get("val_cfg") is not None:
         _check_data(runner, "val")
     runner.train()
+
+
+def leave_out_short(runner: Any) -> Any:
+    """Return the schedules of a runner, without warm-ups of one iteration.
+
+    The rate would stay at their first factor for good: its last step is never made.
+    """
+    from mmengine.logging import print_log
+
+    given = runner.param_schedulers
+    if not isinstance(given, list):
+        return given
+    per_epoch = len(runner.train_loop.dataloader)
+
+    def iterations(step: Any) -> float:
+        length = step.get("end", math.inf) - step.get("begin", 0)
+        to_convert = step.get("by_epoch", True) and step.get("convert_to_iter_based")
+        return length * per_epoch if to_convert else length
+
+    short = [step for step in given if step.type == "LinearLR" and iterations(step) < 2]
+    if short:
+        print_log("a warm-up of one step is left out", "current", logging.WARNING)
+        runner.param_schedulers = [step for step in given if step not in short]
+        runner.cfg.param_scheduler = runner.param_schedulers
+    return runner.param_schedulers
 
 
 def _choose_checkpoint(config: Any, arguments: argparse.Namespace) -> None:
@@ -158,6 +190,10 @@ def _test(config: Any, arguments: argparse.Namespace) -> None:
     is_detector = config.default_scope == "mmdet"
     config.load_from = arguments.checkpoint
     if arguments.show_dir:
+        if int(os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_NTASKS") or 1) > 1 and (
+            arguments.launcher != "none"
+        ):
+            raise UserError("--show-dir: only the first process draws; test in one process")
         if is_detector:
             load_truth_last(config.test_dataloader.dataset)
         folder = str(Path(arguments.show_dir).resolve())
@@ -204,7 +240,8 @@ def _runner(config: Any, arguments: argparse.Namespace, *parts: str) -> Any:
     from mmengine.runner import Runner
 
     from dense import annotations, checks, loading
-    from dense.classes import check_heads
+    from dense.backbone import HorNet
+    from dense.classes import check_heads, check_widths
 
     if arguments.launcher != "none":
         os.environ.setdefault("LOCAL_RANK", str(arguments.local_rank))
@@ -218,13 +255,21 @@ def _runner(config: Any, arguments: argparse.Namespace, *parts: str) -> Any:
             for part in dicts(config.model):
                 if part.get("type") == "SyncBN":
                     part["type"] = "BN"
-    rank = int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0)
-    lines = annotations.use_checked(config, parts, arguments.launcher == "none" or rank == 0)
+    is_one = arguments.launcher == "none"
+    place = int(os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or 0)
+    given = copy.deepcopy(config)
+    # the first process of each machine writes: their disks may differ
+    lines = annotations.use_checked(config, parts, is_one or place == 0)
     check_heads(config, parts)
     loading.use_safe_readers()
     runner = Runner.from_cfg(config)
+    if runner.rank == 0:  # with the names of one's own files, which may be corrected
+        given.dump(Path(runner.work_dir) / Path(config.filename).name)
     for line in lines:
         print_log(line, "current", logging.WARNING)
+    model = getattr(runner.model, "module", runner.model)
+    if isinstance(getattr(model, "backbone", None), HorNet):
+        check_widths(config.model, model.backbone.widths)
     barrier()  # the first process writes the repaired annotations
     accelerate(runner.model)
     for hook in (loading.PlainCheckpoints, loading.OwnFolder, loading.ConfigSchedules):

@@ -7,6 +7,7 @@ from typing import Any
 
 from dense.configs import dicts
 from dense.shapes import write_coco, write_masks
+from runtime.errors import UserError
 
 WIDTHS = [16, 32, 64, 128]
 """Channels of the shrunk backbone's outputs."""
@@ -64,6 +65,10 @@ def _redraw(dataset: Any, folder: Path, images: int) -> None:
     """Replace a data set by so many drawn images with its format and classes."""
     from mmdet.registry import DATASETS
 
+    if "pipeline" not in dataset:
+        raise UserError(
+            f"--smoke: {dataset.type} is not drawn; try the config of one of its data sets"
+        )
     _divide_sizes(dataset.pipeline)
     if dataset.type == "CocoDataset":
         classes = (dataset.get("metainfo") or DATASETS.get(dataset.type).METAINFO)["classes"]

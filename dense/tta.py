@@ -17,6 +17,10 @@ def use_several_views(config: Any) -> None:
     if is_detector and (config.model.get("roi_head") or {}).get("mask_head"):
         raise UserError("--tta: mmdet merges boxes only, and this detector has masks too")
     dataset = config.test_dataloader.dataset
+    if "pipeline" not in dataset:
+        raise UserError(
+            f"--tta: {dataset.type} has no pipeline of its own; test its data sets alone"
+        )
     first, *middle, last = dataset.pipeline
     resizes = [step for step in middle if step.type == "Resize"]
     others = [step for step in middle if step.type != "Resize"]

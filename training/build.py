@@ -88,7 +88,7 @@ def prepare_model(model: nn.Module, config: ComputeConfig, device: torch.device)
     layout = torch.channels_last if config.channels_last else torch.contiguous_format
     model = model.to(device, memory_format=layout)  # type: ignore[call-overload]
     # as in the release: nearly all batches have one shape, whose fastest convolution is searched
-    torch.backends.cudnn.benchmark = True
+    torch.backends.cudnn.benchmark = not torch.are_deterministic_algorithms_enabled()
     if config.compile:
         _try_compiler(device)
         model.compile()  # in place, so that the names of the weights stay

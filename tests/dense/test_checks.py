@@ -61,6 +61,9 @@ def told(monkeypatch):
         def __contains__(self, text):
             return text in lines.getvalue()
 
+        def lines(self):
+            return lines.getvalue()
+
     return Lines()
 
 
@@ -172,7 +175,7 @@ def test_masks_whose_zero_is_no_class(tmp_path):
         dataset[0]
 
 
-def test_values_of_masks_are_told(tmp_path, told):
+def test_values_of_masks_are_told(tmp_path, told, monkeypatch):
     folder = write_masks(tmp_path / "masks", 3)
     paths = sorted((folder / "masks").iterdir())
 
@@ -192,6 +195,17 @@ def test_values_of_masks_are_told(tmp_path, told):
     assert "the masks hold 0 and 255 only, and 255 is ignored" in told
     with pytest.raises(UserError, match="the 3 masks looked at hold only 255, which are ignored"):
         fill(255)
+    monkeypatch.setattr(dense.checks, "SOME", 2)  # the third may have classes
+    fill(255)
+    assert "the 2 masks looked at hold only 255" in told
+    dataset = masks(folder)
+    dataset._metainfo["label_map"] = {7: 0, 8: 1, 9: 2, 4: 3}
+    for path in paths:
+        Image.fromarray(np.array([[4, 7], [8, 9]], "uint8")).save(path)
+    dataset.label_map = dataset._metainfo["label_map"]
+    before = len(str(told.lines()))
+    check(dataset)
+    assert len(str(told.lines())) == before
 
 
 def test_masks_of_several_views(tmp_path):

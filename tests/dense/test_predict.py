@@ -18,7 +18,7 @@ from PIL import Image
 
 from dense import run
 from dense.configs import read_config
-from dense.outputs import names_below, names_of, number_names, without_suffix
+from dense.outputs import names_below, names_of, number_names, save_mask, without_suffix
 from dense.predict import Detections, main
 from dense.shapes import SHAPES, write_masks
 from tests.dense.test_run import SEGMENTOR, small
@@ -183,6 +183,14 @@ def test_ids_of_coco():
     known |= {"tv": 72, "refrigerator": 82, "book": 84, "toothbrush": 90}
     assert {name: ids[name] for name in known} == known
     assert Detections({"classes": ("person", "tv")}, flags).ids == [1, 2]
+
+
+def test_labels_above_255(tmp_path):
+    labels = np.array([[0, 255], [256, 300]])
+    for skips_zero in (False, True):
+        save_mask(labels, tmp_path / "mask.png", skips_zero, PALETTE)
+        with Image.open(tmp_path / "mask.png") as image:
+            assert (np.array(image) == labels + skips_zero).all()
 
 
 def test_names_of_outputs():

@@ -112,7 +112,7 @@ def test_boxes_of_another_form_are_refused(box):
 def test_polygons_that_have_no_area(polygon):
     kept, told = cleaned(second(segmentation=[polygon, SQUARE]))
     assert kept[1]["segmentation"] == [SQUARE]
-    assert "fewer than three points" in told
+    assert "not the numbers of three or more points" in told
     kept, told = cleaned(second(segmentation=[polygon]))
     assert [a["id"] for a in kept] == [1, 3]
     assert "no usable segmentation" in told
@@ -180,17 +180,68 @@ def test_crowds_are_counted_and_nothing_but_them_is_refused():
 def test_classes_and_categories():
     _, told = cleaned(second(category_id=5), classes=["disc"])
     assert "1 of 3 annotations have categories outside the config's classes" in told
-    with pytest.raises(UserError, match="has no category disk, .*its categories: disc, square"):
+    with pytest.raises(
+        UserError, match="has no category 'disk', .*its categories: 'disc', 'square'"
+    ):
         cleaned(second(), classes=["disk", "square"])
-    with pytest.raises(UserError, match=r"write classes = \('disc', 'square'\)"):
-        cleaned(second(), classes=["square", "disc"])
+    content, told = clean(sound(), Path("a.json"), ["square", "disc"], True)
+    assert [category["id"] for category in content["categories"]] == [5, 3]
+    assert content["annotations"] == sound()["annotations"]
+    assert "reordered to the config's classes" in "".join(told)
     with pytest.raises(UserError, match="config's classes: category disc is listed more than once"):
         cleaned(second(), classes=["disc", "disc"])
 
 
-def test_a_file_without_annotations_is_told():
-    kept, told = cleaned(lambda content: content["annotations"].clear())
-    assert (kept, told) == ([], "no annotations: all images are background")
+def test_a_file_without_annotations_is_for_tests_only():
+    empty = sound() | {"annotations": []}
+    for part in ("train", "val"):
+        with pytest.raises(UserError, match=r"a\.json: it has no annotations"):
+            clean(empty, Path("a.json"), CLASSES, True, part)
+    content, told = clean(empty, Path("a.json"), CLASSES, True, "test")
+    assert (content, told) == (None, ["no annotations: there is nothing to compare with"])
+
+
+def test_evaluation_keeps_boxes_that_training_leaves_out():
+    for box in ([10, 10, 0.5, 10], [96, 10, 5, 10]):
+        changed = sound()
+        changed["annotations"][1]["bbox"] = box
+        content, told = clean(changed, Path("a.json"), CLASSES, True, "val")
+        assert content is None
+        assert "1 of 3 annotations have a box" in told[0]
+
+
+@pytest.mark.parametrize(
+    ("polygon", "area"),
+    [([None] * 6, 200), (["1"] * 6, 0), ([[1, 2]] * 6, 0), ([math.nan, *SQUARE[1:]], 0)],
+)
+def test_polygons_of_something_else(polygon, area):
+    kept, told = cleaned(second(segmentation=[polygon, SQUARE], area=area))
+    assert kept[1]["segmentation"] == [SQUARE]
+    assert kept[1]["area"] == 200
+    assert "polygons that are not the numbers" in told
+
+
+def test_run_lengths_of_another_size_or_without_a_box():
+    mask = {"size": [64, 96], "counts": [64 * 10 + 10, 4, 64 * 86 - 14]}
+    kept, told = cleaned(lambda c: c["annotations"][1].update(segmentation=mask, bbox=None))
+    assert kept[1]["bbox"] == [10, 10, 1, 4]
+    assert "have no bbox, which is computed" in told
+    with pytest.raises(UserError, match=r"annotation 2 of image 7: the size of its segmentation"):
+        cleaned(second(segmentation=mask | {"size": [96, 64]}))
+
+
+def test_other_marks_of_crowds():
+    kept, told = cleaned(second(iscrowd="1"))
+    assert kept[1]["iscrowd"] == 1
+    assert "have the iscrowd '1', which becomes 1" in told
+    with pytest.raises(UserError, match="none is left"):
+        cleaned(lambda content: [a.update(ignore=1) for a in content["annotations"]])
+
+
+@pytest.mark.parametrize(("what", "key"), [("images", "file_name"), ("categories", "name")])
+def test_names_of_another_type(what, key):
+    with pytest.raises(UserError, match=f"its {key} is \\['a'\\]"):
+        cleaned(lambda content: content[what][1].update({key: ["a"]}))
 
 
 @pytest.mark.parametrize(
