@@ -78,6 +78,10 @@ def build_data(
             f"evaluate also {', '.join(CLASSES)}, or one of timm's: "
             f"{', '.join(name + '/' for name in PREFIXES)}"
         )
+    if prefix in CLASSES and prefix != config.data_set:
+        raise UserError(
+            f"--data_set {config.data_set}: give {prefix}, and the folder by --data_path"
+        )
     if prefix in CLASSES and with_train:
         raise UserError(f"--data_set {prefix} is for evaluation: give --eval true and --resume")
     if not Path(config.data_path).is_dir() and (config.has_path or prefix not in ("hfds", "hfids")):
@@ -110,7 +114,8 @@ def numbered(config: DataConfig, parts: dict[str, Images], saved: SavedRun | Non
     classes = _common_classes(config, parts, saved)
     _check_classes(config, parts, classes)
     for part, images in parts.items():
-        images.number_by(classes if "train" in parts else _evaluated(config, images, classes))
+        is_eval = "train" not in parts and saved is not None
+        images.number_by(_evaluated(config, images, classes, saved) if is_eval else classes)
         _check_counts(config.data_path, part, images)
         if isinstance(images, ImageSet):  # streams are opened with max_images
             parts[part] = spread_evenly(images, config.max_images)
@@ -268,7 +273,7 @@ def _common_classes(
         classes = own
     elif saved.classes:
         classes = saved.classes
-    elif {*own} <= {*synsets()} and (saved.rows == 1000 or config.data_set in CLASSES):
+    elif {*own} <= {*synsets()} and (saved.rows or 1000) == 1000:
         classes = synsets()
     else:
         classes = _as_numbers(own, saved)
@@ -289,12 +294,23 @@ def _common_classes(
     return classes
 
 
-def _evaluated(config: DataConfig, images: Images, classes: list[str]) -> list[str]:
-    """Return the classes to evaluate over: those of the images, in the order of the model."""
+def _evaluated(
+    config: DataConfig, images: Images, classes: list[str], saved: SavedRun | None
+) -> list[str]:
+    """Return the classes to evaluate over: those of the images, in the order of the model.
+
+    On the data of its own run a checkpoint is evaluated over all classes, as in that run.
+    """
     own = set(images.classes)
     some_of_them = [name for name in classes if name in own]
     has_names = config.data_set in ("image_folder", "tar", *CLASSES)
-    if not has_names or not 1 < len(some_of_them) < len(classes):
+    flags = saved.flags if saved else {}
+    is_own = all(flags.get(n) == getattr(config, n) for n in ("data_set", "data_path"))
+    if not has_names or is_own or len(some_of_them) == len(classes):
+        return classes
+    if len(some_of_them) == 1:
+        logger.warning("%s has the class %s only: evaluating over all %d classes",
+                       config.data_path, some_of_them[0], len(classes))  # fmt: skip
         return classes
     logger.warning("evaluating over the %d of the checkpoint's %d classes that %s has: no other is "
                    "predicted%s", len(some_of_them), len(classes), config.data_path,

@@ -209,8 +209,8 @@ def evaluate(
         before_batch: Called with the index of each batch.
 
     Returns mean loss, acc1 and acc5 (top-1 and top-5 accuracy in per cent), images and unreadable
-    (counts); and a tensor (images, 3 + k) of label, prediction, its probability, and the k = 5
-    classes of highest probability, if there are as many. Raises UserError if no image can be read.
+    (counts); and a tensor (images, 8) of label, prediction, its probability, and the five classes
+    of highest probability (-2 where there are fewer). Raises UserError if no image can be read.
     """
     model.eval()
     device = next(model.parameters()).device
@@ -224,6 +224,7 @@ def evaluate(
         labels = labels.repeat_interleave(views)
         losses = nn.functional.cross_entropy(logits, labels.clamp(min=0), reduction="none")
         top5 = logits.topk(min(5, logits.shape[1]), dim=1).indices
+        top5 = nn.functional.pad(top5, (0, 5 - top5.shape[1]), value=-2)  # -1 is unreadable
         probability, predicted = logits.softmax(dim=1).max(dim=1)
         facts = (losses, labels, predicted, probability, *top5.T)
         rows.append(torch.stack([fact.double() for fact in facts], dim=1).unflatten(0, (-1, views)))

@@ -20,6 +20,7 @@ from engine import evaluate
 from input_pipeline.image_sets import Images, ImageSet
 from input_pipeline.imagenet_sets import (
     ALEXNET_ERRORS,
+    IMAGES,
     SEVERITIES,
     RealLabels,
     corruption_errors,
@@ -30,6 +31,7 @@ from input_pipeline.transforms import CROP_PCT, is_warped
 from input_pipeline.unreadable import UnreadableImages
 from runtime.distributed import DistributedContext, broadcast_buffers
 from runtime.errors import UserError
+from runtime.files import open_table
 from training.build import TrainSetup, amp_dtype
 from training.state import TrainState
 from utils import count_parameters
@@ -154,7 +156,7 @@ def evaluate_checkpoint(
             raise UserError(f"--model_ema_eval true: checkpoint {path} has no EMA")
         evaluated["_ema"] = ema
     evaluation = Evaluation(config, data, context)
-    results = Results(config, data.val)
+    results = Results(config, data.val, context.is_main)
     numbers = {name: number for number, name in enumerate(data.classes)}
     over = [numbers[name] for name in data.val.classes]
     some_classes = len(over) < len(numbers)
@@ -174,24 +176,16 @@ class Results:
     Raises UserError, before the evaluation, for files that cannot be read or written.
     """
 
-    def __init__(self, config: Config, images: Images) -> None:
+    def __init__(self, config: Config, images: Images, is_main: bool) -> None:
         self.config, self.images = config, images
         self.real_labels: RealLabels | None = None
         if config.evaluation.real_labels:
             if not isinstance(images, ImageSet):
                 raise UserError("--real_labels needs images with names, not a stream")
             self.real_labels = RealLabels(config.evaluation.real_labels)
-            self.real_labels.check(images.name(0), images.classes)
-        self.table = Path(config.evaluation.results_file)
-        if config.evaluation.results_file and self.table.exists():
-            try:
-                header = self.table.read_text().partition("\n")[0].strip()
-            except (OSError, ValueError) as error:
-                raise UserError(f"--results_file {self.table} cannot be read: {error}") from None
-            if header != ",".join(RESULT_COLUMNS):
-                raise UserError(
-                    f"--results_file {self.table} has other columns than {','.join(RESULT_COLUMNS)}"
-                )
+            self.real_labels.check(map(images.name, range(len(images))), images.classes)
+        if config.evaluation.results_file and is_main:
+            open_table(config.evaluation.results_file, RESULT_COLUMNS, "--results_file").close()
 
     def tell(
         self, model: nn.Module, metrics: dict[str, float], rows: torch.Tensor, suffix: str
@@ -210,7 +204,7 @@ class Results:
             metrics = metrics | {"acc1": acc1, "acc5": acc5}
         if self.config.data.data_set == "imagenet_c":
             errors = corruption_errors(files, rows[:, 0] == rows[:, 1])
-            _tell_corruptions(errors, Path(folder) if folder else None, suffix)
+            _tell_corruptions(errors, len(files), Path(folder) if folder else None, suffix)
         if folder:
             _write_predictions(Path(folder), self.images.classes, files, rows, suffix)
         if self.config.evaluation.results_file:
@@ -227,8 +221,8 @@ class Results:
             f"{acc5:.3f}", f"{100 - acc5:.3f}", f"{count_parameters(model) / 1e6:.2f}",
             f"{share:.3f}", "bicubic",
         )  # fmt: skip
-        is_new = not self.table.exists()
-        _write_table(self.table, [*([RESULT_COLUMNS] if is_new else []), row], mode="a")
+        with open_table(self.config.evaluation.results_file, RESULT_COLUMNS, "--results_file") as f:
+            csv.writer(f, lineterminator="\n").writerow(row)
 
 
 def mean_class_accuracy(rows: torch.Tensor) -> float:
@@ -248,7 +242,7 @@ def _counts(rows: torch.Tensor, classes: int = 0) -> tuple[torch.Tensor, torch.T
 
 
 def _tell_corruptions(
-    errors: dict[str, dict[str, float]], folder: Path | None, suffix: str
+    errors: dict[str, dict[str, float]], count: int, folder: Path | None, suffix: str
 ) -> None:
     means = {name: sum(found.values()) / len(found) for name, found in errors.items()}
     for name, mean in means.items():
@@ -264,6 +258,9 @@ def _tell_corruptions(
                        ", ".join(ALEXNET_ERRORS), SEVERITIES)  # fmt: skip
     else:
         logger.info("mCE: %.2f%%", mce)
+        groups = sum(map(len, errors.values()))
+        if count != groups * IMAGES:
+            logger.warning("on %d of the %d images of these corruptions", count, groups * IMAGES)
     if folder:
         lines = [(name, severity, f"{e:.3f}")
                  for name, found in errors.items() for severity, e in found.items()]  # fmt: skip
@@ -292,10 +289,10 @@ def _write_predictions(
         logger.info("among the worst: class %s, %s%% of %d images", name, accuracy, count)
 
 
-def _write_table(path: Path, lines: Sequence[tuple], mode: str = "w") -> None:
+def _write_table(path: Path, lines: Sequence[tuple]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open(mode, newline="", errors="surrogateescape") as file:
-            csv.writer(file, lineterminator="\n" if mode == "a" else "\r\n").writerows(lines)
+        with path.open("w", newline="", errors="surrogateescape") as file:
+            csv.writer(file).writerows(lines)
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error}") from None

@@ -85,7 +85,7 @@ def train(
     """Train all epochs, each with its evaluation, log record and checkpoints."""
     images, classes = data.train, data.classes
     assert images is not None
-    resume_from, wandb_id = (saved.source, saved.wandb_id) if saved else ("", "")
+    resume_from = saved.source if saved else ""
     folder = run_folder.RunFolder(config.checkpoint, context.is_main)
     with folder.claimed():
         state, setup = start_training(config, model, images.length, classes, resume_from, context)
@@ -99,7 +99,8 @@ def train(
         went_back = saver.begin(resume_from)
         trackers = Trackers(
             config.logging.log_dir, config.wandb_options(), context.is_main,
-            config.checkpoint.output_dir, progress.step, wandb_id, went_back,
+            config.checkpoint.output_dir, progress.step, setup.schedule.steps_per_epoch,
+            saved.wandb_id if saved and folder.holds(resume_from) else "", went_back,
         )  # fmt: skip
         saver.wandb_id = trackers.wandb_id
         unreadable = UnreadableImages.of_run(config)

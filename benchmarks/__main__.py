@@ -29,6 +29,7 @@ from benchmarks.measure import Row, machine
 from benchmarks.networks import Setting
 from benchmarks.peers import PLAIN, Peers, load_peer
 from runtime.errors import Parser, UserError, near_names, program
+from runtime.files import open_table
 
 NETWORKS = ("inference", "training")
 PIPELINE = ("loop", "loader", "epochs", "start", "clouds")
@@ -99,12 +100,8 @@ def measure(arguments: Namespace) -> Iterator[Row]:
 
 
 def _add_result(path: Path, result: dict[str, str]) -> None:
-    is_new = not path.exists()
-    with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, [*result], lineterminator="\n")
-        if is_new:
-            writer.writeheader()
-        writer.writerow(result)
+    with open_table(path, [*result], "--results-file") as file:
+        csv.DictWriter(file, [*result], lineterminator="\n").writerow(result)
 
 
 def _peers(arguments: Namespace) -> Peers:

@@ -221,4 +221,7 @@ def check_head(weights: Weights, model: nn.Module, classes: list[str], path: str
     """Refuse weights for another number of classes, if their head tells it."""
     bias = weights.get(f"{heads_of(model)[0]}.bias")
     if bias is not None and len(bias) != len(classes):
-        raise UserError(f"checkpoint {path} has {len(bias)} classes, the data {len(classes)}")
+        raise UserError(
+            f"checkpoint {path} has {len(bias)} classes, the data {len(classes)}: give data with a "
+            "folder for each (an empty one will do), or a checkpoint that names its classes"
+        )

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from config.flags import FinetuneConfig
 from models.layouts import from_keras
-from models.pretrained import SAFE_GLOBALS, find_weights
+from models.pretrained import SAFE_GLOBALS, Inert, find_weights
 from runtime.errors import UserError
 from runtime.files import checksum_file, matches_checksum
 from utils import are_names, numbered_classes
@@ -74,7 +74,16 @@ def read_checkpoint(
         raise UserError(f"checkpoint {path} cannot be read: {_damage(path, error)}") from None
     if not isinstance(state, dict):
         raise UserError(f"checkpoint {path} has no weights: it holds a {type(state).__name__}")
-    return state
+    return _without_inert(state)
+
+
+def _without_inert(state: dict[Any, Any]) -> dict[Any, Any]:
+    """Return a dict without what became Inert, also in dicts inside it."""
+    kept = {name: value for name, value in state.items() if not isinstance(value, Inert)}
+    inner = {n: _without_inert(v) for n, v in kept.items() if isinstance(v, dict)}
+    # most files have none, and keep the type of their dicts
+    changed = {name: value for name, value in inner.items() if value is not kept[name]}
+    return state if len(kept) == len(state) and not changed else kept | changed
 
 
 def damage_of(path: Path) -> str:
@@ -204,16 +213,20 @@ def _read_keras(path: Path) -> dict[str, Any]:
         import h5py
     except ImportError:
         raise UserError(f"checkpoint {path} needs h5py: pip install '.[keras]'") from None
+    found: dict[str, Any] = {}
     weights: dict[str, dict[str, Tensor]] = {}
-
-    def add(name: str, item: Any) -> None:
-        if isinstance(item, h5py.Dataset):
-            layer, own = name.split("/")[-2:]
-            value = torch.from_numpy(item[()])
-            weights.setdefault(layer, {})[own.partition(":")[0]] = value
-
     with h5py.File(path) as file:
-        file.get("model_weights", file).visititems(add)
+        root = file.get("model_weights", file)
+        root.visititems(lambda name, item: found.update({name: item}))
+        sets = {name: item for name, item in found.items() if isinstance(item, h5py.Dataset)}
+        if any(item.external or item.is_virtual for item in sets.values()):
+            raise UserError(f"checkpoint {path} cannot be read: it refers to other files")
+        size, unpacked = path.stat().st_size, sum(item.nbytes for item in sets.values())
+        if unpacked > 10 * size:
+            raise UserError(_unpacks(path, size, unpacked))
+        for name, item in sets.items():
+            layer, own = ["", *name.split("/")][-2:]
+            weights.setdefault(layer, {})[own.partition(":")[0]] = torch.from_numpy(item[()])
     try:
         return {"model": from_keras(weights)}
     except ValueError as error:
@@ -243,6 +256,10 @@ def _read_folder_config(path: Path) -> dict[str, Any]:
     return {"args": flags} | ({"classes": names} if names else {})
 
 
+def _unpacks(path: Path, size: int, unpacked: int) -> str:
+    return f"checkpoint {path} cannot be read: {size:,} bytes unpack to {unpacked:,}"
+
+
 def _check_size(path: Path, model: nn.Module | None) -> None:
     """Refuse a file that would fill the memory when it is read."""
     size = unpacked = path.stat().st_size
@@ -250,7 +267,7 @@ def _check_size(path: Path, model: nn.Module | None) -> None:
         with zipfile.ZipFile(path) as archive:
             unpacked = sum(entry.file_size for entry in archive.infolist())
     if unpacked > 10 * size:
-        raise UserError(f"checkpoint {path} cannot be read: {size:,} bytes unpack to {unpacked:,}")
+        raise UserError(_unpacks(path, size, unpacked))
     own = size_of(model.state_dict()) if model else math.inf
     # weights, EMA and two moments make four times the model's size; the rest is a margin
     if unpacked > 10 * own + 2**24:

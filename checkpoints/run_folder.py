@@ -68,6 +68,10 @@ class RunFolder:
         """Whether this process writes checkpoints."""
         return self.writes and self.config.save_ckpt
 
+    def holds(self, path: str) -> bool:
+        """Return whether a checkpoint is one of this run."""
+        return bool(self.config.output_dir) and Path(path).resolve().parent == self.path.resolve()
+
     @contextmanager
     def _writing(self) -> Iterator[None]:
         try:

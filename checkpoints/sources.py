@@ -171,7 +171,8 @@ def _read_saved(source: str, model: str, context: DistributedContext) -> SavedRu
     path = local_file(source, context)
     checkpoint = read_checkpoint(path, lazily=True)
     flags = flags_in(checkpoint)
-    name = flags.get("model", source) if model == "auto" else model
+    own = flags.get("model", "" if Path(source).exists() else source)
+    name = own if model == "auto" else model
     (head, *_) = heads_of(timm.get_pretrained_cfg(str(name)) or {})
     return SavedRun(
         source,

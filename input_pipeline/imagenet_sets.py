@@ -1,11 +1,14 @@
 """The published evaluation sets of ImageNet-1K: their folders, classes and measures."""
 
 import json
+import logging
 import pkgutil
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import timm.data
@@ -15,6 +18,8 @@ from torch import Tensor
 from input_pipeline.folders import images_by_folder
 from input_pipeline.listing import Listing
 from runtime.errors import UserError, some
+
+logger = logging.getLogger(__name__)
 
 CLASSES = {
     "imagenet_v2": "imagenet_synsets",
@@ -34,6 +39,8 @@ ALEXNET_ERRORS = {
 """The 15 corruptions of the mCE, and AlexNet's mean error: github.com/hendrycks/robustness."""
 EXTRA_CORRUPTIONS = ("speckle_noise", "gaussian_blur", "spatter", "saturate")
 SEVERITIES = 5
+IMAGES = 50_000
+"""The validation images of ImageNet-1K, and those of each corruption at each severity."""
 
 
 @cache
@@ -55,16 +62,25 @@ def list_set(name: str, root: Path) -> Listing:
     classes = synsets(name)
     numbers = {synset: number for number, synset in enumerate(classes)}
     if name == "imagenet_v2":
-        numbers |= {str(number): number for number in range(len(classes))}
+        numbers = {str(number): number for number in range(len(classes))}
     found, skipped = images_by_folder(root)
+    if found and not found[0][0]:
+        raise UserError(f"--data_path {root} has images in no class folder: {found[0][1][0]}")
     unknown = sorted({Path(folder).name for folder, _ in found} - numbers.keys())
     if unknown:
         raise UserError(
             f"--data_path {root} has images in {some(unknown)}, but the {len(classes)} classes of "
-            f"{name} are {some(classes)}"
+            f"{name} are {some(numbers)}"
         )
+    folders = [folder for folder, _ in found]
     if name == "imagenet_c":
-        _check_corruptions(root, [folder for folder, _ in found])
+        _check_corruptions(root, folders)
+    ends = Counter(
+        tuple(Path(folder).parts[-3 if name == "imagenet_c" else -1 :]) for folder in folders
+    )
+    if twice := [end for end, count in ends.items() if count > 1]:
+        several = [folder for folder in folders if folder.endswith("/".join(twice[0]))]
+        raise UserError(f"--data_path {root} holds several sets: give one of {some(several)}")
     images = [(numbers[Path(folder).name], folder, files) for folder, files in found]
     paths = ((n, f"{folder}/{file}") for n, folder, files in images for file in sorted(files))
     return Listing.of(root, classes, paths, skipped)
@@ -128,15 +144,21 @@ class RealLabels:
             self.labels = json.loads(text)
         except (OSError, ValueError) as error:
             raise UserError(f"--real_labels {file} cannot be read: {error}") from None
-        lists = self.labels if isinstance(self.labels, list) else [None]
+        lists: Any = self.labels if isinstance(self.labels, list) else [None]
         if not all(isinstance(item, list) and all(type(n) is int for n in item) for item in lists):
             raise UserError(f"--real_labels {file} is not a list of lists of labels")
+        if not all(0 <= label < len(synsets()) for labels in lists for label in labels):
+            raise UserError(f"--real_labels {file} has labels outside 0 to {len(synsets()) - 1}")
+        if len(self.labels) != IMAGES:
+            logger.warning("--real_labels %s is of %d images, not of %d",
+                           file, len(self.labels), IMAGES)  # fmt: skip
 
-    def check(self, file: str, classes: list[str]) -> None:
-        """Raise UserError if the classes, or an image's name, are none of ImageNet-1K."""
-        if not {*classes} <= {*synsets()}:
-            raise UserError("--real_labels needs the classes of ImageNet-1K, by their synsets")
-        self.of(file)
+    def check(self, files: Iterable[str], classes: list[str]) -> None:
+        """Raise UserError if the classes, or the names of images, are not those of ImageNet-1K."""
+        if {*classes} != {*synsets()}:
+            raise UserError("--real_labels needs the 1000 classes of ImageNet, by their synsets")
+        for file in files:
+            self.of(file)
 
     def of(self, file: str) -> list[str]:
         """Return the synsets of an image; UserError if its name is none of ImageNet's."""

@@ -18,7 +18,8 @@ def from_mmpretrain(weights: dict[str, Any]) -> dict[str, Any]:
 
     Of a classifier, the prefix 'backbone.' is removed, too. The shapes are the same.
     """
-    if not any(re.search(r"\.gnconv\.projs\.|\.gamma1\.weight$", str(name)) for name in weights):
+    marks = re.compile(r"\.gnconv\.projs\.|\.gamma1\.weight$")
+    if not all(isinstance(name, str) for name in weights) or not any(map(marks.search, weights)):
         return weights
     bare = {name.removeprefix("module."): value for name, value in weights.items()}
     is_classifier = all(re.match(r"backbone\.(?!norm[0-2])|head\.fc\.", name) for name in bare)

@@ -21,7 +21,7 @@ METRICS = {
 OF_PLACES = frozenset(
     {"seed", "output_dir", "log_dir", "resume", "auto_resume", "exp_name", "project", "local_rank"}
     | {"world_size", "dist_url", "dist_on_itp", "dist_timeout", "num_workers", "pin_mem", "device"}
-    | {"log_interval", "enable_wandb", "wandb_ckpt"}
+    | {"log_interval", "enable_wandb", "wandb_ckpt", "results_file", "real_labels"}
     | {f"save_ckpt{end}" for end in ("", "_freq", "_num", "_steps", "_minutes")}
 )
 """Flags that say where and how long something is, not what is computed; and the seed."""
@@ -40,7 +40,7 @@ class Run:
     def lacks(self) -> str:
         """What is missing to the last epoch; '' if nothing is."""
         done, epochs = self.record["epoch"] + 1, self.flags.get("epochs")
-        return f"{done} of {epochs} epochs" if isinstance(epochs, int) and done < epochs else ""
+        return f"{done} of {epochs}" if isinstance(epochs, int) and done < epochs else ""
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,11 @@ class Group:
         return [value for value in found if isinstance(value, int | float)]
 
 
-def read_run(folder: Path) -> Run:
-    """Read the folder of a run; UserError if it is none, or no epoch has finished."""
+def read_run(folder: Path, defaults: dict[str, Any]) -> Run:
+    """Read the folder of a run; UserError if it is none, or no epoch has finished.
+
+    `defaults` are those of flags that the run did not have yet.
+    """
     for name in ("config.yaml", "log.txt"):
         if not (folder / name).is_file():
             raise UserError(f"{folder} is not the folder of a run: it has no {name}")
@@ -69,17 +72,20 @@ def read_run(folder: Path) -> Run:
     records = read_log(folder)
     if not records:
         raise UserError(f"{folder}: no epoch has finished yet")
-    compared = {name: value for name, value in flags.items() if name not in OF_PLACES}
+    whole = defaults | flags
+    compared = {name: value for name, value in whole.items() if name not in OF_PLACES}
     return Run(folder, compared, flags.get("seed"), records[-1])
 
 
 def grouped(runs: Sequence[Run]) -> list[Group]:
-    """Group runs by their flags, in the order of the first run of each."""
-    names = list(dict.fromkeys(name for run in runs for name in run.flags))
-    differ = [name for name in names if len({repr(run.flags.get(name)) for run in runs}) > 1]
+    """Group runs by their flags and the epochs done, in the order of the first run of each."""
+    # an unfinished run is not one of those that are averaged
+    whole = [run.flags | ({"epochs": run.lacks} if run.lacks else {}) for run in runs]
+    names = list(dict.fromkeys(name for flags in whole for name in flags))
+    differ = [name for name in names if len({repr(flags.get(name)) for flags in whole}) > 1]
     groups: dict[str, Group] = {}
-    for run in runs:
-        flags = {name: run.flags.get(name) for name in differ}
+    for run, own in zip(runs, whole, strict=True):
+        flags = {name: own.get(name) for name in differ}
         groups.setdefault(repr(flags), Group(flags, [])).runs.append(run)
     return list(groups.values())
 
@@ -89,16 +95,19 @@ def table(groups: Sequence[Group]) -> list[list[str]]:
     used = {title: key for title, key in METRICS.items() if any(g.values(key) for g in groups)}
     rows = [[*groups[0].flags, "runs", *used]]
     for group in groups:
-        cells = [_mean(group.values(key)) for key in used.values()]
+        cells = [_mean(group.values(key), len(group.runs)) for key in used.values()]
         rows.append([*map(str, group.flags.values()), str(len(group.runs)), *cells])
     return rows
 
 
-def _mean(values: list[float]) -> str:
+def _mean(values: list[float], runs: int) -> str:
+    """Return mean and standard deviation, and the number of values if some runs have none."""
     if not values:
         return ""
     mean = f"{statistics.mean(values):.2f}"
-    return f"{mean} ± {statistics.stdev(values):.2f}" if len(values) > 1 else mean
+    if len(values) > 1:
+        mean += f" ± {statistics.stdev(values):.2f}"
+    return mean if len(values) == runs else f"{mean} (of {len(values)})"
 
 
 def as_markdown(rows: Sequence[Sequence[str]]) -> str:

@@ -2,10 +2,11 @@
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import IO
 
 from runtime.errors import UserError
 
@@ -46,6 +47,29 @@ def _flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def open_table(path: str | Path, columns: Sequence[str], flag: str) -> IO[str]:
+    """Open a CSV file to add rows with these columns; a new one gets its header.
+
+    Raises UserError, which names the `flag`, if it has other columns or cannot be written.
+    """
+    header = ",".join(columns)
+    try:
+        file = Path(path).open("a+", newline="", encoding="utf-8")  # noqa: SIM115 - the caller's
+        file.seek(0)
+        content = file.read()
+        first, *_ = content.splitlines() or [""]
+        if not content:
+            file.write(f"{header}\n")
+        elif first != header:
+            file.close()
+            raise UserError(f"{flag} {path} has other columns than {header}")
+        elif not content.endswith("\n"):
+            file.write("\n")
+        return file
+    except (OSError, ValueError) as error:
+        raise UserError(f"{flag} {path} cannot be written: {error}") from None
 
 
 def checksum_file(path: Path) -> Path:

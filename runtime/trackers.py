@@ -5,7 +5,7 @@ import logging
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ class Sent:
     step: int = -1
     names: list[str] = field(default_factory=list)
     wandb_id: str = ""
+    steps_per_epoch: int = 0
 
     def has(self, name: str, step: int) -> bool:
         return step < self.step or (step == self.step and name in self.names)
@@ -38,6 +39,8 @@ class Trackers:
         is_main: Whether this is rank 0.
         folder: Folder of the run; '' for none.
         step: Steps taken so far. TensorBoard hides what is later, of an earlier start.
+        steps_per_epoch: If it is another one than before (batch size, images), steps cannot be
+            compared: Weights & Biases gets a new run, and TensorBoard hides nothing.
         wandb_id: The run in Weights & Biases to go on with, unless the folder names one.
         went_back: The run takes another course from an earlier checkpoint: Weights & Biases, which
             cannot take back steps, gets a new run.
@@ -52,15 +55,21 @@ class Trackers:
         is_main: bool,
         folder: str = "",
         step: int = 0,
+        steps_per_epoch: int = 0,
         wandb_id: str = "",
         went_back: bool = False,
     ) -> None:
         self.file = Path(folder) / SENT_FILE if folder else None
-        self.step, self.before = step, Sent()
+        self.step, self.before = step, Sent(steps_per_epoch=steps_per_epoch)
         if step:
-            self.before = _read(self.file) or Sent(step, wandb_id=wandb_id)
+            new = Sent(step, wandb_id=wandb_id, steps_per_epoch=steps_per_epoch)
+            self.before = _read(self.file) or new
+        purge_step: int | None = step + 1
+        if self.before.steps_per_epoch != steps_per_epoch:
+            self.before = replace(self.before, step=-1, steps_per_epoch=steps_per_epoch)
+            purge_step, went_back = None, True
         self.sent = self.before
-        self.tensorboard = _tensorboard(log_dir, step) if log_dir and is_main else None
+        self.tensorboard = _tensorboard(log_dir, purge_step) if log_dir and is_main else None
         self.wandb: Any = None
         if wandb_options and is_main:
             known = self.before.wandb_id
@@ -69,28 +78,34 @@ class Trackers:
                                "at step %d", known, step)  # fmt: skip
             self.is_new = went_back or not known
             self.wandb = _wandb_run(wandb_options, "" if self.is_new else known)
+            if self.is_new:  # before the first line, so that a kill does not lose it
+                self._save(replace(self.before, wandb_id=self.wandb_id))
 
     @property
     def wandb_id(self) -> str:
-        """The id of the run in Weights & Biases; '' without one."""
-        return self.wandb.id if self.wandb else ""
+        """The id of the run in Weights & Biases, also if it is switched off; '' without one."""
+        return self.wandb.id if self.wandb else self.before.wandb_id
 
     def write(self, values: dict[str, float], step: int) -> None:
         if not self.tensorboard and not self.wandb:
             return
         new = {name: value for name, value in values.items() if not self.before.has(name, step)}
-        if self.file:  # first, so that no step is sent twice
-            names = [*self.sent.names, *new] if step == self.sent.step else [*new]
-            self.sent = Sent(step, names, self.wandb_id)
-            with suppress(OSError):  # then a resumed run goes on by the checkpoint's id
-                self.file.write_text(json.dumps(asdict(self.sent)))
+        names = [*self.sent.names, *new] if step == self.sent.step else [*new]
+        self._save(replace(self.sent, step=step, names=names))  # first: no step is sent twice
         if self.tensorboard:
             # what is later than the checkpoint was hidden
             for name, value in (values if step > self.step else new).items():
                 self.tensorboard.add_scalar(name, value, step)
             self.tensorboard.flush()  # a kill would lose it
-        if self.wandb:
-            self.wandb.log(values if self.is_new else new, step=step)
+        sent = values if self.wandb and self.is_new else new
+        if self.wandb and sent:  # without values, it would still get the step
+            self.wandb.log(sent, step=step)
+
+    def _save(self, sent: Sent) -> None:
+        self.sent = sent
+        if self.file:
+            with suppress(OSError):  # then a resumed run goes on by the checkpoint's id
+                self.file.write_text(json.dumps(asdict(sent)))
 
     def finish(self, checkpoints: Sequence[Path]) -> None:
         """Upload checkpoints to Weights & Biases, as one artifact, and close the trackers."""
@@ -107,13 +122,13 @@ class Trackers:
             self.tensorboard.close()
 
 
-def _tensorboard(folder: str, step: int) -> Any:
+def _tensorboard(folder: str, purge_step: int | None) -> Any:
     from tensorboardX import SummaryWriter
 
     try:
         # without a suffix, a start within the same second would overwrite the file
         suffix = f".{time.time_ns()}"
-        return SummaryWriter(logdir=folder, purge_step=step + 1, filename_suffix=suffix)
+        return SummaryWriter(logdir=folder, purge_step=purge_step, filename_suffix=suffix)
     except OSError as error:
         raise UserError(f"--log_dir {folder} cannot be written: {error}") from None
 

@@ -10,8 +10,9 @@ import sys
 from argparse import Namespace
 from pathlib import Path
 
+from config.flags import Config
 from runtime.comparison import as_latex, as_markdown, grouped, read_run, table
-from runtime.errors import Parser, program
+from runtime.errors import Parser, UserError, program
 
 
 def parser() -> Parser:
@@ -24,11 +25,19 @@ def parser() -> Parser:
 
 @program(parser)
 def main(arguments: Namespace) -> None:
-    """Print the table; on standard error, what makes runs less comparable."""
-    groups = grouped([read_run(folder) for folder in dict.fromkeys(arguments.runs)])
+    """Print the table; on standard error, what is left out or makes runs less comparable."""
+    runs, defaults = [], Config().flat()
+    for folder in dict.fromkeys(arguments.runs):
+        try:
+            runs.append(read_run(folder, defaults))
+        except UserError as error:
+            if len(arguments.runs) == 1:
+                raise
+            sys.stderr.write(f"left out: {error}\n")
+    if not runs:
+        raise UserError("none of the folders is that of a run with a finished epoch")
+    groups = grouped(runs)
     for group in groups:
-        for run in filter(lambda run: run.lacks, group.runs):
-            sys.stderr.write(f"{run.folder}: {run.lacks}\n")
         seeds = [run.seed for run in group.runs]
         if len(set(map(str, seeds))) < len(seeds):
             names = ", ".join(str(run.folder) for run in group.runs)

@@ -12,9 +12,12 @@ from timm.data import ImageNetInfo
 
 import main
 from config.command_line import parse_args
+from config.flags import AugmentConfig, DataConfig
+from datasets import build_data
 from input_pipeline.imagenet_sets import (
     ALEXNET_ERRORS,
     EXTRA_CORRUPTIONS,
+    RealLabels,
     mean_corruption_error,
     synsets,
 )
@@ -112,6 +115,56 @@ def test_a_folder_with_some_of_the_classes(tmp_path, capsys):
     assert len(rows_of(tmp_path / "results.csv")) == 2
 
 
+def test_own_evaluation_images_are_evaluated_as_in_the_run(tmp_path, capsys):
+    data = draw(tmp_path / "data", {"val/bee": 3, "val/dog": 1})
+    resume = checkpoint(tmp_path / "c.pth", {"ant": 9.0}, ["cat", "ant", "dog", "bee"])
+    state = torch.load(resume)
+    state["args"] |= {"data_path": str(data)}
+    torch.save(state, resume)
+    _, predicted = evaluated("image_folder", data, resume, tmp_path)
+    assert {*predicted.values()} == {"ant"}
+    (tmp_path / "one").mkdir()
+    one = draw(tmp_path / "one", {"bee": 3})
+    _, predicted = evaluated("image_folder", one, resume, tmp_path)
+    assert predicted == {"bee": "ant"}
+    assert "has the class bee only: evaluating over all 4 classes" in capsys.readouterr().out
+
+
+def test_files_of_results(tmp_path):
+    data = draw(tmp_path / "data", {"bee": 3, "dog": 1})
+    resume = checkpoint(tmp_path / "c.pth", {}, ["bee", "dog"])
+    table = tmp_path / "results.csv"
+    table.touch()
+    evaluated("image_folder", data, resume, tmp_path)
+    table.write_text(table.read_text().rstrip("\n"))  # as some editors leave it
+    evaluated("image_folder", data, resume, tmp_path)
+    assert [row["model"] for row in rows_of(table)] == ["hornet_atto_7x7"] * 2
+    nowhere = ["--results_file", str(tmp_path / "none/r.csv")]
+    with pytest.raises(UserError, match="--results_file .* cannot be written"):
+        evaluated("image_folder", data, resume, tmp_path, *nowhere)
+
+
+def test_predictions_are_of_their_files(tmp_path):
+    """Unreadable images are left out of all that is told."""
+    data = draw(tmp_path / "data", {f"fog/1/{SYNSETS[2]}": 2, f"fog/2/{SYNSETS[4]}": 1})
+    (data / f"fog/1/{SYNSETS[2]}/0.png").write_text("text")
+    resume = checkpoint(tmp_path / "c.pth", {SYNSETS[4]: 1.0})
+    evaluated("imagenet_c", data, resume, tmp_path)
+    errors = {r["severity"]: r["error"] for r in rows_of(tmp_path / "corruptions.csv")}
+    assert errors == {"1": "100.000", "2": "0.000"}
+
+
+def test_images_of_imagenet_c_are_not_resized(tmp_path):
+    listed = draw(tmp_path / "data", {f"fog/1/{SYNSETS[2]}": 1})
+    border = np.zeros((64, 64, 3), "uint8")
+    border[0] = border[-1] = 255
+    Image.fromarray(border).save(listed / f"fog/1/{SYNSETS[2]}/0.png")
+    for name, seen in (("imagenet_c", True), ("imagenet_sketch", False)):
+        data = build_data(DataConfig(name, str(listed)), AugmentConfig(), 64, with_train=False)
+        image, _ = data.val[0]
+        assert (image[0].amax() > 2) == seen
+
+
 def test_published_weights_on_some_classes_of_imagenet(tmp_path):
     resume = checkpoint(tmp_path / "c.pth", {SYNSETS[0]: 9.0, SYNSETS[700]: 5.0})
     data = draw(tmp_path / "data", {SYNSETS[700]: 3, SYNSETS[20]: 1})
@@ -170,11 +223,19 @@ def test_real_labels(tmp_path, capsys):
     assert "with --real_labels on 3 images: top-1 33.33%  top-5 66.67%" in capsys.readouterr().out
     assert (row["top1"], row["top5"]) == ("33.333", "66.667")
     row, _ = evaluated("image_folder", data, resume, tmp_path, "--real_labels", "timm")
-    assert "with --real_labels on " in capsys.readouterr().out
+    assert (row["top1"], row["top5"]) == ("0.000", "0.000")
+    assert RealLabels("timm").labels[:4] == [[], [970, 795], [230, 231], [809]]
+    (data / SYNSETS[7]).rmdir()
+    with pytest.raises(UserError, match="needs the 1000 classes of ImageNet"):
+        evaluated("image_folder", data, resume, tmp_path, *flags)
+    (data / SYNSETS[7]).mkdir()
+    labels.write_text("[[1000]]")
+    with pytest.raises(UserError, match="has labels outside 0 to 999"):
+        evaluated("image_folder", data, resume, tmp_path, *flags)
     labels.write_text("[1]")
     with pytest.raises(UserError, match="is not a list of lists of labels"):
         evaluated("image_folder", data, resume, tmp_path, *flags)
-    labels.write_text("[[1]]")
+    labels.write_text("[[1], [1], [1], [1]]")
     (data / SYNSETS[0] / "ILSVRC2012_val_00000001.png").rename(data / SYNSETS[0] / "other.png")
     with pytest.raises(UserError, match=r"other\.png is no validation image of ImageNet-1K"):
         evaluated("image_folder", data, resume, tmp_path, *flags)
@@ -188,10 +249,14 @@ def test_real_labels(tmp_path, capsys):
             [SYNSETS[0]],
             f"has images in {SYNSETS[0]}, but the 200 classes of imagenet_a",
         ),
-        ("imagenet_v2", ["1000"], "has images in 1000, but the 1000 classes of imagenet_v2"),
+        ("imagenet_v2", ["1000"], "images in 1000, but the 1000 classes of imagenet_v2 are 0, 1"),
+        ("imagenet_v2", [SYNSETS[0]], "but the 1000 classes of imagenet_v2 are 0, 1"),
+        ("imagenet_v2", ["a/3", "b/3"], "holds several sets: give one of a/3, b/3"),
+        ("imagenet_c", [f"{x}/fog/1/{SYNSETS[0]}" for x in "ab"], "holds several sets"),
         ("imagenet_c", [f"fog/6/{SYNSETS[0]}"], "is not CORRUPTION/SEVERITY/SYNSET"),
         ("imagenet_c", [SYNSETS[0]], "is not CORRUPTION/SEVERITY/SYNSET"),
         ("imagenet_r", [], "it has no such images"),
+        ("imagenet_r", [""], "has images in no class folder"),
     ],
 )
 def test_other_folders(tmp_path, name, folders, message):
@@ -203,6 +268,8 @@ def test_other_folders(tmp_path, name, folders, message):
 
 def test_wrong_use(tmp_path):
     data = draw(tmp_path / "data", {SYNSETS[6]: 1, SYNSETS[5]: 1})
+    with pytest.raises(UserError, match="imagenet_c/fog: give imagenet_c"):
+        evaluated("imagenet_c/fog", data, checkpoint(tmp_path / "a.pth", {}), tmp_path)
     with pytest.raises(UserError, match="imagenet_sketch is for evaluation"):
         main.run(parse_args(["--data_set", "imagenet_sketch", "--data_path", str(data)]))
     resume = checkpoint(tmp_path / "c.pth", {}, ["ant", "bee"])

@@ -196,6 +196,22 @@ def test_evaluation_prints_the_accuracy_of_the_log(flags, tmp_path, capsys):
         assert [float(value) for value in found.groups()] == pytest.approx(expected, abs=0.006)
 
 
+def test_deterministic_algorithms_come_first(flags, tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(main, "use_deterministic_algorithms", lambda: calls.append("algorithms"))
+    before = main.distributed.init_distributed
+
+    def start(*arguments, **options):
+        calls.append("processes")
+        return before(*arguments, **options)
+
+    monkeypatch.setattr(main.distributed, "init_distributed", start)
+    short = ["--epochs", "1", "--max_images", "16", "--output_dir", str(tmp_path)]
+    main.run(parse_args([*flags, *short]))
+    main.run(parse_args([*flags, *short, "--deterministic", "true"]))
+    assert calls == ["processes", "algorithms", "processes"]
+
+
 def test_labels_of_a_checkpoint_in_another_order(flags, tmp_path, capsys, digits):
     """As of tar files, where 10 comes after 9; a class without a folder is not predicted."""
     log = train(flags, tmp_path, "--epochs", "1")
@@ -240,7 +256,6 @@ def test_checkpoint_of_other_classes_is_not_evaluated(flags, tmp_path, monkeypat
     assert "has 3 classes, the data 4" in message
 
 
-@pytest.mark.slow
 def test_evaluation_with_fewer_images_than_processes(flags, tmp_path):
     train(flags, tmp_path, "--epochs", "1")
     done = launch(

@@ -314,5 +314,5 @@ def test_several_rows_per_image_have_its_label():
 
 def test_mean_accuracy_of_the_classes():
     rows = torch.tensor([[0, 0], [0, 0], [0, 0], [0, 1], [2, 2], [-1, 0]], dtype=torch.float64)
-    rows = torch.cat((rows, torch.ones(6, 1)), dim=1)
+    rows = torch.cat((rows, torch.ones(6, 6)), dim=1)
     assert mean_class_accuracy(rows) == pytest.approx((75 + 100) / 2)

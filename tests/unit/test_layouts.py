@@ -109,6 +109,8 @@ def test_names_of_mmpretrain_are_those_of_the_release(name):
     wrapped = {f"module.{key}": value for key, value in theirs.items()}
     assert layouts.from_mmpretrain(wrapped) == own
     assert layouts.from_mmpretrain(own) is own
+    strange = theirs | {3: 4}
+    assert layouts.from_mmpretrain(strange) is strange
 
 
 def test_norms_of_a_detectors_maps_stay():
@@ -185,9 +187,27 @@ def test_weights_of_keras(tmp_path, whole):
         for key, value in own.items():
             assert torch.equal(found[key], value), key
     with h5py.File(path, "a") as file:
-        file.get("model_weights", file).create_dataset("stem_bn/stem_bn/gamma:0", data=np.ones(3))
+        root = file.get("model_weights", file)
+        root.create_dataset("stem_bn/stem_bn/gamma:0", data=np.ones(3))
     with pytest.raises(UserError, match="is of another model: no HorNet has a layer stem_bn"):
         read_checkpoint(path)
+    with h5py.File(path, "a") as file:
+        root = file.get("model_weights", file)
+        del root["stem_bn"]
+        root.create_dataset("loose", data=np.ones(3))
+    with pytest.raises(UserError, match="is of another model: no HorNet has a layer"):
+        read_checkpoint(path)
+    with h5py.File(path, "a") as file:
+        file.create_dataset("model_weights/a/b", (20000, 20000), chunks=(100, 100))
+        file.get("model_weights", file).create_dataset("c/d", (20000, 20000), chunks=(100, 100))
+    with pytest.raises(UserError, match=r"cannot be read: .* bytes unpack to"):
+        read_checkpoint(path)
+    (tmp_path / "secret").write_bytes(bytes(48))
+    with h5py.File(tmp_path / "other.h5", "w") as file:
+        outside = [(str(tmp_path / "secret"), 0, 48)]
+        file.create_dataset("a/b", (12,), np.float32, external=outside)
+    with pytest.raises(UserError, match="it refers to other files"):
+        read_checkpoint(tmp_path / "other.h5")
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(UserError, match=r"\.h5 cannot be read"):
         read_checkpoint(path)
@@ -256,5 +276,7 @@ def test_files_of_mmengine_are_read_without_their_objects(tmp_path):
             sys.modules.pop(name)
             if module:
                 sys.modules[name] = module
-    found = weights_in(read_checkpoint(tmp_path / "run.pth"), tmp_path / "run.pth")
+    checkpoint = read_checkpoint(tmp_path / "run.pth")
+    assert checkpoint["message_hub"] == {"log_scalars": {}, "runtime_info": {"best": 0.5}}
+    found = weights_in(checkpoint, tmp_path / "run.pth")
     assert all(torch.equal(found[name], value) for name, value in weights.items())

@@ -89,6 +89,7 @@ def values_in_wandb(folder, tag):
         for data in records_of(file.read_bytes()):
             record = wandb_internal_pb2.Record.FromString(data)
             items = {i.key or ".".join(i.nested_key): i.value_json for i in record.history.item}
+            assert not items or len([name for name in items if name[0] != "_"]) > 0
             if tag in items:
                 points = found.setdefault(file.stem.removeprefix("run-"), [])
                 points.append((int(items["_step"]), float(items[tag])))
@@ -124,10 +125,33 @@ def test_a_resumed_run_has_one_curve(tmp_path, offline):
     assert values_in_tensorboard(tmp_path / "events", "loss") == expected
     assert values_in_wandb(tmp_path, "loss") == {first.wandb_id: expected}
     assert values_in_wandb(tmp_path, "test_acc1") == {first.wandb_id: [(7, 50.0)]}
-    # in another folder, the checkpoint tells the run
-    other = trackers_of(tmp_path / "other", 9, wandb_id=first.wandb_id)
+    (tmp_path / "trackers.json").unlink()  # then the checkpoint tells the run
+    other = trackers_of(tmp_path, 9, wandb_id=first.wandb_id)
     assert other.wandb_id == first.wandb_id
     other.finish([])
+
+
+def test_steps_of_another_length(tmp_path, offline):
+    first = trackers_of(tmp_path, 0, steps_per_epoch=10)
+    for step in range(1, 9):
+        first.write({"loss": float(step)}, step)
+    first.finish([])
+    other = trackers_of(tmp_path, 4, steps_per_epoch=5)  # twice the batch
+    other.write({"loss": -1.0}, 5)
+    other.finish([])
+    assert len(values_in_tensorboard(tmp_path / "events", "loss")) == 9
+    assert values_in_wandb(tmp_path, "loss")[other.wandb_id] == [(5, -1.0)]
+
+
+def test_a_kill_before_the_first_line_keeps_the_new_run(tmp_path, offline):
+    first = trackers_of(tmp_path, 0)
+    first.write({"loss": 1.0}, 9)
+    first.finish([])
+    back = trackers_of(tmp_path, 3, went_back=True)
+    back.finish([])
+    again = trackers_of(tmp_path, 3)
+    assert again.wandb_id == back.wandb_id
+    again.finish([])
 
 
 def test_what_a_run_that_goes_back_has_left_is_not_shown(tmp_path, offline, caplog):
