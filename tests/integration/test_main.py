@@ -256,6 +256,7 @@ def test_checkpoint_of_other_classes_is_not_evaluated(flags, tmp_path, monkeypat
     assert "has 3 classes, the data 4" in message
 
 
+@pytest.mark.slow
 def test_evaluation_with_fewer_images_than_processes(flags, tmp_path):
     train(flags, tmp_path, "--epochs", "1")
     done = launch(

@@ -137,6 +137,7 @@ def test_a_killed_run_goes_on_to_the_same_result(config, tmp_path):
     assert_same_weights(tmp_path / "whole", tmp_path / "killed")
 
 
+@pytest.mark.slow
 def test_released_checkpoints_are_tested(config, tmp_path, capsys):
     train(config, tmp_path / "run", "--epochs", "1")
     rows = predictions(tmp_path / "run")

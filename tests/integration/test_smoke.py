@@ -10,14 +10,10 @@ from runtime.errors import UserError
 from tests.integration.conftest import ROOT
 
 RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
-FAST = ("finetune",)
 
 
-@pytest.mark.parametrize(
-    "recipe",
-    [pytest.param(p, marks=() if p.stem in FAST else pytest.mark.slow) for p in RECIPES],
-    ids=lambda path: path.stem,
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_recipe(recipe, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
     out = tmp_path / "run"

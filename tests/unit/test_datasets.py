@@ -356,7 +356,8 @@ class Processes(Numbers):
 
 
 @pytest.mark.parametrize(
-    "method", ["fork", "forkserver", pytest.param("spawn", marks=pytest.mark.slow)]
+    "method",
+    ["fork", *(pytest.param(name, marks=pytest.mark.slow) for name in ("forkserver", "spawn"))],
 )
 def test_workers_live_through_epochs(method):
     before = multiprocessing.get_start_method()
