@@ -83,10 +83,12 @@ def test_images_of_several_sizes_are_tested_one_by_one(tmp_path, capsys):
     weights = SEG_MODELS.build(read_config(config).model).state_dict()
     torch.save({"state_dict": weights, "meta": {}}, tmp_path / "w.pth")
     test = [config, str(tmp_path / "w.pth"), "--work-dir", str(tmp_path / "t"), "--cfg-options"]
-    assert main("semantic_segmentation", "test", [*test, "test_dataloader.batch_size=2"]) == 1
-    line = capsys.readouterr().err.splitlines()[-1]
-    assert line.startswith("semantic_segmentation.test: error: images of one batch differ in size")
-    assert line.endswith("set test_dataloader.batch_size=1")
+    for views in ([], ["--tta"]):
+        several = [*test, "test_dataloader.batch_size=2", *views]
+        assert main("semantic_segmentation", "test", several) == 1
+        line = capsys.readouterr().err.splitlines()[-1]
+        assert line.startswith("semantic_segmentation.test: error: images of one batch differ in")
+        assert line.endswith("set test_dataloader.batch_size=1")
     assert main("semantic_segmentation", "test", [*test, "test_dataloader.batch_size=1"]) == 0
 
 
