@@ -269,11 +269,13 @@ def _common_classes(
     Raises UserError if a part has other classes.
     """
     own = next(iter(parts.values())).classes
+    rows = saved.rows if saved else 0  # 0 where the file does not tell it
+    has_imagenets_rows = rows == 1000 or not rows and config.data_set in CLASSES
     if not are_names(own, config.data_set) or saved is None:
         classes = own
     elif saved.classes:
         classes = saved.classes
-    elif {*own} <= {*synsets()} and (saved.rows or 1000) == 1000:
+    elif has_imagenets_rows and {*own} <= {*synsets()}:
         classes = synsets()
     else:
         classes = _as_numbers(own, saved)

@@ -34,8 +34,8 @@ def _check_head(name: str, head: Any, classes: list[str], part: str) -> None:
             f"{name}.num_classes is {head['num_classes']}, the {part} data have {count} classes "
             f"({some(classes)}): set both alike"
         )
-    weights = [(key, part.get("class_weight")) for key, part in head.items() if _is_dict(part)]
-    for key, given in weights:
+    for key, settings in head.items():
+        given = settings.get("class_weight") if isinstance(settings, dict) else None
         # heads with a class for nothing give it a weight, too
         if isinstance(given, list | tuple) and len(given) not in (count, count + 1):
             raise UserError(
@@ -46,10 +46,6 @@ def _check_head(name: str, head: Any, classes: list[str], part: str) -> None:
             f"{name} has one class, whose softmax is always 1, so nothing is learnt: add a class "
             "for the ground, or give out_channels=1 and losses with use_sigmoid=True"
         )
-
-
-def _is_dict(value: Any) -> bool:
-    return isinstance(value, dict)
 
 
 def all_classes(data: Any, scope: str) -> Iterator[list[str]]:

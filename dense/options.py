@@ -62,10 +62,9 @@ CUTOFF = 0.8
 def check_files(path: Path) -> list[str]:
     """Raise UserError for a name at the top level of a config, or its bases, that nothing reads.
 
-    Where no other name seems to be meant, a line that tells it is returned instead.
-
-    That is neither mmengine's Runner, nor the file itself, nor one that has it as a base. Files
-    that mmengine saved are left out: they hold the values of such names.
+    Readers are mmengine's Runner, the file itself, and the files that have it as a base. Where no
+    other name seems to be meant, a line that tells it is returned instead. Files that mmengine
+    saved are left out: they hold the values of such names.
     """
     names: dict[Path, list[str]] = {}
     read: dict[Path, set[str]] = {}
@@ -177,11 +176,11 @@ def _accepted(kind: Any) -> set[str]:
 
 
 def _check_keys(name: str, settings: Any, accepted: set[str]) -> None:
-    for key in settings:
-        # where any name may be passed on, only those that look very much like another are refused
-        cutoff = 0.85 if "**" in accepted else CUTOFF
-        near = difflib.get_close_matches(str(key), accepted - {key}, n=1, cutoff=cutoff)
-        if key not in accepted and (near or "**" not in accepted):
+    # where any name may be passed on, only those that look very much like another are refused
+    cutoff = 0.85 if "**" in accepted else CUTOFF
+    for key in (key for key in settings if key not in accepted):
+        near = difflib.get_close_matches(str(key), accepted, n=1, cutoff=cutoff)
+        if near or "**" not in accepted:
             hint = f"; did you mean {near[0]}?" if near else ""
             raise UserError(f"nothing reads {name}.{key}{hint}")
 

@@ -190,9 +190,8 @@ def _test(config: Any, arguments: argparse.Namespace) -> None:
     is_detector = config.default_scope == "mmdet"
     config.load_from = arguments.checkpoint
     if arguments.show_dir:
-        if int(os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_NTASKS") or 1) > 1 and (
-            arguments.launcher != "none"
-        ):
+        processes = int(os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_NTASKS") or 1)
+        if arguments.launcher != "none" and processes > 1:
             raise UserError("--show-dir: only the first process draws; test in one process")
         if is_detector:
             load_truth_last(config.test_dataloader.dataset)

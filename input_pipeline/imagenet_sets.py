@@ -4,7 +4,7 @@ import json
 import logging
 import pkgutil
 import re
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import timm.data
-from timm.data import ImageNetInfo
 from torch import Tensor
 
 from input_pipeline.folders import images_by_folder
@@ -46,11 +45,13 @@ IMAGES = 50_000
 @cache
 def synsets(name: str = "imagenet_v2") -> list[str]:
     """Return the classes of a set, sorted: by default the 1000 of ImageNet-1K."""
-    if CLASSES[name] == "imagenet_synsets":
-        return ImageNetInfo().label_names()
-    text = pkgutil.get_data(timm.data.__name__, f"_info/{CLASSES[name]}.txt")
-    assert text is not None
-    return text.decode().split()
+    return _of_timm(f"{CLASSES[name]}.txt").decode().split()
+
+
+def _of_timm(name: str) -> bytes:
+    content = pkgutil.get_data(timm.data.__name__, f"_info/{name}")
+    assert content is not None
+    return content
 
 
 def list_set(name: str, root: Path) -> Listing:
@@ -75,12 +76,12 @@ def list_set(name: str, root: Path) -> Listing:
     folders = [folder for folder, _ in found]
     if name == "imagenet_c":
         _check_corruptions(root, folders)
-    ends = Counter(
-        tuple(Path(folder).parts[-3 if name == "imagenet_c" else -1 :]) for folder in folders
-    )
-    if twice := [end for end, count in ends.items() if count > 1]:
-        several = [folder for folder in folders if folder.endswith("/".join(twice[0]))]
-        raise UserError(f"--data_path {root} holds several sets: give one of {some(several)}")
+    depth, ends = 3 if name == "imagenet_c" else 1, defaultdict[tuple[str, ...], list[str]](list)
+    for folder in folders:
+        ends[Path(folder).parts[-depth:]].append(folder)
+    for several in ends.values():
+        if len(several) > 1:
+            raise UserError(f"--data_path {root} holds several sets: give one of {some(several)}")
     images = [(numbers[Path(folder).name], folder, files) for folder, files in found]
     paths = ((n, f"{folder}/{file}") for n, folder, files in images for file in sorted(files))
     return Listing.of(root, classes, paths, skipped)
@@ -136,11 +137,8 @@ class RealLabels:
 
     def __init__(self, file: str) -> None:
         try:
-            if file == "timm":
-                text = pkgutil.get_data(timm.data.__name__, "_info/imagenet_real_labels.json")
-                assert text is not None
-            else:
-                text = Path(file).read_bytes()
+            is_own = file != "timm"
+            text = Path(file).read_bytes() if is_own else _of_timm("imagenet_real_labels.json")
             self.labels = json.loads(text)
         except (OSError, ValueError) as error:
             raise UserError(f"--real_labels {file} cannot be read: {error}") from None

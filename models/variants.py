@@ -39,9 +39,6 @@ class Variant:
     """Whether it is one of the paper's; the others are this project's."""
     weights: tuple[str, str] | None = None
     """The released weights: tag, and identifier in their URL."""
-    mmpretrain: str = ""
-    """The same weights as OpenMMLab publishes them: end of the file name, with 8 digits of its
-    SHA-256."""
 
 
 RELEASED = (2, 3, 18, 2)
@@ -51,6 +48,15 @@ IMAGENET_1K = 1000
 IMAGENET_22K = 10_459
 _ADDRESS = "https://cloud.tsinghua.edu.cn/f/{}/?dl=1"
 _MMPRETRAIN = "https://download.openmmlab.com/mmclassification/v0/hornet/"
+MMPRETRAIN_FILES = {
+    "hornet_tiny_7x7": "hornet-tiny_3rdparty_in1k_20220915-0e8eedff.pth",
+    "hornet_tiny_gf": "hornet-tiny-gf_3rdparty_in1k_20220915-4c35a66b.pth",
+    "hornet_small_7x7": "hornet-small_3rdparty_in1k_20220915-5935f60f.pth",
+    "hornet_small_gf": "hornet-small-gf_3rdparty_in1k_20220915-649ca492.pth",
+    "hornet_base_7x7": "hornet-base_3rdparty_in1k_20220915-a06176bb.pth",
+    "hornet_base_gf": "hornet-base-gf_3rdparty_in1k_20220915-82c06fa7.pth",
+}
+"""The same weights as OpenMMLab publishes them; the names end in 8 digits of the SHA-256."""
 
 VARIANTS: dict[str, Variant] = {
     # this project's: the depths of timm's ConvNeXt of these names, and widths for about as many
@@ -64,45 +70,12 @@ VARIANTS: dict[str, Variant] = {
     "hornet_nano_7x7": Variant(64, (2, 2, 8, 2), released=False),
     "hornet_nano_gf": Variant(64, (2, 2, 8, 2), GF_224, released=False),
     # the paper's
-    "hornet_tiny_7x7": Variant(
-        64,
-        RELEASED,
-        weights=("in1k", "bac9690c72944d19aca1"),
-        mmpretrain="hornet-tiny_3rdparty_in1k_20220915-0e8eedff.pth",
-    ),
-    "hornet_tiny_gf": Variant(
-        64,
-        RELEASED,
-        GF_224,
-        weights=("in1k", "460e759c82324ea6bfa3"),
-        mmpretrain="hornet-tiny-gf_3rdparty_in1k_20220915-4c35a66b.pth",
-    ),
-    "hornet_small_7x7": Variant(
-        96,
-        RELEASED,
-        weights=("in1k", "8ef64277da0e469ea857"),
-        mmpretrain="hornet-small_3rdparty_in1k_20220915-5935f60f.pth",
-    ),
-    "hornet_small_gf": Variant(
-        96,
-        RELEASED,
-        GF_224,
-        weights=("in1k", "959603ca287d4c09ad49"),
-        mmpretrain="hornet-small-gf_3rdparty_in1k_20220915-649ca492.pth",
-    ),
-    "hornet_base_7x7": Variant(
-        128,
-        RELEASED,
-        weights=("in1k", "13a748487711492e9704"),
-        mmpretrain="hornet-base_3rdparty_in1k_20220915-a06176bb.pth",
-    ),
-    "hornet_base_gf": Variant(
-        128,
-        RELEASED,
-        GF_224,
-        weights=("in1k", "c212d1d8a3914b47a5c1"),
-        mmpretrain="hornet-base-gf_3rdparty_in1k_20220915-82c06fa7.pth",
-    ),
+    "hornet_tiny_7x7": Variant(64, RELEASED, weights=("in1k", "bac9690c72944d19aca1")),
+    "hornet_tiny_gf": Variant(64, RELEASED, GF_224, weights=("in1k", "460e759c82324ea6bfa3")),
+    "hornet_small_7x7": Variant(96, RELEASED, weights=("in1k", "8ef64277da0e469ea857")),
+    "hornet_small_gf": Variant(96, RELEASED, GF_224, weights=("in1k", "959603ca287d4c09ad49")),
+    "hornet_base_7x7": Variant(128, RELEASED, weights=("in1k", "13a748487711492e9704")),
+    "hornet_base_gf": Variant(128, RELEASED, GF_224, weights=("in1k", "c212d1d8a3914b47a5c1")),
     "hornet_base_gf_img384": Variant(128, RELEASED, GF_384, image_size=384),
     "hornet_large_7x7": Variant(192, RELEASED, weights=("in22k", "c2fc23caae084a3aa73d")),
     "hornet_large_gf": Variant(192, RELEASED, GF_224, weights=("in22k", "8600206ebdfa485f98d0")),
@@ -162,7 +135,7 @@ def download_published(name: str) -> Path | None:
     if variant is None or variant.weights is None or tag not in ("", variant.weights[0]):
         return None
     tag, share = variant.weights
-    own, other = f"{model}.{tag}.pth", variant.mmpretrain
+    own, other = f"{model}.{tag}.pth", MMPRETRAIN_FILES.get(model, "")
     failed = ""
     try:
         if cache_file(own).exists() or not (other and cache_file(other).exists()):

@@ -79,7 +79,7 @@ class Trackers:
             self.is_new = went_back or not known
             self.wandb = _wandb_run(wandb_options, "" if self.is_new else known)
             if self.is_new:  # before the first line, so that a kill does not lose it
-                self._save(replace(self.before, wandb_id=self.wandb_id))
+                self._save(Sent(min(self.before.step, step), [], self.wandb_id, steps_per_epoch))
 
     @property
     def wandb_id(self) -> str:

@@ -2,8 +2,8 @@
 # Installs what detection and segmentation need into .venv: the maintained forks of the mm stack.
 #
 # mmcv's compiled operators come as source. They are built once for a version of torch and Python (needs g++ and
-# Python's headers), and the wheel is kept in HORNET_WHEELS, by default ~/.cache/hornet-pytorch. CUDA operators are built where a GPU is seen, or with FORCE_CUDA=1, and need nvcc
-# (not tried yet).
+# Python's headers), and the wheel is kept in HORNET_WHEELS, by default ~/.cache/hornet-pytorch. CUDA operators are
+# built where a GPU is seen, or with FORCE_CUDA=1, and need nvcc (not tried yet).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

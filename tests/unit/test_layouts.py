@@ -219,7 +219,7 @@ class TestSecondAddress:
         """Both addresses are those of the server; returns the path of the second."""
         monkeypatch.setattr(variants, "_ADDRESS", server.address + "/f/{}/?dl=1")
         monkeypatch.setattr(variants, "_MMPRETRAIN", server.address + "/mm/")
-        return "/mm/" + variants.VARIANTS["hornet_tiny_7x7"].mmpretrain
+        return "/mm/" + variants.MMPRETRAIN_FILES["hornet_tiny_7x7"]
 
     def test_is_used_if_the_first_fails(self, server, addresses, hub, monkeypatch, tmp_path):
         own = timm.create_model("hornet_tiny_7x7").state_dict()
@@ -231,16 +231,14 @@ class TestSecondAddress:
         digest = models.pretrained._sha256(tmp_path / "theirs.pth")[:8]
         changed = addresses.replace("0e8eedff", digest)
         server.pages[changed] = server.pages.pop(addresses)
-        variant = variants.VARIANTS["hornet_tiny_7x7"]
-        file = variant.mmpretrain.replace("0e8eedff", digest)
-        row = {**vars(variant), "mmpretrain": file}
-        monkeypatch.setitem(variants.VARIANTS, "hornet_tiny_7x7", variants.Variant(**row))
+        file = changed.removeprefix("/mm/")
+        monkeypatch.setitem(variants.MMPRETRAIN_FILES, "hornet_tiny_7x7", file)
         path = local_file("hornet_tiny_7x7.in1k")
         assert (path.name, path.parent) == (file, hub)
         loaded = timm.create_model("hornet_tiny_7x7", pretrained=True).state_dict()
         assert all(torch.equal(loaded[name], value) for name, value in own.items())
         # the second is in the cache: nothing is asked for again
-        first = f"/f/{variant.weights[1]}/?dl=1"
+        first = f"/f/{variants.VARIANTS['hornet_tiny_7x7'].weights[1]}/?dl=1"
         assert server.requests == [first, addresses, first, changed]
 
     def test_both_fail(self, addresses):

@@ -151,7 +151,9 @@ def test_a_kill_before_the_first_line_keeps_the_new_run(tmp_path, offline):
     back.finish([])
     again = trackers_of(tmp_path, 3)
     assert again.wandb_id == back.wandb_id
+    again.write({"loss": 2.0}, 5)  # before the last step of the first run
     again.finish([])
+    assert values_in_wandb(tmp_path, "loss")[again.wandb_id] == [(5, 2.0)]
 
 
 def test_what_a_run_that_goes_back_has_left_is_not_shown(tmp_path, offline, caplog):
