@@ -12,6 +12,7 @@ from mmseg.datasets import BaseSegDataset
 from PIL import Image
 
 import dense.checks
+from dense.annotations import clean
 from dense.checks import check
 from dense.shapes import SHAPES, write_coco, write_masks
 from runtime.errors import UserError
@@ -128,6 +129,19 @@ def test_sizes_of_images_before_they_are_turned(folder, tmp_path):
     check(dataset)
     with pytest.raises(UserError, match="its image 60 x 96: .* before it is turned"):
         dataset[1]
+
+
+def test_boxes_are_computed_of_run_lengths(folder):
+    content = json.loads((folder / "annotations.json").read_text())
+    annotation = content["annotations"][0]
+    image = next(x for x in content["images"] if x["id"] == annotation["image_id"])
+    height, width = image["height"], image["width"]
+    # column by column: four rows of the eleventh column, from the eleventh row on
+    counts = [10 * height + 10, 4, (width - 10) * height - 14]
+    annotation.update(segmentation={"size": [height, width], "counts": counts}, bbox=None)
+    kept, lines = clean(content, folder / "annotations.json", SHAPES, True)
+    assert kept["annotations"][0]["bbox"] == [10, 10, 1, 4]
+    assert "have no bbox, which is computed" in "\n".join(lines)
 
 
 def test_turned_images_are_told(folder, tmp_path, told):
