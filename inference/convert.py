@@ -10,6 +10,7 @@ import safetensors.torch
 import timm
 import torch
 from safetensors import SafetensorError
+from timm.data import infer_imagenet_subset
 
 from checkpoints import reading
 from checkpoints.sources import local_file
@@ -18,7 +19,7 @@ from models import HorNet
 from models.layouts import to_mmpretrain
 from runtime.errors import UserError
 from runtime.files import written_whole
-from utils import count_parameters, numbered_classes
+from utils import count_parameters
 
 CARD = """---
 tags:
@@ -141,13 +142,19 @@ def _write_folder(classifier: Classifier, folder: Path, is_published: bool) -> N
     model: Any = copy.copy(classifier.model)
     cfg = {name: flags[name] for name in reading.PREPROCESSING} | {"input_size": (3, size, size)}
     model.pretrained_cfg = model.pretrained_cfg | cfg
-    names: dict[str, Any] = {name: flags[name] for name in reading.DECODING}
-    if classes != numbered_classes(len(classes)):
-        names["label_names"] = classes
+    facts: dict[str, Any] = {name: flags[name] for name in reading.DECODING}
+    # transformers would name numbers LABEL_0, ...; but it knows the names of ImageNet's classes
+    if classifier.named or not infer_imagenet_subset({"num_classes": len(classes)}):
+        facts["label_names"] = classes
     try:
-        timm.models.save_for_hf(model, str(folder), names, kwargs, safe_serialization=True)
+        timm.models.save_for_hf(model, str(folder), facts, kwargs, safe_serialization=True)
     except SafetensorError as error:  # a full disk
         raise OSError(str(error)) from None
+    # timm and transformers take the classes from num_classes, and transformers refuses a second one
+    config_file = folder / reading.FOLDER_CONFIG
+    content = json.loads(config_file.read_text())
+    content["model_args"].pop("num_classes", None)
+    config_file.write_text(json.dumps(content, indent=2) + "\n")
     # timm's file is readable by its owner only
     (folder / reading.FOLDER_WEIGHTS).chmod((folder / reading.FOLDER_CONFIG).stat().st_mode)
     card = CARD.format(

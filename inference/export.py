@@ -1,11 +1,11 @@
-"""Exports of a classifier to one file that other programs run, checked against PyTorch."""
+"""Exports of a classifier to files that other programs run, checked against PyTorch."""
 
 import copy
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -15,7 +15,10 @@ from torch import Tensor, nn
 import models
 from inference.classifier import Classifier, untrained_classifier
 from inference.exported import KEY, Exported, Facts, format_of, quiet_library
+from inference.mobile import write_coreml, write_executorch, write_litert, write_ncnn
+from inference.portable import portable
 from inference.quantize import Quality, batches, quality, quantize, split
+from inference.targets import Options
 from runtime.errors import UserError, reason_of
 from runtime.files import written_whole
 
@@ -24,30 +27,24 @@ LARGEST_ERROR = {"float32": 1e-4, "float16": 5e-3, "bfloat16": 3e-2}
 LARGEST_WEIGHT = 2**31  # elements of a weight that may become a constant of an ONNX file
 
 
-@dataclass(frozen=True)
-class Options:
-    dtype: str = "float32"  # of the computation: a key of LARGEST_ERROR, or int8
-    batch_size: int | None = 1  # images per run; None for any number
-    any_size: bool = False  # allow images of any height and width
-    folds: bool = True  # fold norms and scales into neighbouring layers
-    opset: int = 20  # version of ONNX's operators
-
-
 class _Computed(nn.Module):
-    """Computes a model in another dtype; images and logits are float32."""
+    """Computes a model in its own dtype; images and logits are float32."""
 
     def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
         super().__init__()
-        self.model, self.dtype = model.to(dtype), dtype
+        self.model, self.dtype = model, dtype
 
     def forward(self, images: Tensor) -> Tensor:
+        if self.dtype == torch.float32:  # conversions would be operators of the graph
+            return self.model(images)
         return self.model(images.to(self.dtype)).float()
 
 
 def export(classifier: Classifier, output: Path, options: Options) -> dict[str, float]:
     """Write the file; return its largest error per input shape, relative to the largest logit.
 
-    Raises UserError if the format cannot take the model, or an error is too large; no file is left.
+    Nothing is returned for Core ML, which runs on Apple's systems only. Raises UserError if the
+    format cannot take the model, or an error is too large; no file is left.
     """
     with written_whole(output) as written:
         return _write(classifier, written, options)
@@ -64,7 +61,7 @@ def export_int8(classifier: Classifier, output: Path, options: Options, folder: 
         in_float32 = written.with_name(f"{written.stem}.float32.onnx")
         _write(classifier, in_float32, options)
         with _exporting("onnx", classifier.config.model):
-            quantize(in_float32, written, batches(images, classifier, size))
+            quantize(in_float32, written, batches(images, classifier, size), options.symmetric)
         in_float32.unlink()
         return quality(classifier, Exported(written), held_out, size)
 
@@ -80,16 +77,19 @@ def _write(classifier: Classifier, path: Path, options: Options) -> dict[str, fl
     ready = models.plain(copy.deepcopy(classifier.model))
     if options.folds:
         ready = reparameterize_model(ready, inplace=True)
-    models.set_global_filter_impl(ready, "matmul")
-    # OpenVINO computes in the dtype that it is given when it runs
-    computed = _Computed(ready, torch.float32 if kind == "openvino" else getattr(torch, dtype))
+    # the others take float32, and round by themselves
+    compute = getattr(torch, dtype if kind in ("onnx", "torchscript", "exported") else "float32")
     shapes: list[tuple[int, ...]] = [(options.batch_size or 2, 3, side, side)]
     if options.batch_size is None:
         shapes.append((3, 3, side, side))
     if options.any_size:
         shapes.append((1, 3, side + 32, side + 96))
+    ready = portable(ready.to(compute), None if options.any_size else shapes[0])
+    computed = _Computed(ready, compute).eval()
     with _exporting(kind, name):
-        _WRITERS[kind](computed.eval(), torch.randn(shapes[0]), path, facts.dumps(), options)
+        _WRITERS[kind](computed, torch.randn(shapes[0]), path, facts.dumps(), options)
+    if kind == "coreml":
+        return {}
     try:
         errors = _errors(classifier.model, Exported(path), shapes)
     except Exception as error:  # each library has its own types
@@ -110,7 +110,7 @@ def _write(classifier: Classifier, path: Path, options: Options) -> dict[str, fl
 def _exporting(kind: str, model: str) -> Iterator[None]:
     """Hide what exporters print, and turn their errors into a UserError."""
     try:
-        with quiet_library(f"--format {kind}"):
+        with quiet_library(f"--format {kind}", kind):
             yield
     except (UserError, OSError):
         raise
@@ -140,8 +140,28 @@ def _program(model: nn.Module, images: Tensor, options: Options) -> torch.export
 
 def _onnx(model: nn.Module, images: Tensor, path: Path, facts: str, options: Options) -> None:
     import onnx  # noqa: F401 - named in the error if it is missing
+    import onnx_ir
     from onnxscript.optimizer import optimize
 
+    graph = (_onnx_by_tracing if options.opset < 18 else _onnx_of_program)(model, images, options)
+    if graph.opset_imports[""] != options.opset:
+        raise UserError(f"--opset {options.opset}: this torch cannot write it; 17 and 20 work")
+    # quantisation takes plain weights only, not those that are reshaped in the graph
+    optimize(graph, input_size_limit=LARGEST_WEIGHT, output_size_limit=LARGEST_WEIGHT)
+    for node in graph.graph:
+        node.metadata_props.clear()  # where it was called in this machine's files
+        # OpenCV 4 refuses products whose constant first factor is also that of another
+        factor = node.inputs[0] if node.op_type == "MatMul" else None
+        if factor is not None and factor.is_initializer() and len(factor.uses()) > 1:
+            copied = onnx_ir.Value(name=f"{factor.name}.{node.name}", type=factor.type,
+                                   shape=factor.shape, const_value=factor.const_value)  # fmt: skip
+            graph.graph.register_initializer(copied)
+            node.replace_input_with(0, copied)
+    graph.metadata_props[KEY] = facts
+    onnx_ir.save(graph, path)
+
+
+def _onnx_of_program(model: nn.Module, images: Tensor, options: Options) -> Any:
     program = torch.onnx.export(
         _program(model, images, options),
         (),
@@ -151,18 +171,36 @@ def _onnx(model: nn.Module, images: Tensor, path: Path, facts: str, options: Opt
         verbose=False,
     )
     assert program is not None
-    if program.model.opset_imports[""] != options.opset:
-        raise UserError(f"--opset {options.opset}: torch.onnx cannot write it; 20 works")
-    # quantisation takes plain weights only, not those that are reshaped in the graph
-    optimize(program.model, input_size_limit=LARGEST_WEIGHT, output_size_limit=LARGEST_WEIGHT)
-    program.model.metadata_props[KEY] = facts
-    program.save(path)
+    return program.model
+
+
+def _onnx_by_tracing(model: nn.Module, images: Tensor, options: Options) -> Any:
+    """Opsets before 18 have only this exporter."""
+    import onnx
+    import onnx_ir
+
+    names = {0: "batch"} | ({2: "height", 3: "width"} if options.any_size else {})
+    varying = {"images": names, "logits": {0: "batch"}} if options.batch_size is None else None
+    data = io.BytesIO()
+    torch.onnx.export(
+        model,
+        (images,),
+        data,  # type: ignore[arg-type]
+        dynamo=False,
+        opset_version=options.opset,
+        input_names=["images"],
+        output_names=["logits"],
+        dynamic_axes=varying,
+    )
+    return onnx_ir.from_proto(onnx.load_from_string(data.getvalue()))
 
 
 def _torch(model: nn.Module, images: Tensor, path: Path, facts: str, options: Options) -> None:
     extra, data = {KEY: facts}, io.BytesIO()  # on a full disk torch would end the process
     if format_of(path) == "exported":
-        torch.export.save(_program(model, images, options), data, extra_files=extra)
+        # Core ML and others take programs without operators of training only
+        program = _program(model, images, options).run_decompositions({})
+        torch.export.save(program, data, extra_files=extra)
     else:
         with torch.no_grad():
             traced = torch.jit.trace(model, (images,), check_trace=False)
@@ -182,19 +220,42 @@ def _openvino(model: nn.Module, images: Tensor, path: Path, facts: str, options:
     onnx.unlink()
 
 
-_WRITERS = dict(onnx=_onnx, torchscript=_torch, exported=_torch, openvino=_openvino)
+_WRITERS: dict[str, Callable[[nn.Module, Tensor, Path, str, Options], None]] = {
+    "onnx": _onnx,
+    "torchscript": _torch,
+    "exported": _torch,
+    "openvino": _openvino,
+    "litert": write_litert,
+    "executorch": write_executorch,
+    "ncnn": write_ncnn,
+    "coreml": write_coreml,
+}
 
 
 def random_classifier(model: str, input_size: int | None = None) -> Classifier:
-    """Return a model with random weights of a fixed seed, in which every block affects the logits.
-
-    The layer scale is 0.5: with its small initial values no error in a block would show.
-    """
+    """Return a model with the random weights of `randomize`."""
     cfg = timm.get_pretrained_cfg(model)
     size = input_size or (cfg.input_size[-1] if cfg else 224)
-    torch.manual_seed(0)
-    network = timm.create_model(model).eval()
-    for name, parameter in network.named_parameters():
-        if "gamma" in name:
-            nn.init.constant_(parameter, 0.5)
+    network = randomize(timm.create_model(model).eval())
     return untrained_classifier(network, model, size)
+
+
+@torch.no_grad()
+def randomize(network: nn.Module) -> nn.Module:
+    """Set the parameters, in place, so that an error in any layer shows in the logits.
+
+    With the initial weights of training the gates are so small that a network without its gnConvs
+    has the same logits to 1e-6. Here each layer keeps the variance of its input.
+    """
+    generator = torch.Generator().manual_seed(0)
+    for name, parameter in network.named_parameters():
+        if name.endswith("complex_weight"):
+            mean, std = 0.0, 0.5**0.5  # of the real and the imaginary part
+        elif parameter.ndim > 1:
+            mean, std = 0.0, parameter[0].numel() ** -0.5
+        elif "gamma" in name:
+            mean, std = 0.5, 0.1
+        else:  # of norms, and biases
+            mean, std = float(name.endswith("weight")), 0.1
+        parameter.normal_(mean, std, generator=generator)
+    return network

@@ -5,9 +5,11 @@ Shapes: images (B, 3, S, S) float32 -> logits (B, classes) float32, in every for
 
 import json
 import logging
+import os
+import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,8 +23,18 @@ from inference.preprocessing import Preprocessing
 from input_pipeline.images import Decoding
 from runtime.errors import MissingPackageError, UserError, reason_of
 
-FORMATS = {"onnx": ".onnx", "torchscript": ".torchscript", "exported": ".pt2", "openvino": ".xml"}
+FORMATS = {
+    "onnx": ".onnx",
+    "torchscript": ".torchscript",
+    "exported": ".pt2",
+    "openvino": ".xml",
+    "litert": ".tflite",
+    "executorch": ".pte",
+    "ncnn": ".param",
+    "coreml": ".mlpackage",
+}
 KEY = "hornet"  # metadata key of the facts, as JSON
+_EXTRAS = {"onnx": "export", "openvino": "export,openvino"}  # others are named like their format
 
 
 @dataclass(frozen=True)
@@ -73,12 +85,14 @@ class Exported(nn.Module):
 
     def __init__(self, path: Path, threads: int = 0) -> None:
         super().__init__()
-        self.path, open_file = path, _OPENERS[format_of(path)]
+        self.path, kind = path, format_of(path)
+        if kind not in _OPENERS:
+            raise UserError(f"{path}: Core ML runs on Apple's systems only")
         if not path.is_file():
             raise UserError(f"{path} is not a file")
         try:
-            with quiet_library(str(path)):
-                run, text = open_file(path, threads)
+            with quiet_library(str(path), kind):
+                run, text = _OPENERS[kind](path, threads)
             if not text:
                 raise ValueError("it does not say what it is")
             self.facts = Facts(**json.loads(text))
@@ -108,21 +122,38 @@ class Exported(nn.Module):
 
 
 @contextmanager
-def quiet_library(user: str) -> Iterator[None]:
-    """Hide a library's log and warnings; if it is missing, say how to install it for its user."""
-    level = logging.root.manager.disable
+def quiet_library(user: str, kind: str) -> Iterator[None]:
+    """Hide what the library of a format prints; if it is missing, say how to install it.
+
+    `user` needs the library, in messages. C++ libraries print to the process's files 1 and 2.
+    """
+    level, kept = logging.root.manager.disable, []
     logging.disable(logging.CRITICAL)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), open(os.devnull, "w") as nowhere:
             warnings.simplefilter("ignore")
-            yield
+            for stream in (sys.stdout, sys.stderr):
+                stream.flush()
+            for descriptor in (1, 2):
+                kept.append(os.dup(descriptor))
+                os.dup2(nowhere.fileno(), descriptor)
+            with redirect_stdout(nowhere), redirect_stderr(nowhere):
+                yield
     except ImportError as error:
+        extra = _EXTRAS.get(kind, kind)
         raise MissingPackageError(
-            f"{user} needs a package ({reason_of(error)}): pip install '.[export]', for OpenVINO "
-            "'.[openvino]'"
+            f"{user} needs a package ({reason_of(error)}): pip install '.[{extra}]'"
         ) from None
     finally:
+        for descriptor, copied in zip((1, 2), kept, strict=False):
+            os.dup2(copied, descriptor)
+            os.close(copied)
         logging.disable(level)
+
+
+def facts_file(path: Path) -> Path:
+    """Return the file of the metadata of a format that has no place for it."""
+    return path.with_name(f"{path.name}.json")
 
 
 def format_of(path: Path) -> str:
@@ -170,4 +201,61 @@ def _openvino(path: Path, threads: int) -> tuple[Any, str]:
     return run, text
 
 
-_OPENERS = dict(onnx=_onnx, torchscript=_torch, exported=_torch, openvino=_openvino)
+def _litert(path: Path, threads: int) -> tuple[Any, str]:
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(str(path), num_threads=threads or None)
+    interpreter.allocate_tensors()
+    signature = interpreter.get_signature_runner()
+
+    def run(images: Tensor) -> Tensor:
+        (logits,) = signature(images=images.numpy()).values()
+        return torch.from_numpy(logits)
+
+    return run, facts_file(path).read_text()
+
+
+def _executorch(path: Path, threads: int) -> tuple[Any, str]:
+    from executorch.extension.pybindings import portable_lib
+    from executorch.runtime import Runtime
+
+    if threads:
+        portable_lib._unsafe_reset_threadpool(threads)
+    method = Runtime.get().load_program(path).load_method("forward")
+
+    def run(images: Tensor) -> Tensor:
+        (logits,) = method.execute([images.contiguous()])
+        return logits.clone()
+
+    return run, facts_file(path).read_text()
+
+
+def _ncnn(path: Path, threads: int) -> tuple[Any, str]:
+    import ncnn
+
+    network = ncnn.Net()
+    network.opt.num_threads = threads or torch.get_num_threads()
+    network.opt.use_fp16_packed = network.opt.use_fp16_storage = False
+    network.opt.use_fp16_arithmetic = network.opt.use_bf16_storage = False
+    if network.load_param(str(path)) or network.load_model(str(path.with_suffix(".bin"))):
+        raise ValueError("ncnn cannot read it")
+
+    def run(images: Tensor) -> Tensor:
+        extractor = network.create_extractor()
+        extractor.input("in0", ncnn.Mat(images[0].numpy()).clone())
+        _, logits = extractor.extract("out0")
+        return torch.from_numpy(np.array(logits))[None]
+
+    return run, facts_file(path).read_text()
+
+
+_OPENERS = {
+    "onnx": _onnx,
+    "torchscript": _torch,
+    "exported": _torch,
+    "openvino": _openvino,
+    "litert": _litert,
+    "executorch": _executorch,
+    "ncnn": _ncnn,
+}
+"""Core ML has none."""

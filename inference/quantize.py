@@ -53,11 +53,12 @@ def batches(files: list[Path], classifier: Classifier, size: int) -> Iterator[Te
         yield classifier.inputs(part)
 
 
-def quantize(source: Path, target: Path, images: Iterator[Tensor]) -> None:
+def quantize(source: Path, target: Path, images: Iterator[Tensor], symmetric: bool = False) -> None:
     """Write an ONNX file whose convolutions and head compute in int8.
 
     Weights have a scale per output channel; `images` give the ranges of the activations. Norms,
-    gates and Fourier transforms stay in float32.
+    gates and Fourier transforms stay in float32. TensorRT takes `symmetric` only: activations in
+    int8 with a zero point of 0, and biases in float32.
     """
     from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
 
@@ -72,8 +73,9 @@ def quantize(source: Path, target: Path, images: Iterator[Tensor]) -> None:
         Images(),
         op_types_to_quantize=["Conv", "Gemm"],
         per_channel=True,
-        activation_type=QuantType.QUInt8,
+        activation_type=QuantType.QInt8 if symmetric else QuantType.QUInt8,
         weight_type=QuantType.QInt8,
+        extra_options={"ActivationSymmetric": symmetric, "QuantizeBias": not symmetric},
     )
 
 

@@ -74,21 +74,36 @@ def _without_autocast(function: Callable[[Tensor, Tensor], Tensor]) -> Any:
 @_without_autocast
 def filter_by_matmul(x_bchw: Tensor, weight: Tensor) -> Tensor:
     """The same function as `filter_by_fft`, to 1e-5 in float32, without complex numbers."""
-    batch, channels, height, width = x_bchw.shape
-    frequencies = width // 2 + 1
+    matrices = dft_matrices(x_bchw.shape[2], x_bchw.shape[3], x_bchw)
     # channels last, so that no product needs a transposed copy
     k_real, k_imag = weight.permute(1, 2, 0, 3).unbind(3)
-    along_height = _height_matrix(height, x_bchw)
-    forward, inverse = _width_matrices(width, x_bchw)
+    return filter_by_matrices(x_bchw, k_real, k_imag, *matrices)
 
-    part_rows = (batch, 2 * height, frequencies * channels)  # rows (u, part)
-    parts = (batch, height, 2, frequencies, channels)
-    z = torch.matmul(forward, x_bchw.permute(0, 2, 3, 1)).reshape(part_rows)
+
+def filter_by_matrices(
+    x_bchw: Tensor, k_real: Tensor, k_imag: Tensor,
+    along_height: Tensor, height_back: Tensor, along_width: Tensor, width_back: Tensor,
+) -> Tensor:  # fmt: skip
+    """`filter_by_matmul` with its constants: K as (H, V, C), and `dft_matrices`."""
+    # of constants, and -1 for the batch, since sizes of x are operators in an exported graph
+    height, frequencies, channels = k_real.shape
+    part_rows = (-1, 2 * height, frequencies * channels)  # rows (u, part)
+    parts = (-1, height, 2, frequencies, channels)
+    z = torch.matmul(along_width, x_bchw.permute(0, 2, 3, 1)).reshape(part_rows)
     real, imag = torch.matmul(along_height, z).reshape(parts).unbind(2)
     z = torch.stack((real * k_real - imag * k_imag, real * k_imag + imag * k_real), 2)
-    z = torch.matmul(along_height.t(), z.reshape(part_rows))
-    z = z.reshape(batch, height, 2 * frequencies, channels)
-    return torch.matmul(inverse, z).permute(0, 3, 1, 2)
+    z = torch.matmul(height_back, z.reshape(part_rows))
+    z = z.reshape(-1, height, 2 * frequencies, channels)
+    return torch.matmul(width_back, z).permute(0, 3, 1, 2)
+
+
+def dft_matrices(height: int, width: int, like: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the real DFT along the height and its inverse, then along the width and its inverse.
+
+    Shapes: (2 H, 2 H), (2 H, 2 H), (2 V, W), (W, 2 V); dtype and device of `like`.
+    """
+    along_height = _height_matrix(height, like)
+    return along_height, along_height.t(), *_width_matrices(width, like)
 
 
 def _angles(rows: int, columns: int, period: int, like: Tensor) -> Tensor:

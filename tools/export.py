@@ -1,6 +1,7 @@
-"""Exports a classifier to one file, and compares it with PyTorch.
+"""Exports a classifier for other programs, and compares it with PyTorch.
 
-python -m tools.export --checkpoint runs/mine/checkpoint-best.pth --format onnx --output mine.onnx
+python -m tools.export --checkpoint runs/mine/checkpoint-best.pth --output mine.onnx
+python -m tools.export --checkpoint runs/mine/checkpoint-best.pth --target opencv --output mine.onnx
 python -m tools.export --checkpoint runs/mine/checkpoint-best.pth --output small.onnx \\
     --dtype int8 --calibration my_images
 python -m tools.export hornet_tiny_gf --checkpoint hornet_tiny_gf.pth --format exported \\
@@ -14,8 +15,9 @@ from pathlib import Path
 import timm
 
 from inference.classifier import Classifier, classifier_of
-from inference.export import LARGEST_ERROR, Options, export, export_int8, random_classifier
+from inference.export import LARGEST_ERROR, export, export_int8, random_classifier
 from inference.exported import FORMATS, format_of
+from inference.targets import OPSETS, TARGETS, Options, Target
 from runtime.errors import Parser, UserError, check_positive, near_names, program
 
 
@@ -25,6 +27,11 @@ def parser() -> Parser:
     add("model", nargs="?", default="", help="its model, if the checkpoint does not name it")
     add("--checkpoint", help="path, URL, or name of published weights; by default random weights")
     add("--ema", action="store_true", help="take the EMA of the weights")
+    add(
+        "--target",
+        choices=TARGETS,
+        help="the program or device that will run it: sets what it needs",
+    )
     add("--format", choices=FORMATS, help="by default that of the suffix of --output")
     add("--output", type=Path, required=True, metavar="FILE",
         help=f"with the suffix of its format: {', '.join(FORMATS.values())}")  # fmt: skip
@@ -38,7 +45,7 @@ def parser() -> Parser:
         help="images for --dtype int8: some calibrate it, the others show the accuracy, if they "
         "are in class folders")  # fmt: skip
     add("--no-fold", action="store_true", help="keep norms and scales as separate layers")
-    add("--opset", type=int, help="version of ONNX's operators (20)")
+    add("--opset", type=int, help="version of ONNX's operators (20, or what --target needs)")
     return this
 
 
@@ -53,51 +60,88 @@ def _classifier(arguments: Namespace) -> Classifier:
     return random_classifier(model, arguments.input_size)
 
 
-def _check(arguments: Namespace) -> str:
-    """Return the format; UserError for flags that cannot work."""
+def _check(arguments: Namespace) -> Target:
+    """Return what the file is for; UserError for flags that cannot work."""
     kind, output = format_of(arguments.output), arguments.output
-    if arguments.format not in (None, kind):
-        suffix = FORMATS[arguments.format]
-        raise UserError(f"--output {output}: --format {arguments.format} ends in {suffix}")
+    # without --target, the first of this format
+    name = arguments.target or next(name for name, t in TARGETS.items() if t.format == kind)
+    target = TARGETS[name]
+    for flag, wanted in (("--format", arguments.format), ("--target", target.format)):
+        if wanted not in (None, kind):
+            raise UserError(
+                f"--output {output}: {flag} {wanted if flag == '--format' else name} ends in "
+                f"{FORMATS[wanted]}"
+            )
     check_positive(arguments, "batch_size", "input_size", "opset")
     if not output.parent.is_dir():
         raise UserError(f"--output {output}: {output.parent} is not a folder")
     if output.is_dir():
-        raise UserError(f"--output {output} is a folder: give a file")
-    if (kind, arguments.dtype) == ("onnx", "bfloat16"):
-        raise UserError("--dtype bfloat16: ONNX Runtime has none on CPUs, where files are checked")
+        remedy = "remove it, or give another name" if kind == "coreml" else "give a file"
+        raise UserError(f"--output {output} is a folder: {remedy}")
     if arguments.ema and not arguments.checkpoint:
         raise UserError("--ema needs a checkpoint: give --checkpoint")
     if arguments.dynamic and arguments.batch_size:
         raise UserError("--batch-size is fixed, --dynamic is any number: give one of them")
-    if arguments.opset and kind not in ("onnx", "openvino"):
+    if arguments.dynamic and arguments.dynamic not in target.dynamic:
+        raise UserError(
+            f"--dynamic {arguments.dynamic}: {name} takes shapes that are fixed"
+            + (", but for the batch" if target.dynamic else "")
+        )
+    if kind == "ncnn" and (arguments.batch_size or 1) > 1:
+        raise UserError(f"--batch-size {arguments.batch_size}: ncnn takes one image at a time")
+    if arguments.opset and not target.opsets:
         raise UserError(f"--opset is ONNX's: --format {kind} has none")
+    if arguments.opset and arguments.opset not in target.opsets:
+        works = (
+            " or ".join(map(str, target.opsets))
+            if arguments.target
+            else f"{OPSETS[0]} to {OPSETS[-1]}"
+        )
+        raise UserError(f"--opset {arguments.opset}: {works} work with {name}")
+    if arguments.dtype not in target.dtypes:
+        known = ", ".join(target.dtypes)
+        raise UserError(f"--dtype {arguments.dtype}: {name} takes {known}")
     if (arguments.dtype == "int8") != (arguments.calibration is not None):
         raise UserError("--dtype int8 and --calibration FOLDER go together")
-    if arguments.dtype == "int8" and kind != "onnx":
-        raise UserError(f"--dtype int8 is for --format onnx, not {kind}")
     if arguments.calibration and not arguments.calibration.is_dir():
         raise UserError(f"--calibration {arguments.calibration} is not a folder")
-    return kind
+    return target
 
 
 @program(parser)
 def main(arguments: Namespace) -> None:
-    kind = _check(arguments)
+    target = _check(arguments)
     classifier, output = _classifier(arguments), arguments.output
-    dynamic, opset = arguments.dynamic, arguments.opset or Options.opset
-    batch = None if dynamic else arguments.batch_size or 1
-    options = Options(arguments.dtype, batch, dynamic == "size", not arguments.no_fold, opset)
+    dynamic, kind = arguments.dynamic, target.format
+    options = Options(
+        arguments.dtype,
+        None if dynamic else arguments.batch_size or 1,
+        dynamic == "size",
+        not arguments.no_fold,
+        arguments.opset or (target.opsets or (0,))[0],
+        target.symmetric,
+    )
     if arguments.calibration:
         told = [str(export_int8(classifier, output, options, arguments.calibration))]
     else:
         errors = export(classifier, output, options)
         told = [f"{at}: largest error {e:.1e} of the largest logit" for at, e in errors.items()]
-    files = [output, output.with_suffix(".bin")] if kind == "openvino" else [output]
-    megabytes = sum(file.stat().st_size for file in files) / 1e6
+    if kind == "coreml":
+        told = ["not compared with PyTorch: Core ML runs on Apple's systems only"]
     weights = "" if arguments.checkpoint else ", random weights: no --checkpoint was given"
-    told.append(f"{output}: {kind}, {arguments.dtype}, {megabytes:.1f} MB{weights}")
+    told.append(f"{output}: {kind}, {arguments.dtype}, {_size(output):.1f} MB{weights}")
+    if arguments.target:
+        stem, side = output.with_suffix(""), classifier.preprocessing.input_size
+        told.append(f"next: {target.next.format(file=output, stem=stem, side=side)}")
     sys.stdout.write("\n".join(told) + "\n")
+
+
+def _size(output: Path) -> float:
+    """Return the size in MB, with the file or folder of the weights."""
+    files = [output, output.with_suffix(".bin")]
+    if output.suffix not in (".xml", ".param"):
+        files = list(output.rglob("*")) if output.is_dir() else [output]
+    return sum(file.stat().st_size for file in files) / 1e6
 
 
 if __name__ == "__main__":

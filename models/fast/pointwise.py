@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.flop_counter import flop_registry, register_flop_formula
 
 from .dispatch import autocast_dtype, eager_on_cpu, wants_gradient
@@ -22,6 +22,10 @@ ONEDNN_MATMUL: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
 
 def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool = False) -> Tensor:
     """Return the 1x1 convolution of x, then GELU if asked for."""
+    if type(weight) not in (Tensor, nn.Parameter) and weight.ndim == 2:
+        # quantised by torchao, which has this operator only
+        y = F.linear(x.permute(0, 2, 3, 1), weight, bias).permute(0, 3, 1, 2)
+        return F.gelu(y) if gelu else y
     if not onednn_serves(x, weight):
         y = F.conv2d(x, weight.flatten(1)[:, :, None, None], bias)
         return cheap(F.gelu, y) if gelu else y
