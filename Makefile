@@ -5,7 +5,7 @@ BIN := .venv/bin
 # one worker per core: tests often wait for processes that they start
 PARALLEL := --numprocesses auto --maxprocesses 4
 
-.PHONY: demo demo-points demo-detection demo-segmentation web test test-slow test-faults test-web dense test-dense lint format setup clean
+.PHONY: demo demo-points demo-detection demo-segmentation web test test-slow test-faults test-web test-clients dense test-dense lint format setup clean
 
 demo: setup
 	$(BIN)/python -m tools.demo
@@ -42,6 +42,14 @@ test-dense: dense
 # the web page in Chromium, if it is installed
 test-web: .venv/.web
 	$(BIN)/python -m pytest -m "slow or not slow" tests/integration/test_web.py
+
+# runs exported files in other programs, which are installed beside .venv (1.5 GB)
+test-clients: build/clients/.installed
+	build/clients/venv/bin/python -m pytest $(PARALLEL) -m slow tests/clients
+
+build/clients/.installed: pyproject.toml tests/clients/install.sh examples/web/package.json | setup
+	tests/clients/install.sh
+	touch $@
 
 # kills runs at random moments and compares their results; then other faults (about half an hour)
 test-faults: setup

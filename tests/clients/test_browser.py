@@ -1,0 +1,157 @@
+"""The page of examples/web in Chromium, with onnxruntime-web from npm."""
+
+import functools
+import http.server
+import json
+import re
+import shutil
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+
+from inference.classifier import load_classifier
+from tests.clients.conftest import PLACE, SIDE
+from tests.drawings import CLASSES, write_drawings
+from tools.export import main
+
+pytestmark = pytest.mark.slow
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+PAGE = Path(__file__).parents[2] / "examples/web"
+
+
+@pytest.fixture(scope="module")
+def browser():
+    api = pytest.importorskip("playwright.sync_api")
+    if CHROMIUM is None:
+        pytest.skip("no Chromium")
+    with api.sync_playwright() as playwright:
+        yield playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+
+
+@pytest.fixture
+def site(tmp_path):
+    """(folder, address) of the page, from a server of files and nothing more."""
+    modules = PLACE / "web/node_modules"
+    if not modules.is_dir():
+        pytest.skip(f"no onnxruntime-web: npm install has not made {modules}")
+    folder = tmp_path / "site"
+    folder.mkdir()
+    for file in PAGE.iterdir():
+        if file.is_file():
+            shutil.copy(file, folder)
+    (folder / "node_modules").symlink_to(modules)
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=folder)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever).start()
+        yield folder, f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()
+
+
+@pytest.fixture
+def tab(browser, site):
+    """The page; other addresses than its own are refused."""
+    tab = browser.new_page()
+    own = site[1]
+    tab.route("**", lambda r: r.continue_() if r.request.url.startswith(own) else r.abort())
+    yield tab
+    tab.close()
+
+
+@pytest.fixture(scope="module", params=["hornet_atto_7x7", "hornet_atto_gf"])
+def checkpoint(request, tmp_path_factory):
+    torch.manual_seed(0)
+    network = timm.create_model(request.param, num_classes=3, layer_scale_init_value=0.5)
+    with torch.no_grad():
+        network.head.weight.mul_(20)
+    flags = {"model": request.param, "input_size": SIDE, "crop_pct": 0.875}
+    path = tmp_path_factory.mktemp("weights") / "a.pth"
+    classes = [*CLASSES[:2], "<b>third</b>"]
+    torch.save({"model": network.state_dict(), "args": flags, "classes": classes}, path)
+    return path
+
+
+def shown(tab):
+    rows = tab.locator("#answer .row")
+    rows.first.wait_for(timeout=30_000)
+    texts = [row.locator("span").all_inner_texts() for row in rows.all()]
+    return [(name, float(share.removesuffix(" %")) / 100) for name, share in texts]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "int8"])
+def test_the_answer_is_that_of_pytorch(tab, site, checkpoint, tmp_path, dtype):
+    folder, address = site
+    write_drawings(tmp_path / "images", 4)
+    more = ["--calibration", str(tmp_path / "images")] if dtype == "int8" else []
+    arguments = ["--checkpoint", str(checkpoint), "--target", "web", "--dtype", dtype, *more]
+    assert main([*arguments, "--output", str(folder / "model.onnx")]) == 0
+    photo = tmp_path / "photo.png"
+    noise = np.random.default_rng(0).integers(0, 256, (12, 17, 3), np.uint8)
+    Image.fromarray(noise).resize((211, 150), Image.Resampling.BICUBIC).save(photo)
+    classifier = load_classifier(str(checkpoint))
+    with torch.no_grad():
+        shares = classifier.model(classifier.inputs([photo])).softmax(1)[0].tolist()
+    wanted = sorted(zip(classifier.classes, shares, strict=True), key=lambda pair: -pair[1])
+    tab.goto(address)
+    tab.get_by_role("status").filter(has_text="3 classes").wait_for(timeout=30_000)
+    # the preprocessing is that of Pillow, to one of 255 steps in a few places
+    pixels = tab.evaluate(
+        """async ([bytes, facts]) => {
+            const { preprocess } = await import("./classifier.mjs");
+            return Array.from(await preprocess(new Blob([new Uint8Array(bytes)]), facts));
+        }""",
+        [list(photo.read_bytes()), json.loads(facts_of(folder / "model.onnx"))],
+    )
+    expected = classifier.inputs([photo]).flatten()
+    distance = (torch.tensor(pixels) - expected).abs()
+    assert distance.max() < 1.01 / 255 / 0.224
+    assert (distance > 1e-5).float().mean() < 0.01
+    tab.set_input_files("#image", photo)
+    found = shown(tab)
+    assert [name for name, _ in found] == [name for name, _ in wanted]
+    tolerance = 0.05 if dtype == "int8" else 0.005
+    assert [s for _, s in found] == pytest.approx([s for _, s in wanted], abs=tolerance)
+    assert re.match(r"photo.png: \d+ ms", tab.get_by_role("status").inner_text())
+
+
+def facts_of(file):
+    onnx = pytest.importorskip("onnx")
+    return {item.key: item.value for item in onnx.load(file).metadata_props}["hornet"]
+
+
+def test_mistakes_on_the_page(tab, site, tmp_path):
+    status = tab.get_by_role("status")
+    tab.goto(site[1])
+    status.filter(has_text="choose a model, or put one beside this page").wait_for()
+    (tmp_path / "a.png").write_bytes(b"no image")
+    tab.set_input_files("#image", tmp_path / "a.png")
+    status.filter(has_text="choose a model first").wait_for()
+    for content in (b"nothing of use", b"", bytes(1000)):
+        (tmp_path / "a.onnx").write_bytes(content)
+        tab.set_input_files("#model", tmp_path / "a.onnx")
+        status.filter(has_text=re.compile("a.onnx: this is not")).wait_for()
+        tab.set_input_files("#model", [])
+    file = tmp_path / "b.onnx"
+    arguments = ["hornet_atto_7x7", "--target", "web", "--input-size", str(SIDE)]
+    assert main([*arguments, "--output", str(file)]) == 0
+    tab.set_input_files("#model", file)
+    status.filter(has_text="b.onnx: hornet_atto_7x7, 1000 classes, 64 x 64 pixels").wait_for()
+    tab.set_input_files("#image", [])
+    tab.set_input_files("#image", tmp_path / "a.png")
+    status.filter(has_text="a.png: the browser cannot read this image").wait_for()
+    # an image that is let go of over the page
+    Image.new("RGB", (70, 90), "red").save(tmp_path / "red.png")
+    data = tab.evaluate_handle(
+        """bytes => {
+            const data = new DataTransfer();
+            data.items.add(new File([new Uint8Array(bytes)], "red.png", {type: "image/png"}));
+            return data;
+        }""",
+        list((tmp_path / "red.png").read_bytes()),
+    )
+    tab.locator("#drop").dispatch_event("drop", {"dataTransfer": data})
+    assert len(shown(tab)) == 5
