@@ -18,7 +18,8 @@ from benchmarks.pipeline import CPU, write_photos
 from inference import export
 from inference.classifier import Classifier, load_classifier, untrained_classifier
 from inference.exported import FORMATS, Exported
-from runtime.errors import MissingPackageError
+from inference.targets import Options
+from runtime.errors import UserError
 
 WAYS = (
     ("onnx", "float32"),
@@ -27,6 +28,9 @@ WAYS = (
     ("openvino", "bfloat16"),
     ("torchscript", "float32"),
     ("exported", "float32"),
+    ("litert", "float32"),
+    ("executorch", "float32"),
+    ("ncnn", "float32"),
 )
 
 
@@ -40,7 +44,8 @@ def exports(peers: Peers, arguments: Namespace) -> Iterator[Row]:
     trained = load_classifier(checkpoint, takes_exported=False) if checkpoint else None
     for model, size, batch in product(peers, arguments.input_size, batches):
         ours, theirs = Setting(model, peers[model], batch, size, "float32", CPU, rounds).pair()
-        classifier = untrained_classifier(models.accelerate(ours.eval()), model, size)
+        ours = models.accelerate(export.randomize(ours.eval()))
+        classifier = untrained_classifier(ours, model, size)
         yield from _exported(model, classifier, theirs.eval(), batch, rounds, None)
     if trained:
         name = f"{trained.config.model} in {Path(checkpoint).name}"
@@ -62,7 +67,7 @@ def _exported(
         for kind, dtype in WAYS:
             what = f"{kind} {dtype}"
             output = Path(folder) / f"{dtype}{FORMATS[kind]}"
-            options = export.Options(dtype, batch)
+            options = Options(dtype, batch)
             try:
                 if dtype == "int8":
                     quality = export.export_int8(ours, output, options, calibration)
@@ -72,7 +77,7 @@ def _exported(
                 else:
                     errors = export.export(ours, output, options)
                     notes[what] = f"largest error {max(errors.values()):.1e}"
-            except MissingPackageError as error:
+            except UserError as error:  # a missing package, or one that takes one image at a time
                 yield Row(name, what, None, str(error))
                 continue
             contenders[what] = Exported(output, torch.get_num_threads())

@@ -42,6 +42,8 @@ def write_ncnn(model: nn.Module, images: Tensor, path: Path, facts: str, options
     """Layers in `path`, weights beside it with the suffix .bin; in float16, weights only."""
     import pnnx
 
+    if options.batch_size != 1:
+        raise UserError("ncnn takes one image at a time: leave out --batch-size")
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         traced = Path(folder) / "traced.pt"
         torch.jit.trace(model, (images,), check_trace=False).save(traced)

@@ -65,13 +65,12 @@ def _check(arguments: Namespace) -> Target:
     kind, output = format_of(arguments.output), arguments.output
     # without --target, the first of this format
     name = arguments.target or next(name for name, t in TARGETS.items() if t.format == kind)
-    target = TARGETS[name]
-    for flag, wanted in (("--format", arguments.format), ("--target", target.format)):
-        if wanted not in (None, kind):
-            raise UserError(
-                f"--output {output}: {flag} {wanted if flag == '--format' else name} ends in "
-                f"{FORMATS[wanted]}"
-            )
+    target, user = TARGETS[name], f"--target {name}" if arguments.target else f"--format {kind}"
+    wanted = arguments.format or target.format
+    if {wanted, target.format} != {kind}:
+        flag = user if target.format != kind else f"--format {wanted}"
+        suffix = FORMATS[target.format if target.format != kind else wanted]
+        raise UserError(f"--output {output}: {flag} ends in {suffix}")
     check_positive(arguments, "batch_size", "input_size", "opset")
     if not output.parent.is_dir():
         raise UserError(f"--output {output}: {output.parent} is not a folder")
@@ -83,24 +82,17 @@ def _check(arguments: Namespace) -> Target:
     if arguments.dynamic and arguments.batch_size:
         raise UserError("--batch-size is fixed, --dynamic is any number: give one of them")
     if arguments.dynamic and arguments.dynamic not in target.dynamic:
-        raise UserError(
-            f"--dynamic {arguments.dynamic}: {name} takes shapes that are fixed"
-            + (", but for the batch" if target.dynamic else "")
-        )
-    if kind == "ncnn" and (arguments.batch_size or 1) > 1:
-        raise UserError(f"--batch-size {arguments.batch_size}: ncnn takes one image at a time")
+        takes = "a fixed size" if "batch" in target.dynamic else "fixed shapes"
+        raise UserError(f"--dynamic {arguments.dynamic}: {user} takes {takes}")
     if arguments.opset and not target.opsets:
         raise UserError(f"--opset is ONNX's: --format {kind} has none")
     if arguments.opset and arguments.opset not in target.opsets:
-        works = (
-            " or ".join(map(str, target.opsets))
-            if arguments.target
-            else f"{OPSETS[0]} to {OPSETS[-1]}"
-        )
-        raise UserError(f"--opset {arguments.opset}: {works} work with {name}")
+        works = f"{OPSETS[0]} to {OPSETS[-1]}"
+        if len(target.opsets) < len(OPSETS):
+            works = " and ".join(map(str, sorted(target.opsets)))
+        raise UserError(f"--opset {arguments.opset}: {user} takes {works}")
     if arguments.dtype not in target.dtypes:
-        known = ", ".join(target.dtypes)
-        raise UserError(f"--dtype {arguments.dtype}: {name} takes {known}")
+        raise UserError(f"--dtype {arguments.dtype}: {user} takes {', '.join(target.dtypes)}")
     if (arguments.dtype == "int8") != (arguments.calibration is not None):
         raise UserError("--dtype int8 and --calibration FOLDER go together")
     if arguments.calibration and not arguments.calibration.is_dir():

@@ -5,15 +5,21 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+import timm
 import torch
 
+import models
+from inference import export
 from inference.export import LARGEST_ERROR
 from tests.clients.conftest import PLACE, SIDE, error
+from tools import convert
+from tools.export import main
 
 pytestmark = pytest.mark.slow
 LIMIT = LARGEST_ERROR["float32"]
@@ -93,6 +99,14 @@ def test_ncnn(exported, expected, dtype):
     assert metadata(file)["dtype"] == dtype
 
 
+def test_ncnn_takes_one_image(tmp_path, capsys):
+    pytest.importorskip("pnnx")
+    arguments = ["hornet_atto_7x7", "--batch-size", "2", "--output", str(tmp_path / "a.param")]
+    assert main(arguments) == 1
+    assert "ncnn takes one image at a time" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 def test_ncnn_from_onnx(exported, expected):
     pnnx = pytest.importorskip("pnnx")
     file = exported("onnxruntime", ".onnx")
@@ -169,9 +183,6 @@ def test_tensorrt_by_its_rules(exported, drawings):
 @pytest.mark.parametrize("accelerated", [False, True])
 def test_torchao(model, expected, accelerated):
     torchao = pytest.importorskip("torchao.quantization")
-    import models
-    from inference import export
-
     network = export.random_classifier(model, SIDE).model
     if accelerated:
         models.accelerate(network)
@@ -184,25 +195,64 @@ def test_torchao(model, expected, accelerated):
         assert error(program(images), network(images)) < 1e-4
 
 
-def test_transformers(model, tmp_path):
-    transformers = pytest.importorskip("transformers")
-    import timm
+def code_of_deploy(word):
+    page = (PLACE.parents[1] / "docs/deploy.md").read_text()
+    (code,) = [c for c in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if word in c]
+    return code
 
-    import models  # noqa: F401 - registers the models
-    from tools.convert import main
 
+def run_in(folder, code):
+    environment = os.environ | {"PYTHONPATH": str(PLACE.parents[1]), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture
+def run_of_digits(model, tmp_path):
+    """A checkpoint where the page has it, and its network."""
     network = timm.create_model(model, num_classes=10, layer_scale_init_value=0.5).eval()
     flags = {"model": model, "input_size": SIDE, "data_set": "digits"}
-    classes = [str(digit) for digit in range(10)]
-    checkpoint = {"model": network.state_dict(), "args": flags, "classes": classes}
-    torch.save(checkpoint, tmp_path / "a.pth")
-    folder = str(tmp_path / "mine")
-    assert main([str(tmp_path / "a.pth"), folder]) == 0
-    images = torch.randn(1, 3, SIDE, SIDE)
+    state = {"model": network.state_dict(), "args": flags, "classes": list("0123456789")}
+    (tmp_path / "runs/mine").mkdir(parents=True)
+    torch.save(state, tmp_path / "runs/mine/checkpoint-best.pth")
+    torch.save(torch.randn(1, 3, SIDE, SIDE), tmp_path / "images.pt")
+    return network
+
+
+def test_code_for_torchao_runs(run_of_digits, tmp_path):
+    pytest.importorskip("torchao")
+    code = code_of_deploy("torchao") + (
+        "import torch\n"
+        "with torch.no_grad():\n"
+        "    print(model(torch.load('images.pt'))[0].tolist())\n"
+    )
+    found = torch.tensor(json.loads(run_in(tmp_path, code).splitlines()[-1]))
     with torch.no_grad():
-        found = transformers.AutoModelForImageClassification.from_pretrained(folder).eval()
-        assert list(found.config.id2label.values()) == classes
-        assert error(found(images).logits, network(images)) < 1e-5
-        backbone = transformers.TimmBackbone.from_pretrained(f"local-dir:{folder}").eval()
-        (features,) = backbone(images).feature_maps
-        assert error(features, network.forward_features(images)) < 1e-5
+        wanted = run_of_digits(torch.load(tmp_path / "images.pt"))
+    assert 0 < error(found, wanted) < 3e-2
+
+
+def test_transformers(run_of_digits, tmp_path):
+    pytest.importorskip("transformers")
+    checkpoint = str(tmp_path / "runs/mine/checkpoint-best.pth")
+    assert convert.main([checkpoint, str(tmp_path / "mine")]) == 0
+    code = code_of_deploy("transformers") + (
+        "import torch\n"
+        "images = torch.load('images.pt')\n"
+        "print([*model.config.id2label.values()])\n"
+        "with torch.no_grad():\n"
+        "    found = [model.eval()(images).logits, *backbone.eval()(images).feature_maps]\n"
+        "torch.save(found, 'r.pt')\n"
+    )
+    classes = run_in(tmp_path, code).splitlines()[-1]
+    assert classes == str(list("0123456789"))
+    logits, *features = torch.load(tmp_path / "r.pt")
+    images = torch.load(tmp_path / "images.pt")
+    with torch.no_grad():
+        assert error(logits, run_of_digits(images)) < 1e-5
+        wanted = run_of_digits.forward_intermediates(images, intermediates_only=True)
+    assert len(features) == 4
+    for found, own in zip(features, wanted, strict=True):
+        assert error(found, own) < 1e-5

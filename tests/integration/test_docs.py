@@ -111,7 +111,9 @@ def elsewhere(tmp_path):
 def test_code_of_deploy_runs_without_this_project(elsewhere, name):
     pytest.importorskip("onnxruntime")
     folder, run = elsewhere
-    of_onnx, of_timm = (code for doc, code in blocks("python") if doc == "docs/deploy.md")
+    codes = [code for doc, code in blocks("python") if doc == "docs/deploy.md"]
+    (of_onnx,) = [code for code in codes if "import onnxruntime" in code]
+    (of_timm,) = [code for code in codes if "timm.create_model" in code]
     checkpoint = str(folder / f"{name}.pth")
     assert export.main(["--checkpoint", checkpoint, "--output", str(folder / "mine.onnx")]) == 0
     classifier = load_classifier(checkpoint)
@@ -191,6 +193,8 @@ def test_command_parses(name, command, clone, tmp_path):
     elif module.startswith(("examples.", "tests.")):  # which test_examples.py and others run
         assert (ROOT / f"{module.replace('.', '/')}.py").is_file()
         assert all((ROOT / word).exists() for word in words[3:] if "/" in word)
+    elif words[0] == "npm" or module == "http.server":  # tests/clients/test_browser.py
+        assert (ROOT / words[3 if words[0] == "npm" else 4] / "package.json").is_file()
     elif words[0] == "bash":  # CONFIG and GPUs: tests/dense/test_docs.py
         assert (ROOT / words[1]).is_file()
         assert words[1] == ".ci/run" or (ROOT / words[2]).is_file()

@@ -1,5 +1,6 @@
 """Exported files give what the model gives, and bad exports end in one line."""
 
+import copy
 import errno
 import json
 from dataclasses import asdict
@@ -8,11 +9,14 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from timm.utils import reparameterize_model
 
 import models
 from inference import export, quantize
 from inference.classifier import load_classifier
 from inference.exported import FORMATS, Exported, Facts
+from inference.portable import portable
+from inference.targets import OPSETS
 from runtime.errors import UserError
 from tests.drawings import CLASSES as SHAPES
 from tests.drawings import write_drawings
@@ -36,7 +40,7 @@ def exported(tmp_path, kind, *arguments):
     "kind",
     [
         "torchscript",
-        *(pytest.param(k, marks=pytest.mark.slow) for k in FORMATS if k != "torchscript"),
+        *(pytest.param(k, marks=pytest.mark.slow) for k in ("onnx", "exported", "openvino")),
     ],
 )
 @pytest.mark.parametrize("model", ["hornet_atto_7x7", "hornet_atto_gf"])
@@ -91,15 +95,32 @@ def test_a_file_that_gives_something_else_is_not_kept(tmp_path, capsys, monkeypa
         (["hornet_atto_7x7", "--output", "a.onnx", "--dtype", "int8"], "FOLDER go together"),
         (["hornet_atto_7x7", *INT8, "none", "--output", "a.onnx"], "none is not a folder"),
         (["hornet_atto_7x7", *INT8, ".", "--output", "a.onnx"], "folder . has no images"),
-        (["hornet_atto_7x7", *INT8, ".", "--output", "a.pt2"], "int8 is for --format onnx"),
+        (["hornet_atto_7x7", *INT8, ".", "--output", "a.pt2"],
+         "--dtype int8: --format exported takes float32, float16, bfloat16"),
         (["--checkpoint", "a.onnx", "--output", "b.onnx"], "is exported: give the checkpoint"),
         (["hornet_atto_7x7", "--opset", "20", "--output", "a.pt2"], "--opset is ONNX's"),
         (["hornet_atto_7x7", "--ema", "--output", "a.pt2"], "give --checkpoint"),
-        (["hornet_atto_7x7", "--dtype", "bfloat16", "--output", "a.onnx"], "has none on CPUs"),
+        (["hornet_atto_7x7", "--dtype", "bfloat16", "--output", "a.onnx"],
+         "--dtype bfloat16: --format onnx takes float32, float16, int8"),
+        (["hornet_atto_7x7", "--target", "opencv", "--output", "a.pt2"],
+         "--target opencv ends in .onnx"),
+        (["hornet_atto_7x7", "--target", "ncnn", "--format", "onnx", "--output", "a.param"],
+         "--format onnx ends in .onnx"),
+        (["hornet_atto_7x7", "--target", "opencv", "--opset", "18", "--output", "a.onnx"],
+         "--opset 18: --target opencv takes 17 and 20"),
+        (["hornet_atto_7x7", "--opset", "5", "--output", "a.onnx"],
+         "--opset 5: --format onnx takes 13 to 23"),
+        (["hornet_atto_7x7", "--opset", "99", "--output", "a.onnx"], "takes 13 to 23"),
+        (["hornet_atto_7x7", "--target", "opencv", *ANY, "--output", "a.onnx"],
+         "--dynamic batch: --target opencv takes fixed shapes"),
+        (["hornet_atto_7x7", "--target", "tensorrt", "--dynamic", "size", "--output", "a.onnx"],
+         "--dynamic size: --target tensorrt takes a fixed size"),
+        (["hornet_atto_7x7", "--dtype", "float16", "--output", "a.tflite"],
+         "--format litert takes float32"),
         (["hornet_atto_7x7", *ANY, "--batch-size", "2", "--output", "a.onnx"], "one of them"),
         (["hornet_atto_7x7", "--output", "/proc/a.pt2"], "/proc/a.pt2 cannot be written"),
     ],
-)
+)  # fmt: skip
 def test_mistakes_are_one_line(tmp_path, monkeypatch, capsys, arguments, message):
     monkeypatch.chdir(tmp_path)
     assert main(arguments) == 1
@@ -209,15 +230,44 @@ def test_a_checkpoint_of_another_model(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_an_unknown_opset(tmp_path, capsys):
-    pytest.importorskip("onnxruntime")
-    for opset in ("5", "99"):
-        arguments = ["hornet_atto_7x7", *SMALL, "--opset", opset]
-        assert main([*arguments, "--output", str(tmp_path / "a.onnx")]) == 1
-        error = capsys.readouterr().err
-        assert error.startswith(f"tools.export: error: --opset {opset}: torch.onnx cannot write it")
-        assert error.count("\n") == 1
-    assert not list(tmp_path.iterdir())
+@pytest.mark.parametrize("opset", [OPSETS[0], 17, OPSETS[-1]])
+@pytest.mark.parametrize("model", ["hornet_atto_7x7", "hornet_atto_gf"])
+def test_opsets(tmp_path, opset, model):
+    onnx = pytest.importorskip("onnx")
+    file = exported(tmp_path, "onnx", model, "--opset", str(opset), "--dynamic", "size")
+    onnx.checker.check_model(file, full_check=True)
+    assert onnx.load(file).opset_import[0].version == opset
+
+
+@pytest.mark.parametrize("model", ["hornet_atto_7x7", "hornet_atto_gf"])
+def test_other_runtimes_get_constants(model):
+    """No operator computes a weight, and none depends on the size of the images."""
+    classifier = export.random_classifier(model, 64)
+    images = torch.randn(2, 3, 64, 64)
+    folded = reparameterize_model(copy.deepcopy(classifier.model), inplace=True)
+    network = portable(folded, images.shape).eval()
+    program = torch.export.export(network, (images,))
+    for node in program.graph.nodes:
+        names = [argument.name for argument in node.all_input_nodes]
+        assert not names or not all(name.startswith(("p_", "b_")) for name in names)
+        assert "adaptive" not in str(node.target)
+    with torch.no_grad():
+        expected = classifier.model(images)
+        error = (program.module()(images) - expected).abs().max()
+    assert error <= 1e-5 * expected.abs().max()
+
+
+def test_every_layer_affects_the_logits_of_random_weights():
+    network = export.random_classifier("hornet_atto_gf", 64).model
+    images = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        before = network(images)
+        for name, parameter in network.named_parameters():
+            kept = parameter.clone()
+            parameter.mul_(1.5)
+            change = (network(images) - before).abs().max() / before.abs().max()
+            assert change > export.LARGEST_ERROR["float32"], name
+            parameter.copy_(kept)
 
 
 def test_the_model_is_left_as_it_was(tmp_path):
@@ -303,5 +353,5 @@ def test_int8_with_its_accuracy(tmp_path, capsys):
 @pytest.mark.parametrize("suffix", FORMATS.values())
 def test_a_damaged_file(tmp_path, suffix):
     (tmp_path / f"a{suffix}").write_bytes(b"nothing of use")
-    with pytest.raises(UserError, match=r"not a file of tools\.export|needs"):
+    with pytest.raises(UserError, match=r"not a file of tools\.export|needs|Apple"):
         Exported(tmp_path / f"a{suffix}")
