@@ -43,7 +43,7 @@ test-dense: dense
 test-web: .venv/.web
 	$(BIN)/python -m pytest -m "slow or not slow" tests/integration/test_web.py
 
-# runs exported files in other programs, which are installed beside .venv (1.5 GB)
+# runs exported files in other programs, which are installed beside .venv (1.8 GB)
 test-clients: build/clients/.installed
 	build/clients/venv/bin/python -m pytest $(PARALLEL) -m slow tests/clients
 

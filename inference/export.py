@@ -84,7 +84,9 @@ def _write(classifier: Classifier, path: Path, options: Options) -> dict[str, fl
         shapes.append((3, 3, side, side))
     if options.any_size:
         shapes.append((1, 3, side + 32, side + 96))
-    ready = portable(ready.to(compute), None if options.any_size else shapes[0])
+    # ExecuTorch does not take weights that are channels-last in memory
+    ready = ready.to(compute, memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    ready = portable(ready, None if options.any_size else shapes[0])
     computed = _Computed(ready, compute).eval()
     with _exporting(kind, name):
         _WRITERS[kind](computed, torch.randn(shapes[0]), path, facts.dumps(), options)

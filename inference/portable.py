@@ -52,7 +52,7 @@ class _FixedFilter(nn.Module):
 
 
 def portable(model: nn.Module, shape: tuple[int, ...] | None) -> nn.Module:
-    """Replace layers of a model, in place, and return it.
+    """Replace layers of a model, in place, and return it; subclasses of ours stay.
 
     Args:
         model: Plain (`models.plain`), in the dtype of the computation.
@@ -63,17 +63,17 @@ def portable(model: nn.Module, shape: tuple[int, ...] | None) -> nn.Module:
     set_global_filter_impl(model, "matmul")
     for parent in list(model.modules()):
         for name, layer in parent.named_children():
-            if isinstance(layer, ChannelLinear):
+            if type(layer) is ChannelLinear:
                 setattr(parent, name, _convolution(layer))
             elif isinstance(layer, SelectAdaptivePool2d) and layer.pool_type == "avg":
                 setattr(parent, name, _MeanPool())
-            elif isinstance(layer, GlobalLocalFilter) and layer in sizes:
+            elif type(layer) is GlobalLocalFilter and layer in sizes:
                 setattr(parent, name, _FixedFilter(layer, *sizes[layer]))
     return model
 
 
 def _convolution(layer: ChannelLinear) -> nn.Conv2d:
-    """Return the same layer with a weight of four axes: XNNPACK takes only weights as they are."""
+    """Return the same layer as a convolution, which is what int8 quantises."""
     has_bias = layer.bias is not None
     conv = nn.Conv2d(layer.in_features, layer.out_features, 1, bias=has_bias, device="meta")
     conv.weight = nn.Parameter(layer.weight.detach()[:, :, None, None])

@@ -24,7 +24,7 @@ class Target:
 
     format: str
     next: str
-    """The command that comes next, or what to do; with {file}, {stem} and {side}."""
+    """The command that comes next, or what to do; with {file} and {stem}."""
     dtypes: tuple[str, ...] = ("float32", "float16", "bfloat16")
     opsets: tuple[int, ...] = ()
     """The first one is the default; empty for formats other than ONNX."""
@@ -41,7 +41,7 @@ TARGETS = {
     "openvino": Target("openvino", _PREDICT, opsets=(20, 17)),
     "torchscript": Target("torchscript", _PREDICT),
     "exported": Target("exported", _PREDICT),
-    # opsets 18 and 19 end OpenCV's process, and dynamic shapes give wrong logits in version 4
+    # OpenCV crashes on opsets 18 and 19; dynamic shapes give wrong logits in version 4
     "opencv": Target("onnx", 'cv2.dnn.readNetFromONNX("{file}")', ("float32",), (17, 20), ()),
     "tensorrt": Target(
         "onnx",
@@ -69,3 +69,4 @@ TARGETS = {
         "coreml", "add {file} to a project of Xcode", ("float32", "float16"), dynamic=()
     ),
 }  # fmt: skip
+"""The first of a format is what its files are for if no target is named."""

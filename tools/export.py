@@ -27,11 +27,8 @@ def parser() -> Parser:
     add("model", nargs="?", default="", help="its model, if the checkpoint does not name it")
     add("--checkpoint", help="path, URL, or name of published weights; by default random weights")
     add("--ema", action="store_true", help="take the EMA of the weights")
-    add(
-        "--target",
-        choices=TARGETS,
-        help="the program or device that will run it: sets what it needs",
-    )
+    add("--target", choices=TARGETS,
+        help="the program or device that will run it: sets what it needs")  # fmt: skip
     add("--format", choices=FORMATS, help="by default that of the suffix of --output")
     add("--output", type=Path, required=True, metavar="FILE",
         help=f"with the suffix of its format: {', '.join(FORMATS.values())}")  # fmt: skip
@@ -63,14 +60,11 @@ def _classifier(arguments: Namespace) -> Classifier:
 def _check(arguments: Namespace) -> Target:
     """Return what the file is for; UserError for flags that cannot work."""
     kind, output = format_of(arguments.output), arguments.output
-    # without --target, the first of this format
     name = arguments.target or next(name for name, t in TARGETS.items() if t.format == kind)
     target, user = TARGETS[name], f"--target {name}" if arguments.target else f"--format {kind}"
-    wanted = arguments.format or target.format
-    if {wanted, target.format} != {kind}:
-        flag = user if target.format != kind else f"--format {wanted}"
-        suffix = FORMATS[target.format if target.format != kind else wanted]
-        raise UserError(f"--output {output}: {flag} ends in {suffix}")
+    for flag, needed in ((f"--format {arguments.format}", arguments.format), (user, target.format)):
+        if needed not in (None, kind):
+            raise UserError(f"--output {output}: {flag} ends in {FORMATS[needed]}")
     check_positive(arguments, "batch_size", "input_size", "opset")
     if not output.parent.is_dir():
         raise UserError(f"--output {output}: {output.parent} is not a folder")
@@ -110,7 +104,7 @@ def main(arguments: Namespace) -> None:
         None if dynamic else arguments.batch_size or 1,
         dynamic == "size",
         not arguments.no_fold,
-        arguments.opset or (target.opsets or (0,))[0],
+        arguments.opset or next(iter(target.opsets), Options.opset),
         target.symmetric,
     )
     if arguments.calibration:
@@ -123,17 +117,16 @@ def main(arguments: Namespace) -> None:
     weights = "" if arguments.checkpoint else ", random weights: no --checkpoint was given"
     told.append(f"{output}: {kind}, {arguments.dtype}, {_size(output):.1f} MB{weights}")
     if arguments.target:
-        stem, side = output.with_suffix(""), classifier.preprocessing.input_size
-        told.append(f"next: {target.next.format(file=output, stem=stem, side=side)}")
+        told.append(f"next: {target.next.format(file=output, stem=output.with_suffix(''))}")
     sys.stdout.write("\n".join(told) + "\n")
 
 
 def _size(output: Path) -> float:
     """Return the size in MB, with the file or folder of the weights."""
-    files = [output, output.with_suffix(".bin")]
-    if output.suffix not in (".xml", ".param"):
-        files = list(output.rglob("*")) if output.is_dir() else [output]
-    return sum(file.stat().st_size for file in files) / 1e6
+    files = [output, *output.rglob("*")]
+    if output.suffix in (".xml", ".param"):
+        files.append(output.with_suffix(".bin"))
+    return sum(file.stat().st_size for file in files if file.is_file()) / 1e6
 
 
 if __name__ == "__main__":

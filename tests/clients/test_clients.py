@@ -17,6 +17,7 @@ import torch
 import models
 from inference import export
 from inference.export import LARGEST_ERROR
+from inference.targets import Options
 from tests.clients.conftest import PLACE, SIDE, error
 from tools import convert
 from tools.export import main
@@ -75,6 +76,13 @@ def test_executorch(exported, expected):
     assert error(found, logits[:1]) < LIMIT
     assert metadata(file)["input_size"] == SIDE
     assert b"aten::convolution" not in file.read_bytes()  # XNNPACK runs them all
+
+
+def test_executorch_from_channels_last(tmp_path):
+    pytest.importorskip("executorch")
+    classifier = export.random_classifier("hornet_atto_7x7", SIDE)
+    classifier.model.to(memory_format=torch.channels_last)
+    assert export.export(classifier, tmp_path / "a.pte", Options())
 
 
 def by_ncnn(file, image, dtype="float32"):

@@ -22,8 +22,6 @@ from tests.integration.conftest import ROOT
 from tools import visualize, web
 from tools.predict import predict
 
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
@@ -35,16 +33,6 @@ def weights(tmp_path_factory):
     path = tmp_path_factory.mktemp("weights") / "small.pth"
     torch.save({"model": model.state_dict(), "args": flags, "classes": classes}, path)
     return path
-
-
-@pytest.fixture(scope="module")
-def browser():
-    api = pytest.importorskip("playwright.sync_api")
-    if CHROMIUM is None:
-        pytest.skip("no Chromium")
-    with api.sync_playwright() as playwright:
-        flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-        yield playwright.chromium.launch(executable_path=CHROMIUM, args=flags)
 
 
 @pytest.fixture

@@ -107,6 +107,21 @@ def test_timm_loads_the_folder(source, tmp_path):
     assert "import hornet" in card
 
 
+@pytest.mark.parametrize("count", [10, 1000])
+def test_numbered_classes_in_a_folder(tmp_path, count):
+    """Numbers are kept, but those of ImageNet, for which transformers has names."""
+    network = timm.create_model("hornet_atto_7x7", num_classes=count)
+    flags = {"model": "hornet_atto_7x7", "input_size": 64}
+    torch.save({"model": network.state_dict(), "args": flags}, tmp_path / "a.pth")
+    content = json.loads(
+        (convert(tmp_path / "a.pth", tmp_path / "folder") / "config.json").read_text()
+    )
+    assert content.get("label_names") == (list("0123456789") if count == 10 else None)
+    # transformers passes num_classes itself
+    assert content["num_classes"] == count
+    assert "num_classes" not in content["model_args"]
+
+
 @pytest.mark.parametrize("form", ["a.safetensors", "folder"])
 def test_a_run_starts_from_it(source, tmp_path, form):
     path = convert(source, tmp_path / form)

@@ -16,7 +16,7 @@ from inference import export, quantize
 from inference.classifier import load_classifier
 from inference.exported import FORMATS, Exported, Facts
 from inference.portable import portable
-from inference.targets import OPSETS
+from inference.targets import OPSETS, Options
 from runtime.errors import UserError
 from tests.drawings import CLASSES as SHAPES
 from tests.drawings import write_drawings
@@ -241,7 +241,7 @@ def test_opsets(tmp_path, opset, model):
 
 @pytest.mark.parametrize("model", ["hornet_atto_7x7", "hornet_atto_gf"])
 def test_other_runtimes_get_constants(model):
-    """No operator computes a weight, and none depends on the size of the images."""
+    """No operator computes a weight, and pooling is a mean."""
     classifier = export.random_classifier(model, 64)
     images = torch.randn(2, 3, 64, 64)
     folded = reparameterize_model(copy.deepcopy(classifier.model), inplace=True)
@@ -251,10 +251,41 @@ def test_other_runtimes_get_constants(model):
         names = [argument.name for argument in node.all_input_nodes]
         assert not names or not all(name.startswith(("p_", "b_")) for name in names)
         assert "adaptive" not in str(node.target)
+    operators = [str(node.target) for node in program.graph.nodes]
+    assert operators.count("aten.linear.default") == 1  # the head
     with torch.no_grad():
         expected = classifier.model(images)
         error = (program.module()(images) - expected).abs().max()
     assert error <= 1e-5 * expected.abs().max()
+
+
+def test_layers_of_other_types_are_exported_as_they_are():
+    class Twice(models.GlobalLocalFilter):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    network = export.random_classifier("hornet_atto_gf", 64).model
+    for layer in network.modules():
+        if isinstance(layer, models.GlobalLocalFilter):
+            layer.__class__ = Twice
+    images = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        expected = network(images)
+        found = portable(copy.deepcopy(network), images.shape)(images)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_an_onnx_file_for_others(tmp_path):
+    onnx = pytest.importorskip("onnx")
+    file = exported(tmp_path, "onnx", "hornet_atto_gf")
+    assert str(Path(__file__).parents[2]).encode() not in file.read_bytes()
+    graph = onnx.load(file).graph
+    constants = {value.name for value in graph.initializer}
+    factors = [node.input[0] for node in graph.node if node.op_type == "MatMul"]
+    factors = [name for name in factors if name in constants]
+    assert len(factors) == 32  # four of each of eight filters
+    assert len({*factors}) == 32  # OpenCV 4 refuses one that two products share
 
 
 def test_every_layer_affects_the_logits_of_random_weights():
@@ -273,7 +304,7 @@ def test_every_layer_affects_the_logits_of_random_weights():
 def test_the_model_is_left_as_it_was(tmp_path):
     classifier = export.random_classifier("hornet_atto_gf", 64)
     before = {name: value.clone() for name, value in classifier.model.state_dict().items()}
-    options = export.Options("bfloat16", folds=False)
+    options = Options("bfloat16", folds=False)
     export.export(classifier, tmp_path / "a.torchscript", options)
     after = classifier.model.state_dict()
     assert list(before) == list(after)
