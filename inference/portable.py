@@ -32,6 +32,7 @@ class _FixedFilter(nn.Module):
         super().__init__()
         self.dw, self.pre_norm, self.post_norm = layer.dw, layer.pre_norm, layer.post_norm
         self.height, self.width, self.channels = height, width, layer.dw.in_channels
+        self.sizes = [height, width // 2 + 1, self.channels]
         weight = layer.complex_weight.detach().float()
         k_real, k_imag = resize_filter(weight, height, width // 2 + 1).permute(3, 1, 2, 0)
         constants = (k_real, k_imag, *dft_matrices(height, width, weight))
@@ -45,7 +46,7 @@ class _FixedFilter(nn.Module):
         constants = [getattr(self, name) for name in self.names]
         half_precision = x.dtype != torch.float32
         spectral = spectral.float() if half_precision else spectral
-        spectral = filter_by_matrices(spectral, *constants)
+        spectral = filter_by_matrices(spectral, self.sizes, *constants)
         spectral = spectral.to(x.dtype) if half_precision else spectral
         mixed = torch.stack((local, spectral), dim=2)
         return self.post_norm(mixed.reshape(-1, 2 * self.channels, self.height, self.width))

@@ -77,16 +77,16 @@ def filter_by_matmul(x_bchw: Tensor, weight: Tensor) -> Tensor:
     matrices = dft_matrices(x_bchw.shape[2], x_bchw.shape[3], x_bchw)
     # channels last, so that no product needs a transposed copy
     k_real, k_imag = weight.permute(1, 2, 0, 3).unbind(3)
-    return filter_by_matrices(x_bchw, k_real, k_imag, *matrices)
+    return filter_by_matrices(x_bchw, list(k_real.shape), k_real, k_imag, *matrices)
 
 
 def filter_by_matrices(
-    x_bchw: Tensor, k_real: Tensor, k_imag: Tensor,
+    x_bchw: Tensor, sizes: list[int], k_real: Tensor, k_imag: Tensor,
     along_height: Tensor, height_back: Tensor, along_width: Tensor, width_back: Tensor,
 ) -> Tensor:  # fmt: skip
-    """`filter_by_matmul` with its constants: K as (H, V, C), and `dft_matrices`."""
-    # of constants, and -1 for the batch, since sizes of x are operators in an exported graph
-    height, frequencies, channels = k_real.shape
+    """`filter_by_matmul` with its constants: K as (H, V, C), its sizes, and `dft_matrices`."""
+    # given, and -1 for the batch, since sizes of tensors are operators in an exported graph
+    height, frequencies, channels = sizes
     part_rows = (-1, 2 * height, frequencies * channels)  # rows (u, part)
     parts = (-1, height, 2, frequencies, channels)
     z = torch.matmul(along_width, x_bchw.permute(0, 2, 3, 1)).reshape(part_rows)
