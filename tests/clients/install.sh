@@ -15,5 +15,5 @@ for package in mnn torchao transformers; do install "$package"; done
 install --no-deps --target "$place/opencv4" 'opencv-python-headless<5'
 install --no-deps --target "$place/opencv5" 'opencv-python-headless>=5'
 mkdir "$place/web"
-cp examples/web/* "$place/web"
+cp examples/web/package.json "$place/web"
 npm install --prefix "$place/web" --no-audit --no-fund --silent || echo "no onnxruntime-web: its test is skipped"
