@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -42,22 +43,23 @@ def train_one_epoch(
     Raises NonFiniteError if max_bad_steps steps in a row were non-finite.
     """
     progress, steps = state.progress, setup.schedule.steps_per_epoch
+    rate = partial(setup.schedule.learning_rate, plateau=progress.rate_factor)
     state.model.train()
     speed, iterator = Throughput(), iter(batches)
     with logging_redirect_tqdm():
         title = f"epoch {progress.epoch + 1}"
         for index in _bar(range(setup.steps_taken(progress), steps), title, setup.context):
-            setup.schedule.apply(state.optimizer, progress.step)
+            setup.schedule.apply(state.optimizer, progress.step, progress.rate_factor)
             train_step(state, setup, iterator, speed)
             progress.step += 1
             progress.position += setup.total_batch
             if (index + 1) % setup.config.logging.log_interval == 0 or index + 1 == steps:
                 metrics = state.meters.end_line()
-                _log_line(state, setup, index + 1, metrics, speed)
+                _log_line(state, setup, index + 1, metrics | {"lr": rate(progress.step - 1)}, speed)
                 if trackers:
                     trackers.write({f"train/{k}": v for k, v in metrics.items()}, progress.step)
                 speed = Throughput()
-                state.nonfinite.check(state.bare_model, setup.schedule)
+                state.nonfinite.check(state.bare_model, rate)
             after_step()
     metrics = state.meters.of_epoch()
     if setup.mixup:
@@ -181,7 +183,7 @@ def _log_line(
     logger.info(
         "epoch %d  step %d/%d  loss %.4f  lr %.2e  grad norm %.3g  %s",
         progress.epoch + 1, index, schedule.steps_per_epoch, metrics["loss"],
-        schedule.learning_rate(progress.step - 1), metrics["grad_norm"],
+        metrics["lr"], metrics["grad_norm"],
         speed.summary(schedule.total_steps - progress.step, setup.context.world_size),
     )  # fmt: skip
 

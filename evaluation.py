@@ -110,6 +110,9 @@ def evaluate_epoch(
     for suffix in models:
         best = "max_ema_accuracy" if suffix else "max_accuracy"
         accuracy, loss = record[f"test_acc1{suffix}"], record[f"test_loss{suffix}"]
+        if not suffix and setup.config.schedule.sched == "plateau":
+            improved_now = accuracy > state.progress.max_accuracy
+            state.progress.find_plateau(improved_now, setup.config.schedule)
         # on a tie, the later: on few images accuracies repeat while the loss still falls
         if math.isfinite(loss) and accuracy >= getattr(state.progress, best):
             setattr(state.progress, best, accuracy)

@@ -88,7 +88,7 @@ def train(
     resume_from = saved.source if saved else ""
     folder = run_folder.RunFolder(config.checkpoint, context.is_main)
     with folder.claimed():
-        state, setup = start_training(config, model, images.length, classes, resume_from, context)
+        state, setup = start_training(config, model, images, classes, resume_from, context)
         progress, epochs = state.progress, config.schedule.epochs
         if progress.epoch + 1 >= epochs:
             logger.info("nothing to train: epoch %d of --epochs %d is done", progress.epoch, epochs)
@@ -104,7 +104,8 @@ def train(
         )  # fmt: skip
         saver.wandb_id = trackers.wandb_id
         unreadable = UnreadableImages.of_run(config)
-        loader = TrainLoader(images, config.data, context, unreadable, config.runtime.seed)
+        seed, sampling = config.runtime.seed, config.sampling
+        loader = TrainLoader(images, config.data, context, unreadable, seed, sampling)
         evaluation = Evaluation(config, data, context) if data.val else None
         started = time.perf_counter()
         with saver.watch.listening():
@@ -114,7 +115,10 @@ def train(
                     metrics = train_one_epoch(state, setup, batches, trackers, saver.save_or_stop)
                 if context.is_main or not folder.config.output_dir:  # then each has a list
                     unreadable.tell()
-                results, best = evaluate_epoch(state, setup, evaluation, saver.save_or_stop)
+                is_due = (epoch + 1) % config.evaluation.eval_freq == 0 or epoch + 1 == epochs
+                results, best = evaluate_epoch(
+                    state, setup, evaluation if is_due else None, saver.save_or_stop
+                )
                 state.end_epoch()
                 record = {f"train_{name}": value for name, value in metrics.items()} | results
                 trackers.write(record, progress.step)

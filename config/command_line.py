@@ -227,6 +227,12 @@ def _check(config: Config) -> None:
         raise UserError("--clip_mode micro can't clip the scaled gradients of --amp_dtype float16")
     if flat["memory"] == "lean" and flat["grad_checkpointing"]:
         raise UserError("--memory lean and --grad_checkpointing true: choose one of them")
+    if flat["bce_target_thresh"] is not None and flat["loss"] != "bce":
+        raise UserError("--bce_target_thresh needs --loss bce")
+    if flat["class_weights"] and flat["loss"] == "focal":
+        raise UserError("--class_weights: --loss focal has its own, --focal_alpha")
+    if flat["sched"] == "plateau" and flat["disable_eval"]:
+        raise UserError("--sched plateau needs evaluations: give --disable_eval false")
     if flat["model_ema_eval"] and not (flat["model_ema"] or flat["eval"]):
         raise UserError("--model_ema_eval true needs --model_ema true")
     if not flat["save_frozen"] and not flat["finetune"] and not flat["eval"]:

@@ -120,6 +120,18 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
+class SamplingConfig:
+    """Order of the training images"""
+
+    aug_repeats: Positive = 1
+    """Repeated augmentation: so many views of each image follow one another, and an epoch has as
+    many images as before, so not all of the data set."""
+    class_balanced: bool = False
+    """Draw the images of an epoch so that each class has the same number of them, with
+    repetitions."""
+
+
+@dataclass(frozen=True)
 class AugmentConfig:
     """Augmentation"""
 
@@ -182,6 +194,23 @@ class MixupConfig:
 
 
 @dataclass(frozen=True)
+class LossConfig:
+    """Loss"""
+
+    loss: Literal["cross_entropy", "bce", "focal"] = "cross_entropy"
+    """Loss of training; bce: binary cross entropy of each class."""
+    bce_target_thresh: Annotated[float | None, Range(0, 1)] = None
+    """With bce: soft targets above it become 1, others 0."""
+    focal_gamma: NonNegativeFloat = 2.0
+    """With focal: the exponent that weakens the terms of well classified images."""
+    focal_alpha: Annotated[float, Range(-1, 1)] = 0.25
+    """With focal: the weight of targets, and 1 - alpha of other classes; -1 for no weights."""
+    class_weights: str = ""
+    """Factors on the loss of each class as a target. balanced: the same total weight for each class
+    in the training images; or a JSON or YAML file of weights, as a list or by class name."""
+
+
+@dataclass(frozen=True)
 class OptimConfig:
     """Optimizer"""
 
@@ -208,6 +237,10 @@ class OptimConfig:
     micro-batch, as the original release did in float32."""
     layer_decay: Annotated[float, Range(1e-3, 1)] = 1.0
     """Factor on the learning rate per layer group, from the last group to the first."""
+    layer_decay_min: Probability = 0.0
+    """Smallest factor on the learning rate of a layer group."""
+    opt_args: dict[str, Any] = field(default_factory=dict)
+    """Further arguments of the optimizer, as in '{"nesterov": true}'."""
 
 
 @dataclass(frozen=True)
@@ -224,7 +257,19 @@ class ScheduleConfig:
     """Total batch that lr and min_lr are given for: they are multiplied by the actual total batch
     divided by this one. Not scaled if not given."""
     min_lr: NonNegativeFloat = 1e-6
-    """Learning rate at the end of the cosine."""
+    """Smallest learning rate after the warm-up, at which all but constant end."""
+    sched: Literal["cosine", "linear", "wsd", "step", "plateau", "constant"] = "cosine"
+    """Course of the learning rate after the warm-up. wsd: constant, then 1 - sqrt over the last
+    decay_epochs. step: times decay_rate every decay_epochs. plateau: times decay_rate whenever
+    more than patience_epochs evaluations in a row have not improved the top-1 accuracy."""
+    decay_epochs: Annotated[float | None, Range(0.01)] = None
+    """Epochs of a step, or of the last phase of wsd; a fifth of the epochs if not given."""
+    decay_rate: Annotated[float, Range(0, 0.999)] = 0.1
+    """Factor on the learning rate (step and plateau)."""
+    patience_epochs: NonNegative = 10
+    """Evaluations without an improvement that plateau allows."""
+    cooldown_epochs: NonNegative = 0
+    """The last ones of the epochs, which have the learning rate min_lr."""
     warmup_epochs: NonNegative = 20
     """Epochs of linear warm-up from 0."""
     warmup_steps: int = -1
@@ -306,6 +351,8 @@ class EvalConfig:
     """Share the evaluation among the processes; each image counts once either way."""
     disable_eval: bool = False
     """Train without evaluating."""
+    eval_freq: Positive = 1
+    """Epochs between evaluations during training; the last epoch has one, too."""
     real_labels: str = ""
     """With `--eval true` on the validation images of ImageNet-1K: the file real.json of "Are we
     done with ImageNet?", or timm for its copy in timm. Accuracy by these labels, too."""
@@ -396,8 +443,10 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
     data: DataConfig = field(default_factory=DataConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     mixup: MixupConfig = field(default_factory=MixupConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     ema: EmaConfig = field(default_factory=EmaConfig)

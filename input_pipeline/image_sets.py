@@ -108,6 +108,14 @@ class ImageStream(IterableDataset[Sample]):
 Images = ImageSet | ImageStream
 
 
+def labels_of(images: Images, flag: str) -> torch.Tensor:
+    """Return the labels (N); UserError, for the flag that needs them, if they are not known yet."""
+    labels = getattr(images, "labels", None)
+    if labels is None:
+        raise UserError(f"{flag}: the labels of this data set are known only after reading it")
+    return labels
+
+
 class ListedImages(ImageSet):
     """The images of a listing, here files."""
 

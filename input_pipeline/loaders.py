@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from config.flags import DataConfig
-from input_pipeline.image_sets import Images, ImageSet, ImageStream, Sample
+from config.flags import DataConfig, SamplingConfig
+from input_pipeline.image_sets import Images, ImageSet, ImageStream, Sample, labels_of
 from input_pipeline.unreadable import UnreadableImages
 from runtime.distributed import DistributedContext, shard
 from runtime.errors import UserError
@@ -30,15 +30,17 @@ UNREADABLE = -1  # label of an unreadable image
 class TrainImages(Dataset[Sample]):
     """Images by (epoch, index), whose augmentation depends on seed, epoch and index only.
 
+    Where an image may occur again in an epoch, a third number tells its occurrences apart.
+
     An unreadable image is listed, and replaced by another of its class, chosen likewise.
     """
 
     def __init__(self, images: ImageSet, seed: int, unreadable: UnreadableImages) -> None:
         self.images, self.seed, self.unreadable = images, seed, unreadable
 
-    def __getitem__(self, item: tuple[int, int]) -> Sample:
-        epoch, index = item
-        seed_host(stream_seed("image", self.seed, epoch, index))
+    def __getitem__(self, item: tuple[int, ...]) -> Sample:
+        index = item[1]
+        seed_host(stream_seed("image", self.seed, *item))
         for candidate in self._candidates(index):
             try:
                 return self.images[candidate]
@@ -71,26 +73,62 @@ class EvalImages(Dataset[Sample]):
             return self.images.blank(), UNREADABLE
 
 
-class EpochOrder(Sampler[tuple[int, int]]):
-    """The images of this rank in an epoch after `position`, as (epoch, index).
+class EpochOrder(Sampler[tuple[int, ...]]):
+    """The images of this rank in an epoch after `position`, as `TrainImages` takes them.
 
-    It is set before each epoch: loader workers live through all of them.
+    It is set before each epoch: loader workers live through all of them. UserError if
+    --class_balanced needs labels that are not known.
     """
 
-    def __init__(self, length: int, seed: int, context: DistributedContext) -> None:
-        self.length, self.seed, self.context = length, seed, context
+    def __init__(
+        self,
+        images: Images,
+        seed: int,
+        context: DistributedContext,
+        config: SamplingConfig = SamplingConfig(),  # noqa: B008 - it is immutable
+    ) -> None:
+        self.length, self.seed, self.context, self.config = images.length, seed, context, config
+        self.labels = labels_of(images, "--class_balanced") if config.class_balanced else None
         self.epoch = self.position = 0
 
     def of_all_ranks(self) -> torch.Tensor:
         """Return the indices of all images in the order of the epoch."""
         # no other seed has this order in one of its first 100,000 epochs
         generator = torch.Generator().manual_seed(100_000 * self.seed + self.epoch)
-        return torch.randperm(self.length, generator=generator)
+        order = torch.randperm(self.length, generator=generator)
+        if self.labels is not None:
+            order = draw_balanced(self.labels, order, generator)
+        return order.repeat_interleave(self.config.aug_repeats)[: self.length]
 
-    def __iter__(self) -> Iterator[tuple[int, int]]:
+    def __iter__(self) -> Iterator[tuple[int, ...]]:
         epoch, start = self.epoch, self.position + self.context.rank
+        places = range(start, self.length, self.context.world_size)
         own = self.of_all_ranks()[start :: self.context.world_size].clone()
-        return ((epoch, int(index)) for index in own.numpy())
+        if self.config == SamplingConfig():
+            return ((epoch, int(index)) for index in own.numpy())
+        return (
+            (epoch, int(index), place) for index, place in zip(own.numpy(), places, strict=True)
+        )
+
+
+def draw_balanced(
+    labels: torch.Tensor, order: torch.Tensor, generator: torch.Generator
+) -> torch.Tensor:
+    """Draw N of N images, with repetitions, so that all classes have the same number, to one.
+
+    `order` is a permutation, which says where each class stands in the result. In each class the
+    images are equally likely.
+    """
+    counts = torch.bincount(labels)
+    present = counts.nonzero().flatten()
+    first = counts.cumsum(0) - counts
+    by_class = labels.argsort(stable=True)
+    # which classes have one image more is drawn, too
+    extra = torch.randint(len(present), (), generator=generator)
+    drawn = present[(order + extra) % len(present)]
+    # float64, since in float32 a product could be rounded up to the next class
+    within = torch.rand(len(labels), generator=generator, dtype=torch.float64) * counts[drawn]
+    return by_class[first[drawn] + within.long()]
 
 
 class TrainLoader:
@@ -103,11 +141,14 @@ class TrainLoader:
         context: DistributedContext,
         unreadable: UnreadableImages,
         seed: int = 0,
+        sampling: SamplingConfig = SamplingConfig(),  # noqa: B008 - it is immutable
     ) -> None:
         self.images, self.context, self.seed = images, context, seed
-        self.order = EpochOrder(images.length, seed, context)
+        self.order = EpochOrder(images, seed, context, sampling)
         options: dict[str, Any] = {"batch_size": config.batch_size, "drop_last": True}
         if isinstance(images, ImageStream):
+            if sampling.aug_repeats > 1:
+                raise UserError("--aug_repeats: a stream cannot be read again for it")
             images.prepare(config.num_workers, share=True, unreadable=unreadable)
             # the random numbers of its workers depend on the seed at their start
             self.loader = _loader(images, images, config, context, persistent=False, **options)

@@ -2,23 +2,23 @@
 
 import logging
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import timm
 import torch
 from timm.data import Mixup
-from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from timm.utils import ModelEmaV3
 from torch import nn
 
 import models
 from checkpoints import fitting, reading, sources
 from config.flags import ComputeConfig, Config, MixupConfig, ModelConfig
+from input_pipeline.image_sets import Images
 from optim_factory import Schedule, create_optimizer, freeze
 from runtime.distributed import DistributedContext
 from runtime.errors import UserError, near_names, reason_of
+from training.loss import Loss, build_loss, class_weights_of
 from training.nonfinite import NonFiniteSteps
 from training.state import Meters, Progress, TrainState
 from training.sync_bn import synchronise_batch_norms
@@ -37,8 +37,7 @@ class TrainSetup:
     """Images per optimizer step, of all ranks."""
     schedule: Schedule
     mixup: Mixup | None
-    criterion: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-    """Logits (N, classes) and labels (N), or soft targets (N, classes) with mixup -> mean loss."""
+    criterion: Loss
     precision: torch.dtype | None
     """dtype of autocast; None for no autocast."""
     start_weights: frozenset[str] = frozenset()
@@ -142,7 +141,12 @@ def size_facts(config: ModelConfig, num_classes: int) -> dict[str, float]:
 
 
 def build_training(
-    config: Config, model: nn.Module, images: int, num_classes: int, context: DistributedContext
+    config: Config,
+    model: nn.Module,
+    images: int,
+    num_classes: int,
+    context: DistributedContext,
+    class_weights: torch.Tensor | None = None,
 ) -> tuple[TrainState, TrainSetup]:
     """Return the initial state and the setup for training `model` on that many images."""
     total_batch = config.total_batch(context.world_size)
@@ -164,8 +168,9 @@ def build_training(
         mixup = None
         logger.info("no mixup and CutMix: fewer than --mixup_min_images %d images per class",
                     config.mixup.mixup_min_images)  # fmt: skip
-    smoothed = LabelSmoothingCrossEntropy(config.mixup.smoothing)
-    criterion = SoftTargetCrossEntropy() if mixup else smoothed
+    if class_weights is not None:
+        class_weights = class_weights.to(context.device)
+    criterion = build_loss(config.loss, config.mixup.smoothing, bool(mixup), class_weights)
     if context.is_distributed:
         devices = [context.device] if context.device.type == "cuda" else None
         # a view saves a copy of all gradients, and the memory for it
@@ -215,7 +220,7 @@ def build_mixup(config: MixupConfig, num_classes: int) -> Mixup | None:
 def start_training(
     config: Config,
     model: nn.Module,
-    images: int,
+    images: Images,
     classes: list[str],
     resume_from: str,
     context: DistributedContext,
@@ -228,7 +233,8 @@ def start_training(
     if config.finetune.finetune and not resume_from:
         named = are_names(classes, config.data.data_set)
         read = fitting.load_start_weights(model, config.finetune, classes, context, named)
-    state, setup = build_training(config, model, images, len(classes), context)
+    weights = class_weights_of(config.loss, images, classes)
+    state, setup = build_training(config, model, images.length, len(classes), context, weights)
     setup = replace(setup, start_weights=read)
     if not resume_from:
         return state, setup
@@ -237,7 +243,7 @@ def start_training(
     for name, value in config.flat().items():
         if old.get(name, value) != value and name not in places:
             logger.info("flag changed since %s: %s %s -> %s", resume_from, name, old[name], value)
-    state.load_state_dict(saved, resume_from, context, config.finetune)
+    state.load_state_dict(saved, resume_from, context, config.finetune, config.optim.opt_args)
     setup = replace(setup, start_weights=frozenset(saved.get("left_out") or {}))
     if config.finetune.finetune and not setup.start_weights:
         logger.info("--finetune is not read again: %s is resumed", resume_from)
@@ -254,6 +260,6 @@ def continue_schedules(state: TrainState, setup: TrainSetup, path: str, knows_st
                     "step %d, not %d", path, step, progress.step)  # fmt: skip
     progress.step = step
     if step:
-        schedule.apply(state.optimizer, step - 1)
+        schedule.apply(state.optimizer, step - 1, progress.rate_factor)
     logger.info("resumed %s at epoch %d, after %d of its images", path, progress.epoch + 1,
                 progress.position)  # fmt: skip

@@ -6,12 +6,12 @@ report of the last one (bad_step.json): its gradient norms and its images.
 
 import logging
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 
-from optim_factory import Schedule
 from runtime.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -53,8 +53,11 @@ class NonFiniteSteps:
             self.parameters, self.norms = parameters, torch.zeros_like(norms)
         self.norms = torch.where(finite, self.norms, norms)
 
-    def check(self, model: nn.Module, schedule: Schedule) -> None:
-        """Log new ones; raise NonFiniteError if there were too many in a row."""
+    def check(self, model: nn.Module, learning_rate: Callable[[int], float]) -> None:
+        """Log new ones; raise NonFiniteError if there were too many in a row.
+
+        `learning_rate` gives that of a step.
+        """
         _, most, total, last = self.counts.tolist()
         if total > self.logged:
             self.logged = total
@@ -64,7 +67,7 @@ class NonFiniteSteps:
         names = {id(parameter): name for name, parameter in model.named_parameters()}
         norms = [x if math.isfinite(x) else str(x) for x in self.norms.tolist()]
         by_name = zip((names[id(p)] for p in self.parameters), norms, strict=True)
-        report = {"step": last, "learning_rate": schedule.learning_rate(last)}
+        report = {"step": last, "learning_rate": learning_rate(last)}
         raise NonFiniteError(
             f"the gradient was not finite in {most} steps in a row, the last of them step {last}: "
             "--resume a checkpoint from before them, with a lower --lr or --clip_grad",

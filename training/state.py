@@ -2,7 +2,8 @@
 
 import logging
 import math
-from dataclasses import asdict, dataclass
+from collections.abc import Collection
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from timm.utils import ModelEmaV3
 from torch import nn
 
 from checkpoints import fitting, reading
-from config.flags import FinetuneConfig
+from config.flags import FinetuneConfig, ScheduleConfig
 from optim_factory import restore_optimizer
 from runtime.distributed import DistributedContext, all_gather, all_reduce_sum
 from runtime.errors import UserError
@@ -36,6 +37,17 @@ class Progress:
     """Best top-1 accuracy of the model, in per cent."""
     max_ema_accuracy: float = 0.0
     """Best top-1 accuracy of the EMA, in per cent."""
+    rate_factor: float = 1.0
+    """Factor on the learning rate, of --sched plateau."""
+    stale_evaluations: int = 0
+    """Evaluations since the best accuracy or the last change of rate_factor."""
+
+    def find_plateau(self, improved: bool, config: ScheduleConfig) -> None:
+        """Lower rate_factor after more than patience_epochs evaluations without improvement."""
+        self.stale_evaluations = 0 if improved else self.stale_evaluations + 1
+        if self.stale_evaluations > config.patience_epochs:
+            self.rate_factor *= config.decay_rate
+            self.stale_evaluations = 0
 
 
 class Meters:
@@ -138,10 +150,12 @@ class TrainState:
         path: str | Path,
         context: DistributedContext,
         start: FinetuneConfig | None = None,
+        options: Collection[str] = (),
     ) -> None:
         """Restore `state_dict()`, read from `path`; UserError if it doesn't fit.
 
-        What the checkpoint has left out is read from `start`.
+        What the checkpoint has left out is read from `start`. `options` of the optimizer stay as
+        they are, as those that have flags do.
 
         The release's checkpoints have no step: `progress.step` is 0 then.
         """
@@ -155,7 +169,7 @@ class TrainState:
                 ema_weights = weights
             fitting.load_exactly(self.ema.module, ema_weights, f"{path} (model_ema)")
         try:
-            restore_optimizer(self.optimizer, saved["optimizer"])
+            restore_optimizer(self.optimizer, saved["optimizer"], options)
             if self.scaler and (scaler := saved.get("scaler")):
                 if not 0 < scaler["scale"] < math.inf:
                     raise ValueError(f"its loss scale is {scaler['scale']}")
@@ -190,9 +204,9 @@ def _saved_progress(saved: dict[str, Any], path: Path, start_epoch: int) -> Prog
         what = f"its epoch is {epoch!r}, not a number (see --start_epoch)"
         what = "it has no optimizer state" if isinstance(epoch, int) else what
         raise UserError(f"{refused}: {what}; --finetune starts from its weights")
-    names = ("step", "position", "max_accuracy", "max_ema_accuracy")
-    numbers = {name: saved.get(name, 0) for name in names}
-    counts = [epoch + 1, numbers["step"], numbers["position"]]
+    defaults = {f.name: f.default for f in fields(Progress) if f.name != "epoch"}
+    numbers: dict[str, Any] = {name: saved.get(name, value) for name, value in defaults.items()}
+    counts = [epoch + 1, *(numbers[n] for n in ("step", "position", "stale_evaluations"))]
     if not all(isinstance(count, int) and 0 <= count < 2**60 for count in counts) or not all(
         isinstance(number, int | float) and 0 <= number <= 2**60 for number in numbers.values()
     ):

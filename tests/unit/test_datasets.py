@@ -12,16 +12,17 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from timm.data.distributed_sampler import RepeatAugSampler
 from torchvision import transforms
 
-from config.flags import AugmentConfig, DataConfig, MixupConfig
+from config.flags import AugmentConfig, DataConfig, MixupConfig, SamplingConfig
 from datasets import build_data
 from engine import evaluate
 from input_pipeline.digits import write_digits
 from input_pipeline.folders import list_classes
 from input_pipeline.image_sets import ImageSet, ListedImages, spread_evenly
 from input_pipeline.images import load_image
-from input_pipeline.loaders import TrainLoader, eval_loader
+from input_pipeline.loaders import EpochOrder, TrainLoader, eval_loader
 from input_pipeline.timm_sets import _class_names
 from input_pipeline.transforms import eval_transform, train_transform
 from input_pipeline.unreadable import UnreadableImages
@@ -331,6 +332,55 @@ def test_an_epoch_goes_on_with_the_very_next_images():
 class Random(Numbers):
     def __getitem__(self, index):
         return torch.tensor([random.random(), np.random.rand(), torch.rand(()).item()])
+
+
+class Labelled(Numbers):
+    """22 images of class 0, then of classes 1 and 3."""
+
+    labels = torch.tensor([0] * 15 + [1] * 6 + [3], dtype=torch.int32)
+
+
+def orders(images, epochs, **flags):
+    order = EpochOrder(images, 0, context(), SamplingConfig(**flags))
+    for order.epoch in range(epochs):
+        yield order.of_all_ranks()
+
+
+def test_balanced_classes():
+    """The same number of images of each class with images; all images of a class alike often."""
+    drawn = torch.stack([*orders(Labelled(), 2000, class_balanced=True)])
+    counts = torch.nn.functional.one_hot(Labelled.labels.long()[drawn]).sum(1)
+    assert {*map(tuple, counts[:, [0, 1, 3]].sort(dim=1).values.tolist())} == {(7, 7, 8)}
+    # a count of n draws, each with probability p, has the variance np(1 - p)
+    for images, share in ((range(15), 1 / 15), (range(15, 21), 1 / 6), ([21], 1)):
+        numbers = torch.tensor([(drawn == i).sum() for i in images])
+        expected = 2000 * 22 / 3 * share
+        assert (numbers - expected).abs().max() < 5 * (expected + 1) ** 0.5
+    assert not torch.equal(drawn[0], drawn[1])
+    # the classes are mixed, not one after another
+    assert len({*Labelled.labels[drawn[0, :8]].tolist()}) > 1
+    with pytest.raises(UserError, match="--class_balanced: the labels"):
+        next(orders(Numbers(), 1, class_balanced=True))
+
+
+@pytest.mark.parametrize("repeats", [2, 3])
+def test_repeated_augmentation_is_timms(repeats):
+    for epoch, order in enumerate(orders(Numbers(), 3, aug_repeats=repeats)):
+        theirs = RepeatAugSampler(range(22), 1, 0, num_repeats=repeats, selected_round=0)
+        theirs.set_epoch(epoch)
+        assert order.tolist() == [int(i) for i in theirs]
+
+
+def test_views_of_one_image_differ_and_a_run_goes_on_with_them():
+    config = DataConfig(batch_size=2, num_workers=0)
+    images, sampling = Random(), SamplingConfig(aug_repeats=2)
+    loader = TrainLoader(images, config, context(), NO_BAD, 0, sampling)
+    values = torch.cat([*loader.batches(0, 0)])
+    assert len({*values.flatten().tolist()}) == 66
+    assert torch.equal(values[6:], torch.cat([*loader.batches(0, 6)]))
+    ranks = [TrainLoader(images, config, context(r, 2), NO_BAD, 0, sampling) for r in range(2)]
+    shares = [torch.cat([*loader.batches(0, 0)]) for loader in ranks]
+    assert torch.equal(torch.stack(shares, 1).flatten(0, 1), values[:20])
 
 
 @pytest.mark.parametrize("workers", [0, 1, 3])
