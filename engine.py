@@ -163,8 +163,9 @@ def _update(state: TrainState, finite: torch.Tensor) -> None:
         optimizer.step()
     elif finite:
         optimizer.step()
-    if state.ema:
-        state.ema.update(state.bare_model)
+    for ema in state.emas.values():
+        # given a step, timm's update copies the weights in the first one
+        ema.update(state.bare_model, state.progress.step + 1 if ema.use_warmup else None)
 
 
 def _autocast(device: torch.device, precision: torch.dtype | None) -> torch.autocast:

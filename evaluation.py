@@ -79,7 +79,7 @@ class Evaluation:
             logger.warning("unreadable images are left out: see %s", self.unreadable.path)
         logger.info(
             "test%s on %d images: top-1 %.2f%%  top-5 %.2f%%  loss %.4f",
-            " EMA" if suffix else "", images, metrics["acc1"], metrics["acc5"], metrics["loss"],
+            suffix.replace("_", " ").upper(), images, metrics["acc1"], metrics["acc5"], metrics["loss"],
         )  # fmt: skip
         return metrics, rows
 
@@ -97,18 +97,20 @@ def evaluate_epoch(
     if evaluation is None:
         return {}, []
     models = {"": state.bare_model}
-    if state.ema and setup.config.ema.model_ema_eval:
-        # in host memory (--model_ema_force_cpu) it would take minutes where a GPU takes seconds
-        models["_ema"] = _on_device(state.ema.module, setup.context.device)
+    if setup.config.ema.model_ema_eval:
+        models |= {f"_{name}": ema.module for name, ema in state.emas.items()}
     record: dict[str, float] = {}
     for suffix, model in models.items():
+        # in host memory (--model_ema_force_cpu) it would take minutes where a GPU takes seconds
+        model = _on_device(model, setup.context.device)
         broadcast_buffers(model, setup.context)
         metrics, _ = evaluation.of(model, suffix, before_batch)
         record |= {f"test_{name}{suffix}": value for name, value in metrics.items()}
     # after all of them, since a run that is stopped in between evaluates again
     improved = []
-    for suffix in models:
-        best = "max_ema_accuracy" if suffix else "max_accuracy"
+    for suffix, best in (("", "max_accuracy"), ("_ema", "max_ema_accuracy")):
+        if suffix not in models:
+            continue
         accuracy, loss = record[f"test_acc1{suffix}"], record[f"test_loss{suffix}"]
         if not suffix and setup.config.schedule.sched == "plateau":
             improved_now = accuracy > state.progress.max_accuracy

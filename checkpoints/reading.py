@@ -123,9 +123,12 @@ def weights_in(
     return weights
 
 
-def ema_weights_in(checkpoint: dict[str, Any], path: str | Path) -> dict[str, Tensor] | None:
-    """Return the weights of the EMA in a checkpoint; None if it has none."""
-    name = "state_dict_ema" if "state_dict_ema" in checkpoint else "model_ema"  # the first: timm's
+def ema_weights_in(
+    checkpoint: dict[str, Any], path: str | Path, name: str = "model_ema"
+) -> dict[str, Tensor] | None:
+    """Return the weights of an EMA in a checkpoint, by its key; None if there are none."""
+    if name == "model_ema" and "state_dict_ema" in checkpoint:  # timm's key
+        name = "state_dict_ema"
     weights = checkpoint.get(name)
     if not weights:
         return None

@@ -233,6 +233,10 @@ def _check(config: Config) -> None:
         raise UserError("--class_weights: --loss focal has its own, --focal_alpha")
     if flat["sched"] == "plateau" and flat["disable_eval"]:
         raise UserError("--sched plateau needs evaluations: give --disable_eval false")
+    if flat["model_ema_more"] and not flat["model_ema"]:
+        raise UserError("--model_ema_more needs --model_ema true")
+    if not all(0 <= decay <= 1 for decay in flat["model_ema_more"]):
+        raise UserError(f"--model_ema_more {flat['model_ema_more']}: decays are from 0 to 1")
     if flat["model_ema_eval"] and not (flat["model_ema"] or flat["eval"]):
         raise UserError("--model_ema_eval true needs --model_ema true")
     if not flat["save_frozen"] and not flat["finetune"] and not flat["eval"]:

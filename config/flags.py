@@ -298,6 +298,11 @@ class EmaConfig:
     """Keep an exponential moving average of the weights."""
     model_ema_decay: Probability = 0.9999
     """Decay of the EMA per optimizer step."""
+    model_ema_warmup: bool = False
+    """Begin with smaller decays: at most 1 - (1 + step) ** (-2 / 3)."""
+    model_ema_more: tuple[float, ...] = ()
+    """Decays of further EMAs, as in `--model_ema_more 0.99 0.999`: saved and evaluated as the first
+    one is, but none of their checkpoints is kept as the best."""
     model_ema_force_cpu: bool = False
     """Keep the EMA in host memory."""
     model_ema_eval: bool = False

@@ -157,12 +157,16 @@ def build_training(
     if frozen:
         logger.info("%d of %d parameters are frozen", frozen, count_parameters(model))
     optimizer = create_optimizer(config.optim, model, schedule.config.lr)
-    ema = None
+    emas = {}
     if config.ema.model_ema:
+        decays = {"ema": config.ema.model_ema_decay}
+        decays |= {f"ema_{decay:g}": decay for decay in config.ema.model_ema_more}
         device = torch.device("cpu") if config.ema.model_ema_force_cpu else context.device
-        ema = ModelEmaV3(model, decay=config.ema.model_ema_decay, device=device)
-        if config.compute.compile:  # a copy is not compiled
-            ema.module.compile()
+        warmup = config.ema.model_ema_warmup
+        for name, decay in decays.items():
+            emas[name] = ModelEmaV3(model, decay=decay, use_warmup=warmup, device=device)
+            if config.compute.compile:  # a copy is not compiled
+                emas[name].module.compile()
     mixup = build_mixup(config.mixup, num_classes)
     if mixup and images < config.mixup.mixup_min_images * num_classes:
         mixup = None
@@ -182,7 +186,7 @@ def build_training(
     start = config.schedule.start_epoch
     progress = Progress(epoch=start - 1, step=start * schedule.steps_per_epoch)
     nonfinite = NonFiniteSteps(context.device, config.faults.max_bad_steps)
-    state = TrainState(model, ema, optimizer, scaler, progress, Meters(context.device), nonfinite)
+    state = TrainState(model, emas, optimizer, scaler, progress, Meters(context.device), nonfinite)
     return state, TrainSetup(config, context, total_batch, schedule, mixup, criterion, precision)
 
 

@@ -99,13 +99,18 @@ class TrainState:
 
     model: nn.Module
     """Wrapped by DistributedDataParallel if there is a process group."""
-    ema: ModelEmaV3 | None
+    emas: dict[str, ModelEmaV3]
+    """The EMA by the name ema, if any, and those of --model_ema_more by names such as ema_0.99."""
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler | None
     """Loss scale, for float16."""
     progress: Progress
     meters: Meters
     nonfinite: NonFiniteSteps
+
+    @property
+    def ema(self) -> ModelEmaV3 | None:
+        return self.emas.get("ema")
 
     @property
     def bare_model(self) -> nn.Module:
@@ -135,7 +140,8 @@ class TrainState:
         meters = torch.stack((self.meters.epoch, self.meters.line)).cpu()
         return {
             "model": self.bare_model.state_dict(),
-            "model_ema": self.ema.module.state_dict() if self.ema else None,
+            "model_ema": None,
+            **{f"model_{name}": ema.module.state_dict() for name, ema in self.emas.items()},
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict() if self.scaler else None,
             "meters": torch.stack(all_gather(meters, context)),
@@ -162,12 +168,12 @@ class TrainState:
         progress = _saved_progress(saved, Path(path), self.progress.epoch + 1)
         weights = reading.weights_in(saved, path)
         fitting.load_saved(self.bare_model, saved, weights, path, context, start)
-        if self.ema:
-            ema_weights = reading.ema_weights_in(saved, path)
+        for name, ema in self.emas.items():
+            ema_weights = reading.ema_weights_in(saved, path, f"model_{name}")
             if ema_weights is None:
-                logger.warning("%s has no EMA: it starts from the weights", path)
+                logger.warning("%s has no %s: it starts from the weights", path, f"model_{name}")
                 ema_weights = weights
-            fitting.load_exactly(self.ema.module, ema_weights, f"{path} (model_ema)")
+            fitting.load_exactly(ema.module, ema_weights, f"{path} (model_{name})")
         try:
             restore_optimizer(self.optimizer, saved["optimizer"], options)
             if self.scaler and (scaler := saved.get("scaler")):

@@ -33,7 +33,7 @@ MUON = (
 )
 LAMB = (
     "--opt lamb --sched wsd --decay_epochs 1 --cooldown_epochs 1 --loss focal --eval_freq 2 "
-    "--layer_decay_min 0.7"
+    "--layer_decay_min 0.7 --model_ema_warmup true --model_ema_more 0.5 0.99"
 )
 
 
@@ -47,7 +47,7 @@ def train(flags, folder, *more):
 
 
 def assert_same(left, right):
-    for name in ("model", "model_ema"):
+    for name in (name for name in left if name.startswith("model")):
         for key, weight in (left[name] or {}).items():
             assert torch.equal(weight, right[name][key]), f"{name} {key}"
     left, right = left["optimizer"], right["optimizer"]

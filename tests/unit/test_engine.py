@@ -102,19 +102,25 @@ def test_micro_clipping_bounds_the_running_sum():
     assert (moved["micro"] - moved["step"]).norm() > 0.01 * moved["step"].norm()
 
 
-def test_ema_follows_its_formula():
-    state, setup = small_training("--batch_size=4", "--model_ema=true", "--model_ema_decay=0.7")
-    assert state.ema is not None
-    ema = state.model.head.weight.detach().clone()
+@pytest.mark.parametrize("warmup", [False, True])
+def test_emas_follow_their_formula(warmup):
+    state, setup = small_training(
+        *("--batch_size=4", "--model_ema=true", "--model_ema_decay=0.7", "--model_ema_more=[0.2]"),
+        f"--model_ema_warmup={str(warmup).lower()}",
+    )
+    start = state.model.head.weight.detach().clone()
     seen = []
     state.optimizer.register_step_post_hook(
         lambda *_: seen.append(state.model.head.weight.detach().clone())
     )
     train_one_epoch(state, setup, batches(3, 4))
-    for weight in seen:
-        ema = 0.7 * ema + 0.3 * weight
     assert len(seen) == 3
-    torch.testing.assert_close(state.ema.module.head.weight, ema)
+    for name, largest in (("ema", 0.7), ("ema_0.2", 0.2)):
+        average = start
+        for step, weight in enumerate(seen):
+            decay = min(largest, 1 - (1 + step) ** (-2 / 3)) if warmup else largest
+            average = decay * average + (1 - decay) * weight
+        torch.testing.assert_close(state.emas[name].module.head.weight, average)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
