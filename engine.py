@@ -59,7 +59,7 @@ def train_one_epoch(
                 if trackers:
                     trackers.write({f"train/{k}": v for k, v in metrics.items()}, progress.step)
                 speed = Throughput()
-                state.nonfinite.check(state.bare_model, rate)
+                state.nonfinite.check(state.trained, rate)
             after_step()
     metrics = state.meters.of_epoch()
     if setup.mixup:
@@ -132,10 +132,16 @@ def _forward_backward(
     targets = labels
     if setup.mixup:
         images, targets = setup.mixup(images, labels)
+    distillation = setup.distillation
     with _autocast(setup.context.device, setup.precision):
-        logits = state.model(images)
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        outputs = state.model(images)
+        to_learn = distillation.targets(images) if distillation else None
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    outputs = tuple(x.to(torch.promote_types(x.dtype, torch.float32)) for x in outputs)
+    logits = outputs[0]
     loss = setup.criterion(logits, targets)
+    if distillation and to_learn is not None:
+        loss = distillation.loss(loss, outputs[-1], to_learn)
     mean = loss / setup.config.optim.update_freq
     (state.scaler.scale(mean) if state.scaler else mean).backward()
     return loss.detach(), logits.detach()

@@ -77,9 +77,10 @@ class Evaluation:
         images = metrics.pop("images")
         if metrics.pop("unreadable"):
             logger.warning("unreadable images are left out: see %s", self.unreadable.path)
+        what = "test" + suffix.replace("_", " ").upper()
         logger.info(
-            "test%s on %d images: top-1 %.2f%%  top-5 %.2f%%  loss %.4f",
-            suffix.replace("_", " ").upper(), images, metrics["acc1"], metrics["acc5"], metrics["loss"],
+            "%s on %d images: top-1 %.2f%%  top-5 %.2f%%  loss %.4f",
+            what, images, metrics["acc1"], metrics["acc5"], metrics["loss"],
         )  # fmt: skip
         return metrics, rows
 

@@ -28,6 +28,7 @@ from config.smoke import shrunk
 from datasets import Data, build_data, fetch_data
 from engine import train_one_epoch
 from evaluation import Evaluation, evaluate_checkpoint, evaluate_epoch
+from inference.teacher import load_distillation
 from input_pipeline.loaders import TrainLoader, naming_dead_workers
 from input_pipeline.unreadable import UnreadableImages
 from runtime import curves, distributed, signals
@@ -88,7 +89,15 @@ def train(
     resume_from = saved.source if saved else ""
     folder = run_folder.RunFolder(config.checkpoint, context.is_main)
     with folder.claimed():
-        state, setup = start_training(config, model, images, classes, resume_from, context)
+        state, setup = start_training(
+            config,
+            model,
+            images,
+            classes,
+            resume_from,
+            context,
+            load_distillation(config, classes, context),
+        )
         progress, epochs = state.progress, config.schedule.epochs
         if progress.epoch + 1 >= epochs:
             logger.info("nothing to train: epoch %d of --epochs %d is done", progress.epoch, epochs)

@@ -69,10 +69,13 @@ def freeze(model: nn.Module, pattern: str) -> int:
     return sum(parameter.numel() for parameter in matching)
 
 
-def create_optimizer(config: OptimConfig, model: nn.Module, lr: float) -> torch.optim.Optimizer:
+def create_optimizer(
+    config: OptimConfig, model: nn.Module, lr: float, extra: nn.Module | None = None
+) -> torch.optim.Optimizer:
     """Create timm's optimizer of that name over `parameter_groups`.
 
-    A Schedule sets the learning rate of each step; `lr` is the largest one.
+    A Schedule sets the learning rate of each step; `lr` is the largest one. `extra` is trained
+    beside the model, without layer decay.
     """
     names = [str(name) for name in list_optimizers()]
     if config.opt.lower().removeprefix("lookahead_") not in names:
@@ -87,6 +90,8 @@ def create_optimizer(config: OptimConfig, model: nn.Module, lr: float) -> torch.
     groups = parameter_groups(
         model, config.weight_decay, config.layer_decay, config.decay_1d, config.layer_decay_min
     )
+    if extra is not None:
+        groups += parameter_groups(extra, config.weight_decay)
     try:
         optimizer = create_optimizer_v2(
             groups,

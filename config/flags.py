@@ -211,6 +211,22 @@ class LossConfig:
 
 
 @dataclass(frozen=True)
+class DistillConfig:
+    """Distillation"""
+
+    teacher: str = ""
+    """Trained model to learn from: a checkpoint, or the name of published weights, of timm too. It
+    sees the same augmented images, resized to its own size and normalised by its own mean."""
+    distill: Literal["soft", "hard", "features"] = "soft"
+    """What is learnt: the teacher's probabilities (soft), its predicted class (hard), or its pooled
+    features, to which a linear layer projects those of the model."""
+    distill_alpha: Probability = 0.5
+    """Weight of the teacher's part of the loss; the loss on the labels has 1 - distill_alpha."""
+    distill_temperature: Annotated[float, Range(0.01)] = 1.0
+    """Temperature of both probabilities (soft)."""
+
+
+@dataclass(frozen=True)
 class OptimConfig:
     """Optimizer"""
 
@@ -452,6 +468,7 @@ class Config:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     mixup: MixupConfig = field(default_factory=MixupConfig)
     loss: LossConfig = field(default_factory=LossConfig)
+    distill: DistillConfig = field(default_factory=DistillConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     ema: EmaConfig = field(default_factory=EmaConfig)

@@ -28,6 +28,7 @@ from inference.exported import FORMATS, Exported
 from inference.preprocessing import Preprocessing, preprocessing_of
 from input_pipeline.transforms import mean_std
 from models import accelerate, checkpoint_filter_fn
+from runtime.distributed import SINGLE_PROCESS, DistributedContext
 from runtime.errors import UserError
 from training.build import build_model
 from utils import numbered_classes
@@ -83,6 +84,7 @@ def load_classifier(
     ema: bool = False,
     input_size: int | None = None,
     takes_exported: bool = True,
+    context: DistributedContext = SINGLE_PROCESS,
 ) -> Classifier:
     """Load a checkpoint of this project, the release or timm, or a file of tools.export.
 
@@ -101,7 +103,7 @@ def load_classifier(
         if not takes_exported:
             raise UserError(f"{source} is exported: give the checkpoint that it was made of")
         return _exported_classifier(Path(source), model, ema, input_size)
-    path = local_file(source)
+    path = local_file(source, context)
     checkpoint = read_checkpoint(path)
     flags = flags_in(checkpoint)
     config = model_of(source, flags | ({"model": model.split(".")[0]} if model else {}))

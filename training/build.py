@@ -18,6 +18,7 @@ from input_pipeline.image_sets import Images
 from optim_factory import Schedule, create_optimizer, freeze
 from runtime.distributed import DistributedContext
 from runtime.errors import UserError, near_names, reason_of
+from training.distillation import Distillation, Student
 from training.loss import Loss, build_loss, class_weights_of
 from training.nonfinite import NonFiniteSteps
 from training.state import Meters, Progress, TrainState
@@ -38,6 +39,7 @@ class TrainSetup:
     schedule: Schedule
     mixup: Mixup | None
     criterion: Loss
+    distillation: Distillation | None
     precision: torch.dtype | None
     """dtype of autocast; None for no autocast."""
     start_weights: frozenset[str] = frozenset()
@@ -147,6 +149,7 @@ def build_training(
     num_classes: int,
     context: DistributedContext,
     class_weights: torch.Tensor | None = None,
+    distillation: Distillation | None = None,
 ) -> tuple[TrainState, TrainSetup]:
     """Return the initial state and the setup for training `model` on that many images."""
     total_batch = config.total_batch(context.world_size)
@@ -156,7 +159,13 @@ def build_training(
     frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
     if frozen:
         logger.info("%d of %d parameters are frozen", frozen, count_parameters(model))
-    optimizer = create_optimizer(config.optim, model, schedule.config.lr)
+    student, projection = model, None
+    if distillation and distillation.by_features:
+        student = Student(model, distillation.teacher.num_features).to(context.device)
+        projection = student.projection
+        if config.compute.compile:
+            student.compile()
+    optimizer = create_optimizer(config.optim, model, schedule.config.lr, projection)
     emas = {}
     if config.ema.model_ema:
         decays = {"ema": config.ema.model_ema_decay}
@@ -178,16 +187,20 @@ def build_training(
     if context.is_distributed:
         devices = [context.device] if context.device.type == "cuda" else None
         # a view saves a copy of all gradients, and the memory for it
-        model = nn.parallel.DistributedDataParallel(
-            model, device_ids=devices, gradient_as_bucket_view=True
+        student = nn.parallel.DistributedDataParallel(
+            student, device_ids=devices, gradient_as_bucket_view=True
         )
     precision = amp_dtype(config.compute)
     scaler = torch.amp.GradScaler(context.device.type) if precision == torch.float16 else None
     start = config.schedule.start_epoch
     progress = Progress(epoch=start - 1, step=start * schedule.steps_per_epoch)
     nonfinite = NonFiniteSteps(context.device, config.faults.max_bad_steps)
-    state = TrainState(model, emas, optimizer, scaler, progress, Meters(context.device), nonfinite)
-    return state, TrainSetup(config, context, total_batch, schedule, mixup, criterion, precision)
+    meters = Meters(context.device)
+    state = TrainState(student, emas, optimizer, scaler, progress, meters, nonfinite)
+    setup = TrainSetup(
+        config, context, total_batch, schedule, mixup, criterion, distillation, precision
+    )
+    return state, setup
 
 
 def _build_schedule(config: Config, images: int, total_batch: int) -> Schedule:
@@ -228,6 +241,7 @@ def start_training(
     classes: list[str],
     resume_from: str,
     context: DistributedContext,
+    distillation: Distillation | None = None,
 ) -> tuple[TrainState, TrainSetup]:
     """Like `build_training`, with the weights of --finetune or the state of `resume_from`.
 
@@ -238,7 +252,9 @@ def start_training(
         named = are_names(classes, config.data.data_set)
         read = fitting.load_start_weights(model, config.finetune, classes, context, named)
     weights = class_weights_of(config.loss, images, classes)
-    state, setup = build_training(config, model, images.length, len(classes), context, weights)
+    state, setup = build_training(
+        config, model, images.length, len(classes), context, weights, distillation
+    )
     setup = replace(setup, start_weights=read)
     if not resume_from:
         return state, setup

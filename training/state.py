@@ -17,6 +17,7 @@ from optim_factory import restore_optimizer
 from runtime.distributed import DistributedContext, all_gather, all_reduce_sum
 from runtime.errors import UserError
 from runtime.logging import read_log
+from training.distillation import Student
 from training.nonfinite import NonFiniteSteps
 from utils import versions
 
@@ -98,7 +99,8 @@ class TrainState:
     """Model, EMA, optimizer, loss scale, progress and running sums."""
 
     model: nn.Module
-    """Wrapped by DistributedDataParallel if there is a process group."""
+    """Wrapped by Student with --distill features, then by DistributedDataParallel if there is a
+    process group."""
     emas: dict[str, ModelEmaV3]
     """The EMA by the name ema, if any, and those of --model_ema_more by names such as ema_0.99."""
     optimizer: torch.optim.Optimizer
@@ -113,10 +115,15 @@ class TrainState:
         return self.emas.get("ema")
 
     @property
-    def bare_model(self) -> nn.Module:
-        """The model without its DistributedDataParallel wrapper."""
+    def trained(self) -> nn.Module:
+        """All that is trained: the model without its DistributedDataParallel wrapper."""
         wrapped = isinstance(self.model, nn.parallel.DistributedDataParallel)
         return self.model.module if wrapped else self.model  # type: ignore[return-value]
+
+    @property
+    def bare_model(self) -> nn.Module:
+        """The model without its wrappers."""
+        return self.trained.model if isinstance(self.trained, Student) else self.trained
 
     def end_epoch(self) -> None:
         self.progress.epoch += 1
@@ -138,7 +145,10 @@ class TrainState:
                 "earlier checkpoints are intact"
             )
         meters = torch.stack((self.meters.epoch, self.meters.line)).cpu()
-        return {
+        extra: dict[str, Any] = {}
+        if isinstance(self.trained, Student):
+            extra["projection"] = self.trained.projection.state_dict()
+        return extra | {
             "model": self.bare_model.state_dict(),
             "model_ema": None,
             **{f"model_{name}": ema.module.state_dict() for name, ema in self.emas.items()},
@@ -168,6 +178,11 @@ class TrainState:
         progress = _saved_progress(saved, Path(path), self.progress.epoch + 1)
         weights = reading.weights_in(saved, path)
         fitting.load_saved(self.bare_model, saved, weights, path, context, start)
+        if isinstance(self.trained, Student):
+            projection = saved.get("projection")
+            if not isinstance(projection, dict):
+                raise UserError(f"checkpoint {path} is not of a run with --distill features")
+            fitting.load_exactly(self.trained.projection, projection, f"{path} (projection)")
         for name, ema in self.emas.items():
             ema_weights = reading.ema_weights_in(saved, path, f"model_{name}")
             if ema_weights is None:

@@ -359,12 +359,39 @@ def test_resume_names_the_flags_that_changed(flags, tmp_path, capsys):
     assert out.count("flag changed") == 2
 
 
-@pytest.mark.parametrize("clip_mode", ["step", pytest.param("micro", marks=pytest.mark.slow)])
-def test_two_processes_equal_one_with_twice_the_batch(flags, tmp_path, clip_mode):
+def test_a_model_learns_from_a_run_and_resumes(flags, tmp_path, capsys):
+    teacher = tmp_path / "teacher/checkpoint-best.pth"
+    train(flags, teacher.parent, "--epochs", "1")
+    more = ["--teacher", str(teacher), "--distill", "features", *EVERYTHING]
+    whole = train(flags, tmp_path / "run", *more)
+    (tmp_path / "run/checkpoint-1.pth").rename(tmp_path / "last.pth")
+    (tmp_path / "run/log.txt").write_text(json.dumps(whole[0]) + "\n")
+    assert train(flags, tmp_path / "run", *more) == whole
+    left, right = map(read_checkpoint, (tmp_path / "last.pth", tmp_path / "run/checkpoint-1.pth"))
+    assert_same(left, right)
+    torch.testing.assert_close(left["projection"], right["projection"], rtol=0, atol=0)
+    assert "teacher" not in str([*left["model"]])
+    main.run(parse_args([*flags, "--eval", "true", "--resume", str(tmp_path / "last.pth")]))
+    assert f"top-1 {whole[-1]['test_acc1']:.2f}%" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        ["--clip_mode", "step"],
+        pytest.param(["--clip_mode", "micro"], marks=pytest.mark.slow),
+        pytest.param(["--distill", "features", "--opt_eps", "1e-4"], marks=pytest.mark.slow),
+    ],
+    ids=lambda case: case[1],
+)
+def test_two_processes_equal_one_with_twice_the_batch(flags, tmp_path, case):
+    if case[0] == "--distill":
+        train(flags, tmp_path / "teacher", "--epochs", "1")
+        case = [*case, "--teacher", str(tmp_path / "teacher/checkpoint-best.pth")]
     plain = [
         *("--scale", "1", "1", "--ratio", "1", "1", "--hflip", "0", "--aa", "none"),
         *("--color_jitter", "0", "--reprob", "0", "--mixup", "0", "--cutmix", "0"),
-        *("--update_freq", "2", "--clip_grad", "1", "--epochs", "2", "--clip_mode", clip_mode),
+        *("--update_freq", "2", "--clip_grad", "1", "--epochs", "2", *case),
     ]
     one = train(flags, tmp_path / "one", *plain, "--batch_size", "8")
     done = launch(

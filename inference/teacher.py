@@ -1,0 +1,78 @@
+"""The teacher of a distillation, by name or from a checkpoint."""
+
+import logging
+
+import timm
+from timm.data import resolve_model_data_config
+
+from config.flags import Config, ModelConfig
+from inference.classifier import Classifier, load_classifier
+from inference.preprocessing import Preprocessing
+from input_pipeline.transforms import mean_std
+from runtime.distributed import DistributedContext, first_on_each_machine
+from runtime.errors import UserError, reason_of, some
+from training.distillation import Distillation, Teacher
+from utils import are_names, numbered_classes
+
+logger = logging.getLogger(__name__)
+
+
+def load_distillation(
+    config: Config, classes: list[str], context: DistributedContext
+) -> Distillation | None:
+    """Return the distillation of --teacher for images of these classes; None without a teacher.
+
+    UserError if the teacher cannot be loaded, or lacks some of the classes.
+    """
+    source = config.distill.teacher
+    if not source:
+        return None
+    try:
+        is_of_timm = timm.is_model(source.split(".")[0]) and not source.startswith("hornet_")
+        if is_of_timm:
+            trained = _of_timm(source, context)
+        else:
+            trained = load_classifier(source, takes_exported=False, context=context)
+    except UserError as error:
+        raise UserError(f"--teacher: {error}") from None
+    rows, view = _rows(trained, classes, config), trained.preprocessing
+    teacher = Teacher(
+        trained.model, view.input_size, mean_std(config.data), (view.mean, view.std), rows
+    )
+    if config.distill.distill == "features" and not hasattr(trained.model, "head_hidden_size"):
+        raise UserError(f"--distill features: --teacher {source} has no pooled features")
+    logger.info("teacher %s: %s at %d pixels", source, trained.config.model, teacher.size)
+    teacher.to(context.device)
+    if config.compute.compile:
+        teacher.compile()
+    return Distillation(teacher, config.distill)
+
+
+def _of_timm(name: str, context: DistributedContext) -> Classifier:
+    try:
+        with first_on_each_machine(context):
+            model = timm.create_model(name, pretrained=True)
+    except Exception as error:  # of the download, of an unknown tag
+        raise UserError(f"timm's {name} cannot be loaded: {reason_of(error)}") from None
+    data = resolve_model_data_config(model)
+    size = data["input_size"][-1]
+    view = Preprocessing(size, data["mean"], data["std"])
+    classes = numbered_classes(model.num_classes)  # type: ignore[arg-type]
+    return Classifier(model.eval(), ModelConfig(name, input_size=size), classes, view, named=False)
+
+
+def _rows(teacher: Classifier, classes: list[str], config: Config) -> list[int]:
+    """Return the teacher's number of each class; classes without names have to be as many."""
+    own, source = teacher.folders, config.distill.teacher
+    numbers = {name: number for number, name in enumerate(own)}
+    has_names = teacher.named or own != numbered_classes(len(own))
+    if has_names and {*classes} <= {*own}:
+        return [numbers[name] for name in classes]
+    both_named = has_names and are_names(classes, config.data.data_set)
+    if len(own) == len(classes) and not both_named:
+        return list(range(len(classes)))
+    missing = some(name for name in classes if name not in numbers)
+    raise UserError(
+        f"--teacher {source} has {len(own)} classes ({some(own)}), the data {len(classes)} "
+        f"({some(classes)}), of which the teacher lacks {missing}"
+    )
