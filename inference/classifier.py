@@ -99,7 +99,7 @@ def load_classifier(
 
     Raises UserError if the file cannot be downloaded or read, or does not fit the model.
     """
-    if Path(source).suffix in FORMATS.values():
+    if source.endswith((*FORMATS.values(),)):
         if not takes_exported:
             raise UserError(f"{source} is exported: give the checkpoint that it was made of")
         return _exported_classifier(Path(source), model, ema, input_size)

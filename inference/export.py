@@ -18,12 +18,13 @@ from inference.exported import KEY, Exported, Facts, format_of, quiet_library
 from inference.mobile import write_coreml, write_executorch, write_litert, write_ncnn
 from inference.portable import portable
 from inference.quantize import Quality, batches, quality, quantize, split
-from inference.targets import Options
+from inference.targets import TARGETS, Options
 from runtime.errors import UserError, reason_of
 from runtime.files import written_whole
 
 # relative to the largest logit; files with a larger error are not kept
 LARGEST_ERROR = {"float32": 1e-4, "float16": 5e-3, "bfloat16": 3e-2}
+SMALLEST_TRACED = 64  # pixels: the last stage has maps of 2 x 2 then
 LARGEST_WEIGHT = 2**31  # elements of a weight that may become a constant of an ONNX file
 
 
@@ -43,7 +44,7 @@ class _Computed(nn.Module):
 def export(classifier: Classifier, output: Path, options: Options) -> dict[str, float]:
     """Write the file; return its largest error per input shape, relative to the largest logit.
 
-    Nothing is returned for Core ML, which runs on Apple's systems only. Raises UserError if the
+    Nothing is returned for Core ML, whose files are not run here. Raises UserError if the
     format cannot take the model, or an error is too large; no file is left.
     """
     with written_whole(output) as written:
@@ -74,6 +75,14 @@ def _write(classifier: Classifier, path: Path, options: Options) -> dict[str, fl
     facts = Facts(name, classifier.labels, side, list(view.mean), list(view.std), view.crop_pct,
                   options.dtype, options.batch_size, options.any_size,
                   view.decoding.exif_orientation, view.decoding.background)  # fmt: skip
+    if options.any_size and side < SMALLEST_TRACED:
+        raise UserError(
+            f"--dynamic size at {side} pixels: maps of one pixel would fix the size; give "
+            f"--input-size {SMALLEST_TRACED} or more"
+        )
+    dtypes = next(t.dtypes for t in TARGETS.values() if t.format == kind)
+    if options.dtype not in dtypes:
+        raise UserError(f"an export to {kind} computes in {', '.join(dtypes)}, not {options.dtype}")
     ready = models.plain(copy.deepcopy(classifier.model))
     if options.folds:
         ready = reparameterize_model(ready, inplace=True)
@@ -96,7 +105,7 @@ def _write(classifier: Classifier, path: Path, options: Options) -> dict[str, fl
         errors = _errors(classifier.model, Exported(path), shapes)
     except Exception as error:  # each library has its own types
         raise UserError(
-            f"--format {kind}, --dtype {dtype}: the file does not run here, so it is not kept: "
+            f"the export to {kind} in {dtype} does not run here, so it is not kept: "
             f"{reason_of(error).replace(str(path), 'it')}"
         ) from None
     for shape, largest in errors.items():
@@ -112,12 +121,12 @@ def _write(classifier: Classifier, path: Path, options: Options) -> dict[str, fl
 def _exporting(kind: str, model: str) -> Iterator[None]:
     """Hide what exporters print, and turn their errors into a UserError."""
     try:
-        with quiet_library(f"--format {kind}", kind):
+        with quiet_library(f"an export to {kind}", kind):
             yield
     except (UserError, OSError):
         raise
     except Exception as error:  # each library has its own types
-        raise UserError(f"--format {kind} cannot take {model}: {reason_of(error)}") from None
+        raise UserError(f"the export of {model} to {kind} fails: {reason_of(error)}") from None
 
 
 @torch.no_grad()
@@ -152,7 +161,7 @@ def _onnx(model: nn.Module, images: Tensor, path: Path, facts: str, options: Opt
     optimize(graph, input_size_limit=LARGEST_WEIGHT, output_size_limit=LARGEST_WEIGHT)
     for node in graph.graph:
         node.metadata_props.clear()  # where it was called in this machine's files
-        # OpenCV 4 refuses products whose constant first factor is also that of another
+        # OpenCV 4 refuses a constant that is the first factor of several products
         factor = node.inputs[0] if node.op_type == "MatMul" else None
         if factor is not None and factor.is_initializer() and len(factor.uses()) > 1:
             copied = onnx_ir.Value(name=f"{factor.name}.{node.name}", type=factor.type,

@@ -30,11 +30,11 @@ FORMATS = {
     "openvino": ".xml",
     "litert": ".tflite",
     "executorch": ".pte",
-    "ncnn": ".param",
+    "ncnn": ".ncnn.param",  # and .ncnn.bin: FILE.bin is OpenVINO's
     "coreml": ".mlpackage",
 }
 KEY = "hornet"  # metadata key of the facts, as JSON
-_EXTRAS = {"onnx": "export", "openvino": "export,openvino"}  # others are named like their format
+_EXTRAS = {"onnx": "export", "openvino": "export,openvino"}  # else the name of the format
 
 
 @dataclass(frozen=True)
@@ -87,9 +87,11 @@ class Exported(nn.Module):
         super().__init__()
         self.path, kind = path, format_of(path)
         if kind not in _OPENERS:
-            raise UserError(f"{path}: Core ML runs on Apple's systems only")
-        if not path.is_file():
-            raise UserError(f"{path} is not a file")
+            raise UserError(f"{path}: this project runs no Core ML files; Xcode does")
+        for file in (path, *companions(path)):
+            if not file.is_file():
+                needs = f"{path} needs it" if file != path else "give a file of tools.export"
+                raise UserError(f"there is no file {file}: {needs}")
         try:
             with quiet_library(str(path), kind):
                 run, text = _OPENERS[kind](path, threads)
@@ -100,7 +102,9 @@ class Exported(nn.Module):
         except UserError:
             raise
         except Exception as error:  # each library has its own types
-            raise UserError(f"{path} is not a file of tools.export: {reason_of(error)}") from None
+            raise UserError(
+                f"{path} is damaged, or not a file of tools.export: {reason_of(error)}"
+            ) from None
         object.__setattr__(self, "run", run)  # no submodule: a program refuses eval()
 
     def forward(self, images: Tensor) -> Tensor:
@@ -117,6 +121,8 @@ class Exported(nn.Module):
             count = len(self.facts.classes)
             if logits.shape[1:] != (count,):
                 raise UserError(f"{self.path} names {count} classes, it has others")
+            if not logits.isfinite().all():
+                raise UserError(f"{self.path} gives numbers that are not finite")
             parts.append(logits[: len(part)])
         return torch.cat(parts)
 
@@ -156,10 +162,17 @@ def facts_file(path: Path) -> Path:
     return path.with_name(f"{path.name}.json")
 
 
+def companions(path: Path) -> list[Path]:
+    """Return the files beside an exported one that belong to it."""
+    kind = format_of(path)
+    weights = [path.with_suffix(".bin")] if kind in ("openvino", "ncnn") else []
+    return weights + ([facts_file(path)] if kind in ("litert", "executorch", "ncnn") else [])
+
+
 def format_of(path: Path) -> str:
     """Return the format of a file, by its suffix; UserError for another suffix."""
     for kind, suffix in FORMATS.items():
-        if path.suffix == suffix:
+        if path.name.endswith(suffix):
             return kind
     raise UserError(f"{path}: the suffix is one of {', '.join(FORMATS.values())}")
 
@@ -169,6 +182,7 @@ def _onnx(path: Path, threads: int) -> tuple[Any, str]:
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
+    options.log_severity_level = 4  # errors are raised, too
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
     def run(images: Tensor) -> Tensor:
@@ -243,7 +257,9 @@ def _ncnn(path: Path, threads: int) -> tuple[Any, str]:
     def run(images: Tensor) -> Tensor:
         extractor = network.create_extractor()
         extractor.input("in0", ncnn.Mat(images[0].numpy()).clone())
-        _, logits = extractor.extract("out0")
+        status, logits = extractor.extract("out0")
+        if status:
+            raise ValueError(f"ncnn's extract gives {status}")
         return torch.from_numpy(np.array(logits))[None]
 
     return run, facts_file(path).read_text()

@@ -1,6 +1,5 @@
 """Pictures of what a classifier has learnt, as figures of matplotlib."""
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,6 @@ from torch import Tensor, nn
 from inference import insight
 from inference.classifier import Classifier
 from inference.labels import drawable
-from input_pipeline.images import load_image
 from models import HorNet, plain
 from runtime.errors import UserError
 
@@ -195,21 +193,6 @@ def _draw_matrix(figure: FigureBase, names: list[str], truth: Tensor, found: Ten
             colour = "white" if share[row, column] > 0.5 else "black"
             axes.text(column, row, str(int(counts[row, column])), ha="center", va="center",
                       color=colour, fontsize=7)  # fmt: skip
-
-
-def readable_files(files: list[Path]) -> list[Path]:
-    """Return the images that can be read, and tell of the others; UserError if none can."""
-    found, problems = [], []
-    for file in files:
-        try:
-            load_image(str(file))
-            found.append(file)
-        except UserError as error:
-            problems.append(error)
-    if not found:
-        raise problems[0]
-    sys.stderr.writelines(f"skipped: {problem}\n" for problem in problems)
-    return found
 
 
 def spread(values: list[Any], count: int) -> list[Any]:

@@ -1,19 +1,21 @@
-"""The same network in operators that other runtimes take, with constants instead of computations.
+"""The same network in operators that other runtimes have; what depends on weights is computed once.
 
 Each replacement is needed by a runtime that is named beside it; docs/deploy.md has the list.
 """
 
 import torch
-from timm.layers import SelectAdaptivePool2d
 from torch import Tensor, nn
 
 from models import GlobalLocalFilter, set_global_filter_impl
 from models.layers import ChannelLinear
 from models.spectral import dft_matrices, filter_by_matrices, resize_filter
 
+MATRICES = ("along_height", "height_back", "along_width", "width_back")
+"""Names of the constants of `dft_matrices`."""
+
 
 class _MeanPool(nn.Module):
-    """Global average pooling (B, C, H, W) -> (B, C, 1, 1).
+    """Average pooling (B, C, H, W) -> (B, C, 1, 1).
 
     Exporters turn adaptive pooling into an index operator, which ncnn and OpenCV do not have.
     """
@@ -23,33 +25,51 @@ class _MeanPool(nn.Module):
 
 
 class _FixedFilter(nn.Module):
-    """A GlobalLocalFilter for maps of one size, whose resized filter and DFTs are constants.
+    """A GlobalLocalFilter for maps (B, C, H, W) of one size: its resized filter and its discrete
+    Fourier transforms are constants.
 
     Core ML does not take the integers that these are computed from.
     """
 
+    k_real: Tensor
+    k_imag: Tensor
+
     def __init__(self, layer: GlobalLocalFilter, height: int, width: int) -> None:
         super().__init__()
         self.dw, self.pre_norm, self.post_norm = layer.dw, layer.pre_norm, layer.post_norm
-        self.height, self.width, self.channels = height, width, layer.dw.in_channels
-        self.sizes = [height, width // 2 + 1, self.channels]
+        self.sizes = [height, width // 2 + 1, layer.dw.in_channels]
         weight = layer.complex_weight.detach().float()
-        k_real, k_imag = resize_filter(weight, height, width // 2 + 1).permute(3, 1, 2, 0)
-        constants = (k_real, k_imag, *dft_matrices(height, width, weight))
-        self.names = [f"constant{i}" for i in range(len(constants))]
-        for name, constant in zip(self.names, constants, strict=True):
+        filters = resize_filter(weight, height, width // 2 + 1).permute(3, 1, 2, 0)
+        matrices = dft_matrices(height, width, weight)
+        for name, constant in zip(("k_real", "k_imag"), filters, strict=True):
             self.register_buffer(name, constant.contiguous())
+        for name, constant in zip(MATRICES, matrices, strict=True):
+            self.register_buffer(name, constant.contiguous())
+        self.map_size = (height, width)
+        self.converts = layer.complex_weight.dtype != torch.float32
 
     def forward(self, x: Tensor) -> Tensor:
-        local, spectral = self.pre_norm(x).split(self.channels, dim=1)
-        local = self.dw(local)
-        constants = [getattr(self, name) for name in self.names]
-        half_precision = x.dtype != torch.float32
-        spectral = spectral.float() if half_precision else spectral
-        spectral = filter_by_matrices(spectral, self.sizes, *constants)
-        spectral = spectral.to(x.dtype) if half_precision else spectral
+        local, spectral = self.pre_norm(x).split(self.sizes[2], dim=1)
+        if self.map_size == (1, 1):
+            # of one pixel OpenCV 4's depthwise convolution is wrong
+            centre = self.dw.kernel_size[0] // 2
+            local = local * self.dw.weight[:, :, centre, centre, None]
+        else:
+            local = self.dw(local)
+        if self.converts:
+            spectral = spectral.float()
+        if self.map_size == (1, 1):
+            # its transform is the pixel itself; ncnn fails on products of so small a map
+            spectral = spectral * self.k_real.permute(2, 0, 1)
+        else:
+            matrices = [getattr(self, name) for name in MATRICES]
+            spectral = filter_by_matrices(spectral, self.sizes, self.k_real, self.k_imag, *matrices)
+        if self.converts:
+            spectral = spectral.to(x.dtype)
+        # with sizes as numbers, since sizes of tensors are operators of a graph
+        height, width = self.map_size
         mixed = torch.stack((local, spectral), dim=2)
-        return self.post_norm(mixed.reshape(-1, 2 * self.channels, self.height, self.width))
+        return self.post_norm(mixed.reshape(-1, 2 * self.sizes[2], height, width))
 
 
 def portable(model: nn.Module, shape: tuple[int, ...] | None) -> nn.Module:
@@ -66,7 +86,7 @@ def portable(model: nn.Module, shape: tuple[int, ...] | None) -> nn.Module:
         for name, layer in parent.named_children():
             if type(layer) is ChannelLinear:
                 setattr(parent, name, _convolution(layer))
-            elif isinstance(layer, SelectAdaptivePool2d) and layer.pool_type == "avg":
+            elif type(layer) is nn.AdaptiveAvgPool2d and layer.output_size in (1, (1, 1)):
                 setattr(parent, name, _MeanPool())
             elif type(layer) is GlobalLocalFilter and layer in sizes:
                 setattr(parent, name, _FixedFilter(layer, *sizes[layer]))

@@ -17,6 +17,7 @@ from inference.classifier import load_classifier
 from inference.labels import drawable, printable
 from input_pipeline.folders import find_images
 from input_pipeline.image_sets import ImageSet
+from input_pipeline.images import readable_files
 from runtime.curves import draw_curves
 from runtime.errors import UserError
 from runtime.logging import read_log
@@ -45,7 +46,7 @@ def report(run: Path, source: str | None, images: Path | None, count: int) -> st
     classifier = load_classifier(source, takes_exported=False)
     flags = classifier.flags
     every = find_images([str(images)]) if images else images_of(flags)
-    files = pictures.readable_files(pictures.spread(every, MOST_COUNTED))
+    files = readable_files(pictures.spread(every, MOST_COUNTED))
     examples = pictures.examples_of(classifier, pictures.spread(files, count))
     log = read_log(run)
     measured = [record["test_acc1"] for record in log if record.get("test_acc1") is not None]

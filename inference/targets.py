@@ -23,22 +23,25 @@ class Target:
     """A runtime, or a format that several runtimes read."""
 
     format: str
-    next: str
-    """The command that comes next, or what to do; with {file} and {stem}."""
+    usage: str
+    """The command that comes next, or what to do; with {file} and {stem}, as a shell takes them."""
     dtypes: tuple[str, ...] = ("float32", "float16", "bfloat16")
     opsets: tuple[int, ...] = ()
     """The first one is the default; empty for formats other than ONNX."""
     dynamic: tuple[str, ...] = ("batch", "size")
+    one_image: bool = False
+    """Whether it takes one image at a time."""
     symmetric: bool = False
     """Whether int8 has no zero points other than 0."""
 
 
+_ANY_OPSET = (20, *(version for version in OPSETS if version != 20))
 _PREDICT = "python -m tools.predict my_images --checkpoint {file}"
 TARGETS = {
     "onnxruntime": Target(
-        "onnx", _PREDICT, ("float32", "float16", "int8"), (20, *(o for o in OPSETS if o != 20))
+        "onnx", _PREDICT, ("float32", "float16", "int8"), _ANY_OPSET
     ),
-    "openvino": Target("openvino", _PREDICT, opsets=(20, 17)),
+    "openvino": Target("openvino", _PREDICT, opsets=_ANY_OPSET),
     "torchscript": Target("torchscript", _PREDICT),
     "exported": Target("exported", _PREDICT),
     # OpenCV crashes on opsets 18 and 19; dynamic shapes give wrong logits in version 4
@@ -53,20 +56,22 @@ TARGETS = {
     ),
     "mnn": Target(
         "onnx",
-        "mnnconvert -f ONNX --modelFile {file} --MNNModel {stem}.mnn --bizCode hornet",
+        "PIP_NO_INDEX=1 mnnconvert -f ONNX --bizCode hornet --modelFile {file}"
+        " --MNNModel {stem}.mnn",
         ("float32",),
         (17, 20),
         (),
     ),
     "web": Target(
-        "onnx", "the page examples/web/ classifies with it", ("float32", "float16", "int8"),
-        (20, 17), (),
+        "onnx", "npm install --prefix examples/web && python -m http.server --directory "
+        "examples/web; the page takes {file}", ("float32", "float16", "int8"),
+        (20, 17), (), one_image=True,
     ),
     "litert": Target("litert", _PREDICT, ("float32",), dynamic=()),
     "executorch": Target("executorch", _PREDICT, ("float32",), dynamic=()),
-    "ncnn": Target("ncnn", _PREDICT, ("float32", "float16"), dynamic=()),
+    "ncnn": Target("ncnn", _PREDICT, ("float32", "float16"), dynamic=(), one_image=True),
     "coreml": Target(
         "coreml", "add {file} to a project of Xcode", ("float32", "float16"), dynamic=()
     ),
 }  # fmt: skip
-"""The first of a format is what its files are for if no target is named."""
+"""Without --target, a file is for the first target of its format."""

@@ -3,6 +3,7 @@
 import io
 import os
 import stat
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -74,6 +75,21 @@ def load_image(path: str, decoding: Decoding = Decoding()) -> Image.Image:  # no
         return decoded(path, decoding)
 
 
+def readable_files(files: list[Path]) -> list[Path]:
+    """Return the images that can be read, and tell of the others; UserError if none can."""
+    found, problems = [], []
+    for file in files:
+        try:
+            load_image(str(file))
+            found.append(file)
+        except UserError as error:
+            problems.append(error)
+    if problems and not found:
+        raise problems[0]
+    sys.stderr.writelines(f"skipped: {problem}\n" for problem in problems)
+    return found
+
+
 @contextmanager
 def readable(name: str) -> Iterator[None]:
     """Turn errors of Pillow and of files into a UserError about the image `name`."""
@@ -91,7 +107,10 @@ def decoded(file: Any, decoding: Decoding) -> Image.Image:
     """Like load_image, for a path or an open file, with Pillow's errors."""
     with Image.open(file) as image:
         if max(image.size) > MOST_ASPECT * min(image.size):
-            raise ValueError(f"{image.width} x {image.height} pixels")
+            raise ValueError(
+                f"one side of {image.width} x {image.height} pixels is more than {MOST_ASPECT} "
+                "times the other"
+            )
         image.load()  # Pillow turns TIFFs itself, and removes their orientation
         found = _in_rgb(image, decoding.background)
         turn = _TURNS.get(orientation_of(image)) if decoding.exif_orientation else None

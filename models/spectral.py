@@ -85,7 +85,7 @@ def filter_by_matrices(
     along_height: Tensor, height_back: Tensor, along_width: Tensor, width_back: Tensor,
 ) -> Tensor:  # fmt: skip
     """`filter_by_matmul` with its constants: K as (H, V, C), its sizes, and `dft_matrices`."""
-    # given, and -1 for the batch, since sizes of tensors are operators in an exported graph
+    # sizes as numbers, and -1 for the batch: in an exported graph sizes of tensors are operators
     height, frequencies, channels = sizes
     part_rows = (-1, 2 * height, frequencies * channels)  # rows (u, part)
     parts = (-1, height, 2, frequencies, channels)

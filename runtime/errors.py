@@ -3,7 +3,9 @@
 import difflib
 import io
 import os
+import signal
 import sys
+import threading
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -44,6 +46,9 @@ def program(
             this = parser()
             name = this.prog.removeprefix("python -m ")
             print_any_name()
+            # like Ctrl-C, so that no temporary files are left; a thread cannot set it
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, _end)
             try:
                 arguments = this.parse_args(argv)
                 for key, value in vars(arguments).items():
@@ -60,6 +65,10 @@ def program(
         return main
 
     return decorate
+
+
+def _end(number: int, _: object) -> NoReturn:
+    sys.exit(128 + number)
 
 
 class Parser(ArgumentParser):

@@ -8,6 +8,7 @@ python -m tools.export hornet_tiny_gf --checkpoint hornet_tiny_gf.pth --format e
     --dynamic size --output tiny.pt2
 """
 
+import shlex
 import sys
 from argparse import Namespace
 from pathlib import Path
@@ -16,7 +17,7 @@ import timm
 
 from inference.classifier import Classifier, classifier_of
 from inference.export import LARGEST_ERROR, export, export_int8, random_classifier
-from inference.exported import FORMATS, format_of
+from inference.exported import FORMATS, companions, format_of
 from inference.targets import OPSETS, TARGETS, Options, Target
 from runtime.errors import Parser, UserError, check_positive, near_names, program
 
@@ -61,10 +62,10 @@ def _check(arguments: Namespace) -> Target:
     """Return what the file is for; UserError for flags that cannot work."""
     kind, output = format_of(arguments.output), arguments.output
     name = arguments.target or next(name for name, t in TARGETS.items() if t.format == kind)
-    target, user = TARGETS[name], f"--target {name}" if arguments.target else f"--format {kind}"
+    target, user = TARGETS[name], f"--target {name}" if arguments.target else f"--output {output}"
     for flag, needed in ((f"--format {arguments.format}", arguments.format), (user, target.format)):
         if needed not in (None, kind):
-            raise UserError(f"--output {output}: {flag} ends in {FORMATS[needed]}")
+            raise UserError(f"--output {output}: files for {flag} end in {FORMATS[needed]}")
     check_positive(arguments, "batch_size", "input_size", "opset")
     if not output.parent.is_dir():
         raise UserError(f"--output {output}: {output.parent} is not a folder")
@@ -75,6 +76,8 @@ def _check(arguments: Namespace) -> Target:
         raise UserError("--ema needs a checkpoint: give --checkpoint")
     if arguments.dynamic and arguments.batch_size:
         raise UserError("--batch-size is fixed, --dynamic is any number: give one of them")
+    if target.one_image and (arguments.batch_size or 1) > 1:
+        raise UserError(f"--batch-size {arguments.batch_size}: {user} takes one image at a time")
     if arguments.dynamic and arguments.dynamic not in target.dynamic:
         takes = "a fixed size" if "batch" in target.dynamic else "fixed shapes"
         raise UserError(f"--dynamic {arguments.dynamic}: {user} takes {takes}")
@@ -113,19 +116,25 @@ def main(arguments: Namespace) -> None:
         errors = export(classifier, output, options)
         told = [f"{at}: largest error {e:.1e} of the largest logit" for at, e in errors.items()]
     if kind == "coreml":
-        told = ["not compared with PyTorch: Core ML runs on Apple's systems only"]
+        told = ["not compared with PyTorch, since this project runs no Core ML files"]
     weights = "" if arguments.checkpoint else ", random weights: no --checkpoint was given"
     told.append(f"{output}: {kind}, {arguments.dtype}, {_size(output):.1f} MB{weights}")
     if arguments.target:
-        told.append(f"next: {target.next.format(file=output, stem=output.with_suffix(''))}")
+        names = {"file": output, "stem": output.with_suffix("")}
+        usage = target.usage.format(**{key: shlex.quote(str(p)) for key, p in names.items()})
+        if arguments.target == "tensorrt" and dynamic:
+            channels = (
+                f"3x{classifier.preprocessing.input_size}x{classifier.preprocessing.input_size}"
+            )
+            sizes = {"min": 1, "opt": 8, "max": 32}
+            usage += "".join(f" --{k}Shapes=images:{n}x{channels}" for k, n in sizes.items())
+        told.append(f"next: {usage}")
     sys.stdout.write("\n".join(told) + "\n")
 
 
 def _size(output: Path) -> float:
     """Return the size in MB, with the file or folder of the weights."""
-    files = [output, *output.rglob("*")]
-    if output.suffix in (".xml", ".param"):
-        files.append(output.with_suffix(".bin"))
+    files = [output, *output.rglob("*"), *companions(output)]
     return sum(file.stat().st_size for file in files if file.is_file()) / 1e6
 
 

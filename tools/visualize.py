@@ -19,6 +19,7 @@ from inference import pictures
 from inference.classifier import add_flags, classifier_of
 from inference.report import report
 from input_pipeline.folders import find_images
+from input_pipeline.images import readable_files
 from runtime.curves import draw_curves
 from runtime.errors import Parser, UserError, check_positive, program
 from runtime.files import written_whole
@@ -67,8 +68,8 @@ def draw(arguments: Namespace) -> Figure:
         return pictures.draw_filters(classifier)
     files = find_images(arguments.images)
     if what == "confusion":
-        return pictures.draw_confusion(classifier, pictures.readable_files(files))
-    files = pictures.readable_files(pictures.spread(files, getattr(arguments, "count", 1)))
+        return pictures.draw_confusion(classifier, readable_files(files))
+    files = readable_files(pictures.spread(files, getattr(arguments, "count", 1)))
     examples = pictures.examples_of(classifier, files)
     try:
         return getattr(pictures, f"draw_{what}")(classifier, examples)

@@ -8,6 +8,9 @@ ort.env.wasm.wasmPaths = here;
 // more threads need headers that a plain static server does not send
 ort.env.wasm.numThreads = self.crossOriginIsolated ? Math.min(4, navigator.hardwareConcurrency) : 1;
 
+// the largest image that Pillow opens; browsers give black ones beyond some size
+const MOST_PIXELS = 178956970;
+
 /** Open the bytes (ArrayBuffer) of an exported file: {facts, classify(file, count)}. */
 export async function load(bytes) {
   const facts = metadata(new Uint8Array(bytes));
@@ -36,9 +39,11 @@ export function metadata(bytes) {
   for (const [field, property] of fields(bytes)) {
     if (field !== 14) continue; // ModelProto.metadata_props
     const entry = Object.fromEntries(fields(property));
-    if (text.decode(entry[1]) === "hornet") return JSON.parse(text.decode(entry[2]));
+    if (text.decode(entry[1]) !== "hornet") continue;
+    const facts = JSON.parse(text.decode(entry[2]));
+    if (facts.classes?.length && facts.input_size && facts.mean && facts.std) return facts;
   }
-  throw new Error("this is not a file of tools.export");
+  throw new Error("this is damaged, or not a file of tools.export");
 }
 
 /** Yield [number, bytes] of the fields with a length in a message of Protocol Buffers. */
@@ -69,9 +74,12 @@ function* fields(bytes) {
 /** Decode, resize and crop an image as inference/preprocessing.py does: Float32Array (3, S, S). */
 export async function preprocess(file, facts) {
   const { input_size: side, mean, std, crop_pct, background } = facts;
-  const imageOrientation = facts.exif_orientation ? "from-image" : "none";
-  const image = await createImageBitmap(file, { imageOrientation, premultiplyAlpha: "none" })
+  // pixels as they are in the file, except that browsers always turn images as their EXIF says
+  const options = { premultiplyAlpha: "none", colorSpaceConversion: "none" };
+  const image = await createImageBitmap(file, options)
     .catch(() => { throw new Error("the browser cannot read this image"); });
+  if (image.width * image.height > MOST_PIXELS)
+    throw new Error(`${image.width} x ${image.height} pixels are too many`);
   const context = new OffscreenCanvas(image.width, image.height).getContext("2d");
   if (background) {
     context.fillStyle = background;

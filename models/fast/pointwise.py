@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils.flop_counter import flop_registry, register_flop_formula
 
 from .dispatch import autocast_dtype, eager_on_cpu, wants_gradient
@@ -22,7 +23,7 @@ ONEDNN_MATMUL: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
 
 def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool = False) -> Tensor:
     """Return the 1x1 convolution of x, then GELU if asked for."""
-    if type(weight) not in (Tensor, nn.Parameter) and weight.ndim == 2:
+    if type(weight) not in (Tensor, nn.Parameter, FakeTensor) and weight.ndim == 2:
         # quantised by torchao, which has this operator only
         y = F.linear(x.permute(0, 2, 3, 1), weight, bias).permute(0, 3, 1, 2)
         return F.gelu(y) if gelu else y

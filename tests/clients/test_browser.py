@@ -2,7 +2,6 @@
 
 import functools
 import http.server
-import json
 import re
 import shutil
 import threading
@@ -12,9 +11,12 @@ import numpy as np
 import pytest
 import timm
 import torch
-from PIL import Image
+from PIL import Image, ImageCms
 
+from config.flags import DataConfig
 from inference.classifier import load_classifier
+from inference.preprocessing import Preprocessing
+from input_pipeline.transforms import mean_std
 from tests.clients.conftest import PLACE, SIDE
 from tests.drawings import CLASSES, write_drawings
 from tools.export import main
@@ -87,18 +89,6 @@ def test_the_answer_is_that_of_pytorch(tab, site, checkpoint, tmp_path, dtype):
     wanted = sorted(zip(classifier.classes, shares, strict=True), key=lambda pair: -pair[1])
     tab.goto(address)
     tab.get_by_role("status").filter(has_text="3 classes").wait_for(timeout=30_000)
-    # the preprocessing is that of Pillow, to one of 255 steps in a few places
-    pixels = tab.evaluate(
-        """async ([bytes, facts]) => {
-            const { preprocess } = await import("./classifier.mjs");
-            return Array.from(await preprocess(new Blob([new Uint8Array(bytes)]), facts));
-        }""",
-        [list(photo.read_bytes()), json.loads(facts_of(folder / "model.onnx"))],
-    )
-    expected = classifier.inputs([photo]).flatten()
-    distance = (torch.tensor(pixels) - expected).abs()
-    assert distance.max() < 1.01 / 255 / 0.224
-    assert (distance > 1e-5).float().mean() < 0.01
     tab.set_input_files("#image", photo)
     found = shown(tab)
     assert [name for name, _ in found] == [name for name, _ in wanted]
@@ -107,22 +97,64 @@ def test_the_answer_is_that_of_pytorch(tab, site, checkpoint, tmp_path, dtype):
     assert re.match(r"photo.png: \d+ ms", tab.get_by_role("status").inner_text())
 
 
-def facts_of(file):
-    onnx = pytest.importorskip("onnx")
-    return {item.key: item.value for item in onnx.load(file).metadata_props}["hornet"]
+def profile():
+    """A colour profile that swaps red and blue."""
+    data = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    tags = {bytes(data[at : at + 4]): at for at in range(132, 132 + 12 * data[131], 12)}
+    red, blue = (slice(tags[tag] + 4, tags[tag] + 12) for tag in (b"rXYZ", b"bXYZ"))
+    data[red], data[blue] = data[blue], data[red]
+    return bytes(data)
+
+
+IMAGES = {
+    "wide": ((211, 150), "RGB", {}),
+    "tall": ((150, 211), "RGB", {}),
+    "small": ((40, 31), "RGB", {}),
+    "alpha": ((211, 150), "RGBA", {}),
+    "grey": ((211, 150), "L", {}),
+    "turned": ((211, 150), "RGB", {"exif": True}),
+    "profile": ((211, 150), "RGB", {"icc_profile": profile()}),
+}
+
+
+@pytest.mark.parametrize("crop_pct", [None, 0.875])
+def test_images_are_prepared_as_by_pillow(tab, site, tmp_path, crop_pct):
+    """To one of 255 steps in a few places."""
+    view = Preprocessing(SIDE if crop_pct else 32, *mean_std(DataConfig()), crop_pct)
+    facts = {"input_size": view.input_size, "mean": view.mean, "std": view.std,
+             "crop_pct": view.crop_pct, "background": "white"}  # fmt: skip
+    tab.goto(site[1])
+    for name, (size, mode, options) in IMAGES.items():
+        noise = np.random.default_rng(0).integers(0, 256, (12, 17, 4), np.uint8)
+        image = Image.fromarray(noise).resize(size, Image.Resampling.BICUBIC).convert(mode)
+        if options.get("exif"):
+            options = {"exif": Image.Exif()}
+            options["exif"][0x0112] = 6
+        file = tmp_path / f"{name}.png"
+        image.save(file, **options)
+        pixels = tab.evaluate(
+            """async ([bytes, facts]) => {
+                const { preprocess } = await import("./classifier.mjs");
+                return Array.from(await preprocess(new Blob([new Uint8Array(bytes)]), facts));
+            }""",
+            [list(file.read_bytes()), facts],
+        )
+        distance = (torch.tensor(pixels) - view.transform(view.load(file)).flatten()).abs()
+        assert distance.max() < 1.01 / 255 / 0.224, name
+        assert (distance > 1e-5).float().mean() < 0.02, name
 
 
 def test_mistakes_on_the_page(tab, site, tmp_path):
     status = tab.get_by_role("status")
     tab.goto(site[1])
-    status.filter(has_text="choose a model, or put one beside this page").wait_for()
+    status.filter(has_text="model.onnx: there is no such file beside this page").wait_for()
     (tmp_path / "a.png").write_bytes(b"no image")
     tab.set_input_files("#image", tmp_path / "a.png")
-    status.filter(has_text="choose a model first").wait_for()
+    status.filter(has_text="there is no model yet").wait_for()
     for content in (b"nothing of use", b"", bytes(1000)):
         (tmp_path / "a.onnx").write_bytes(content)
         tab.set_input_files("#model", tmp_path / "a.onnx")
-        status.filter(has_text=re.compile("a.onnx: this is not")).wait_for()
+        status.filter(has_text=re.compile("a.onnx: this is (not|damaged)")).wait_for()
         tab.set_input_files("#model", [])
     file = tmp_path / "b.onnx"
     arguments = ["hornet_atto_7x7", "--target", "web", "--input-size", str(SIDE)]
@@ -144,3 +176,17 @@ def test_mistakes_on_the_page(tab, site, tmp_path):
     )
     tab.locator("#drop").dispatch_event("drop", {"dataTransfer": data})
     assert len(shown(tab)) == 5
+    assert tab.locator("#picture").is_visible()
+    tab.set_input_files("#image", [])
+    tab.set_input_files("#image", tmp_path / "a.png")
+    status.filter(has_text="a.png: the browser cannot read this image").wait_for()
+    assert not tab.locator("#picture").is_visible()
+    assert tab.locator("#answer .row").count() == 0
+
+
+def test_the_page_without_its_packages(tab, site):
+    (site[0] / "node_modules").unlink()
+    (site[0] / "model.onnx").write_bytes(b"")
+    tab.goto(site[1])
+    text = "model.onnx: onnxruntime-web is missing: npm install --prefix examples/web"
+    tab.get_by_role("status").filter(has_text=text).wait_for()

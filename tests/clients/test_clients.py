@@ -10,6 +10,7 @@ import subprocess
 import sys
 
 import numpy as np
+import onnx
 import pytest
 import timm
 import torch
@@ -17,7 +18,9 @@ import torch
 import models
 from inference import export
 from inference.export import LARGEST_ERROR
+from inference.exported import Exported, facts_file
 from inference.targets import Options
+from runtime.errors import UserError
 from tests.clients.conftest import PLACE, SIDE, error
 from tools import convert
 from tools.export import main
@@ -33,13 +36,30 @@ def metadata(file):
 @pytest.mark.parametrize("version", [4, 5])
 @pytest.mark.parametrize("more", [[], ["--batch-size", 2], ["--opset", 20]], ids=str)
 def test_opencv(exported, expected, tmp_path, version, more):
+    file = exported("opencv", ".onnx", *more)
+    opset = onnx.load(file).opset_import[0].version
+    assert opset == (20 if "--opset" in more else 17)
+    images, logits = expected
+    count = 2 if "--batch-size" in more else 1
+    assert error(by_opencv(version, file, images[:count]), logits[:count]) < LIMIT
+
+
+@pytest.mark.parametrize("version", [4, 5])
+def test_opencv_at_32_pixels(tmp_path, version):
+    """Where the last stage has maps of one pixel."""
+    arguments = ["hornet_atto_gf", "--input-size", "32", "--target", "opencv"]
+    assert main([*arguments, "--output", str(tmp_path / "mine.onnx")]) == 0
+    images = torch.randn(1, 3, 32, 32)
+    with torch.no_grad():
+        logits = export.random_classifier("hornet_atto_gf", 32).model(images)
+    assert error(by_opencv(version, tmp_path / "mine.onnx", images), logits) < LIMIT
+
+
+def by_opencv(version, file, images):
     folder = PLACE / f"opencv{version}"
     if not folder.is_dir():
         pytest.skip(f"no OpenCV {version} in {folder}")
-    file = exported("opencv", ".onnx", *more)
-    images, logits = expected
-    count = 2 if "--batch-size" in more else 1
-    np.save(tmp_path / "images.npy", images[:count].numpy())
+    np.save(file.with_name("images.npy"), images.numpy())
     program = (
         "import cv2, numpy as np, sys\n"
         f"assert cv2.__version__.startswith('{version}.'), cv2.__version__\n"
@@ -51,7 +71,7 @@ def test_opencv(exported, expected, tmp_path, version, more):
     environment = os.environ | {"PYTHONPATH": str(folder)}
     command = [sys.executable, "-c", program]
     subprocess.run(command, cwd=file.parent, env=environment, check=True, timeout=100)
-    assert error(np.load(tmp_path / "logits.npy"), logits[:count]) < LIMIT
+    return np.load(file.with_name("logits.npy"))
 
 
 def test_litert(exported, expected):
@@ -107,12 +127,38 @@ def test_ncnn(exported, expected, dtype):
     assert metadata(file)["dtype"] == dtype
 
 
-def test_ncnn_takes_one_image(tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("target", "suffix", "package"),
+    [
+        ("litert", ".tflite", "litert_torch"),
+        ("executorch", ".pte", "executorch"),
+        ("ncnn", ".ncnn.param", "pnnx"),
+    ],
+)
+def test_a_truncated_file(tmp_path, target, suffix, package):
+    pytest.importorskip(package)
+    file = tmp_path / f"a{suffix}"
+    assert main(["hornet_atto_7x7", "--input-size", "64", "--output", str(file)]) == 0
+    content = file.read_bytes()
+    file.write_bytes(content[: len(content) // 2])
+    with pytest.raises(UserError, match=f"{file} is damaged") as found:
+        Exported(file)
+    assert "\n" not in str(found.value)
+    file.write_bytes(content)
+    facts_file(file).write_text("{}")
+    with pytest.raises(UserError, match=f"{file} is damaged, or not a file of tools.export"):
+        Exported(file)
+
+
+def test_ncnn_at_32_pixels(tmp_path):
+    """Where the last stage has maps of one pixel."""
     pytest.importorskip("pnnx")
-    arguments = ["hornet_atto_7x7", "--batch-size", "2", "--output", str(tmp_path / "a.param")]
-    assert main(arguments) == 1
-    assert "ncnn takes one image at a time" in capsys.readouterr().err
-    assert not list(tmp_path.iterdir())
+    file = tmp_path / "a.ncnn.param"
+    assert main(["hornet_atto_gf", "--input-size", "32", "--output", str(file)]) == 0
+    images = torch.randn(1, 3, 32, 32)
+    with torch.no_grad():
+        logits = export.random_classifier("hornet_atto_gf", 32).model(images)
+    assert error(by_ncnn(file, images[0]), logits[0]) < LIMIT
 
 
 def test_ncnn_from_onnx(exported, expected):

@@ -107,6 +107,16 @@ def test_timm_loads_the_folder(source, tmp_path):
     assert "import hornet" in card
 
 
+def test_a_thousand_names_of_ones_own(tmp_path):
+    network = timm.create_model("hornet_atto_7x7", num_classes=1000)
+    names = [f"class {number}" for number in range(1000)]
+    flags = {"model": "hornet_atto_7x7", "input_size": 64}
+    state = {"model": network.state_dict(), "args": flags, "classes": names}
+    torch.save(state, tmp_path / "a.pth")
+    folder = convert(tmp_path / "a.pth", tmp_path / "folder")
+    assert json.loads((folder / "config.json").read_text())["label_names"] == names
+
+
 @pytest.mark.parametrize("count", [10, 1000])
 def test_numbered_classes_in_a_folder(tmp_path, count):
     """Numbers are kept, but those of ImageNet, for which transformers has names."""

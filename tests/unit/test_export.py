@@ -3,6 +3,8 @@
 import copy
 import errno
 import json
+import math
+import re
 from dataclasses import asdict
 from pathlib import Path
 
@@ -14,10 +16,11 @@ from timm.utils import reparameterize_model
 import models
 from inference import export, quantize
 from inference.classifier import load_classifier
-from inference.exported import FORMATS, Exported, Facts
+from inference.exported import FORMATS, Exported, Facts, companions, quiet_library
 from inference.portable import portable
 from inference.targets import OPSETS, Options
-from runtime.errors import UserError
+from models.layers import ChannelLinear
+from runtime.errors import MissingPackageError, UserError
 from tests.drawings import CLASSES as SHAPES
 from tests.drawings import write_drawings
 from tools import predict
@@ -86,7 +89,8 @@ def test_a_file_that_gives_something_else_is_not_kept(tmp_path, capsys, monkeypa
     ("arguments", "message"),
     [
         (["hornet_atto_7x7", "--output", "a.bin"], "the suffix is one of .onnx, .torchscript"),
-        (["hornet_atto_7x7", "--output", "a.onnx", "--format", "exported"], "ends in .pt2"),
+        (["hornet_atto_7x7", "--output", "a.onnx", "--format", "exported"],
+         "--output a.onnx: files for --format exported end in .pt2"),
         (["hornet_atto_7x7", "--output", "/nowhere/a.onnx"], "/nowhere is not a folder"),
         (["hornet_ato_7x7", "--output", "a.onnx"], "near names: hornet_atto_7x7"),
         (["--output", "a.onnx"], "give --checkpoint FILE, or a model"),
@@ -96,27 +100,35 @@ def test_a_file_that_gives_something_else_is_not_kept(tmp_path, capsys, monkeypa
         (["hornet_atto_7x7", *INT8, "none", "--output", "a.onnx"], "none is not a folder"),
         (["hornet_atto_7x7", *INT8, ".", "--output", "a.onnx"], "folder . has no images"),
         (["hornet_atto_7x7", *INT8, ".", "--output", "a.pt2"],
-         "--dtype int8: --format exported takes float32, float16, bfloat16"),
+         "--dtype int8: --output a.pt2 takes float32, float16, bfloat16"),
         (["--checkpoint", "a.onnx", "--output", "b.onnx"], "is exported: give the checkpoint"),
         (["hornet_atto_7x7", "--opset", "20", "--output", "a.pt2"], "--opset is ONNX's"),
         (["hornet_atto_7x7", "--ema", "--output", "a.pt2"], "give --checkpoint"),
         (["hornet_atto_7x7", "--dtype", "bfloat16", "--output", "a.onnx"],
-         "--dtype bfloat16: --format onnx takes float32, float16, int8"),
+         "--dtype bfloat16: --output a.onnx takes float32, float16, int8"),
         (["hornet_atto_7x7", "--target", "opencv", "--output", "a.pt2"],
-         "--target opencv ends in .onnx"),
-        (["hornet_atto_7x7", "--target", "ncnn", "--format", "onnx", "--output", "a.param"],
-         "--format onnx ends in .onnx"),
+         "files for --target opencv end in .onnx"),
+        (["hornet_atto_7x7", "--target", "ncnn", "--format", "onnx",
+          "--output", "a.ncnn.param"], "files for --format onnx end in .onnx"),
         (["hornet_atto_7x7", "--target", "opencv", "--opset", "18", "--output", "a.onnx"],
          "--opset 18: --target opencv takes 17 and 20"),
         (["hornet_atto_7x7", "--opset", "5", "--output", "a.onnx"],
-         "--opset 5: --format onnx takes 13 to 23"),
+         "--opset 5: --output a.onnx takes 13 to 23"),
         (["hornet_atto_7x7", "--opset", "99", "--output", "a.onnx"], "takes 13 to 23"),
         (["hornet_atto_7x7", "--target", "opencv", *ANY, "--output", "a.onnx"],
          "--dynamic batch: --target opencv takes fixed shapes"),
         (["hornet_atto_7x7", "--target", "tensorrt", "--dynamic", "size", "--output", "a.onnx"],
          "--dynamic size: --target tensorrt takes a fixed size"),
         (["hornet_atto_7x7", "--dtype", "float16", "--output", "a.tflite"],
-         "--format litert takes float32"),
+         "--dtype float16: --output a.tflite takes float32"),
+        (["hornet_atto_7x7", "--target", "mnn", *ANY, "--output", "a.onnx"], "takes fixed shapes"),
+        (["hornet_atto_7x7", *ANY, "--output", "a.tflite"], "takes fixed shapes"),
+        (["hornet_atto_7x7", "--target", "web", "--batch-size", "2", "--output", "a.onnx"],
+         "--batch-size 2: --target web takes one image at a time"),
+        (["hornet_atto_7x7", "--batch-size", "2", "--output", "a.ncnn.param"],
+         "--output a.ncnn.param takes one image at a time"),
+        (["hornet_atto_7x7", "--dynamic", "size", "--input-size", "32", "--output", "a.pt2"],
+         "--dynamic size at 32 pixels: maps of one pixel would fix the size"),
         (["hornet_atto_7x7", *ANY, "--batch-size", "2", "--output", "a.onnx"], "one of them"),
         (["hornet_atto_7x7", "--output", "/proc/a.pt2"], "/proc/a.pt2 cannot be written"),
     ],
@@ -259,20 +271,75 @@ def test_other_runtimes_get_constants(model):
     assert error <= 1e-5 * expected.abs().max()
 
 
-def test_layers_of_other_types_are_exported_as_they_are():
-    class Twice(models.GlobalLocalFilter):
+@pytest.mark.parametrize("strict", [False, True])
+def test_an_accelerated_model_has_the_same_program(strict):
+    network = models.accelerate(export.random_classifier("hornet_atto_7x7", 64).model)
+    program = torch.export.export(network, (torch.randn(1, 3, 64, 64),), strict=strict)
+    operators = [str(node.target) for node in program.graph.nodes]
+    assert operators.count("aten.linear.default") == 1  # the head
+
+
+@pytest.mark.parametrize("kind", [models.GlobalLocalFilter, ChannelLinear])
+def test_layers_of_other_types_are_exported_as_they_are(kind):
+    class Twice(kind):
         def forward(self, x):
             return 2 * super().forward(x)
 
     network = export.random_classifier("hornet_atto_gf", 64).model
     for layer in network.modules():
-        if isinstance(layer, models.GlobalLocalFilter):
+        if type(layer) is kind:
             layer.__class__ = Twice
     images = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         expected = network(images)
         found = portable(copy.deepcopy(network), images.shape)(images)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 32, 32), (2, 3, 32, 64), (1, 3, 96, 64)])
+def test_filters_of_fixed_sizes(shape):
+    """Down to maps of one pixel, and of one row."""
+    network = export.random_classifier("hornet_atto_gf", 64).model
+    images = torch.randn(shape)
+    with torch.no_grad():
+        expected = network(images)
+        found = portable(copy.deepcopy(network), shape)(images)
+    assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+@pytest.mark.parametrize("pool", ["avg", "max", "catavgmax"])
+def test_other_models_of_timm(pool):
+    torch.manual_seed(0)
+    network = timm.create_model("resnet10t", num_classes=5, global_pool=pool).eval()
+    images = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        found = portable(copy.deepcopy(network), images.shape)(images)
+        torch.testing.assert_close(found, network(images), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("target", "suffix", "usage"),
+    [
+        (
+            "torchscript",
+            ".torchscript",
+            "tools.predict my_images --checkpoint '{}/a b.torchscript'",
+        ),
+        pytest.param(
+            "tensorrt",
+            ".onnx",
+            "trtexec --onnx='{0}/a b.onnx' --saveEngine='{0}/a b'.engine"
+            " --minShapes=images:1x3x64x64 --optShapes=images:8x3x64x64 "
+            "--maxShapes=images:32x3x64x64",
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_the_command_that_comes_next(tmp_path, capsys, target, suffix, usage):
+    more = [] if target == "torchscript" else ANY
+    arguments = ["hornet_atto_7x7", *SMALL, "--target", target, *more]
+    assert main([*arguments, "--output", str(tmp_path / f"a b{suffix}")]) == 0
+    assert capsys.readouterr().out.endswith(usage.format(tmp_path) + "\n")
 
 
 @pytest.mark.slow
@@ -383,6 +450,33 @@ def test_int8_with_its_accuracy(tmp_path, capsys):
 
 @pytest.mark.parametrize("suffix", FORMATS.values())
 def test_a_damaged_file(tmp_path, suffix):
-    (tmp_path / f"a{suffix}").write_bytes(b"nothing of use")
-    with pytest.raises(UserError, match=r"not a file of tools\.export|needs|Apple"):
-        Exported(tmp_path / f"a{suffix}")
+    path = tmp_path / f"a{suffix}"
+    if suffix == ".mlpackage":
+        message = f"{path}: this project runs no Core ML files; Xcode does"
+    else:
+        for file in (path, *companions(path)):
+            with pytest.raises(UserError, match=rf"^there is no file {file}: (give|.* needs it)"):
+                Exported(path)
+            file.write_bytes(b"nothing of use")
+        message = rf"^{path} is damaged, or not a file of tools\.export: ."
+    with pytest.raises(UserError) as error:
+        Exported(path)
+    if isinstance(error.value, MissingPackageError):
+        pytest.skip(str(error.value))
+    assert re.match(message, str(error.value))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "extra"), [("onnx", "export"), ("openvino", "export,openvino"), ("ncnn", "ncnn")]
+)
+def test_a_package_that_is_missing(kind, extra):
+    needs = rf"a\.x needs .*: pip install '\.\[{extra}\]'"
+    with pytest.raises(MissingPackageError, match=needs), quiet_library("a.x", kind):
+        raise ImportError("No module named 'x'")
+
+
+def test_numbers_that_are_not_finite(tmp_path):
+    file = exported(tmp_path, "torchscript", "hornet_atto_7x7")
+    with pytest.raises(UserError, match=f"{file} gives numbers that are not finite"):
+        Exported(file)(torch.full((1, 3, 64, 64), math.nan))
