@@ -65,9 +65,11 @@ def build_data(
     with_val: bool = True,
     saved: SavedRun | None = None,
     context: DistributedContext = SINGLE_PROCESS,
+    crops: bool = False,
 ) -> Data:
     """Open the data sets that a run needs.
 
+    Evaluation images are larger for `crops` (--tta).
     `saved` is the checkpoint to evaluate or to resume: the labels are numbered as in it. Raises
     UserError if a data set is missing or empty, or has other classes than the checkpoint.
     """
@@ -91,7 +93,8 @@ def build_data(
     if with_train:
         transforms["train"] = train_transform(augment, input_size, mean, std)
     if with_val:
-        transforms["val"] = eval_transform(input_size, mean, std, crop_pct_of(config, augment))
+        crop_pct = crop_pct_of(config, augment)
+        transforms["val"] = eval_transform(input_size, mean, std, crop_pct, crops)
     parts: dict[str, Images]
     if prefix in FOLDERS:
         parts = {**_open_folders(config, transforms, context)}

@@ -2,6 +2,7 @@
 
 import copy
 import csv
+import itertools
 import logging
 import math
 from collections.abc import Callable, Sequence
@@ -11,6 +12,7 @@ from typing import Any
 import timm
 import torch
 from torch import nn
+from torchvision.transforms.functional import five_crop
 
 from checkpoints import fitting, reading
 from checkpoints.sources import local_file
@@ -144,6 +146,38 @@ class OverClasses(nn.Module):
         return self.model(images)[:, self.numbers]
 
 
+class Views(nn.Module):
+    """Log probabilities, averaged as probabilities over several views of each image (--tta)."""
+
+    def __init__(self, model: nn.Module, kinds: Sequence[str], size: int) -> None:
+        super().__init__()
+        self.model, self.kinds, self.size = model, kinds, size
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Images (N, 3, H, W), larger than `size` with crops -> (N, classes)."""
+        views = five_crop(images, [self.size] * 2) if "crops" in self.kinds else (images,)
+        sides = [self.size]
+        if "scales" in self.kinds:
+            sides += [side for side in (self.size - 32, self.size + 32) if side >= 32]
+        found = []
+        for view, side in itertools.product(views, sides):
+            if side != self.size:
+                view = nn.functional.interpolate(view, (side,) * 2, mode="bicubic", antialias=True)
+            found.append(self._logits(view, side))
+            if "flip" in self.kinds:
+                found.append(self._logits(view.flip(3), side))
+        logs = torch.stack(found).float().log_softmax(dim=2)
+        return logs.logsumexp(dim=0) - math.log(len(found))
+
+    def _logits(self, images: torch.Tensor, side: int) -> torch.Tensor:
+        try:
+            return self.model(images)
+        except (AssertionError, ValueError, RuntimeError) as error:
+            if side == self.size:
+                raise
+            raise UserError(f"--tta scales: the model fails at {side} pixels: {error}") from None
+
+
 def evaluate_checkpoint(
     config: Config, model: nn.Module, data: Data, context: DistributedContext
 ) -> None:
@@ -170,7 +204,11 @@ def evaluate_checkpoint(
         weights = fitting.own_names(saved, model)
         fitting.check_head(weights, model, data.classes, path)
         fitting.load_saved(model, checkpoint, weights, path, context, config.finetune)
-        metrics, rows = evaluation.of(OverClasses(model, over) if some_classes else model, suffix)
+        evaluated_model = OverClasses(model, over) if some_classes else model
+        if config.evaluation.tta:
+            size = config.model.input_size
+            evaluated_model = Views(evaluated_model, config.evaluation.tta, size)
+        metrics, rows = evaluation.of(evaluated_model, suffix)
         logger.info("mean accuracy of the classes: %.2f%%", mean_class_accuracy(rows))
         if context.is_main:
             results.tell(model, metrics, rows, suffix)

@@ -65,6 +65,7 @@ def run(
         data = build_data(
             *(config.data, config.augment, config.model.input_size, not is_eval, with_val),
             *(saved, context),
+            **({"crops": True} if "crops" in config.evaluation.tta else {}),
         )
         seed_everything(config.runtime.seed)  # the same initial weights on all ranks
         model = build_model(config.model, len(data.classes))

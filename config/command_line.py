@@ -17,7 +17,7 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, set_parsing_settings
 from PIL import ImageColor
 
-from config.flags import Config, sections_of
+from config.flags import TTA, Config, sections_of
 from runtime.errors import UserError, reason_of
 
 
@@ -245,7 +245,10 @@ def _check(config: Config) -> None:
         raise UserError("--save_frozen false: the EMA has all weights; give --model_ema false")
     if flat["eval"] and flat["smoke"]:
         raise UserError("--smoke true is for training; shrink an evaluation by --max_images N")
-    for name in ("real_labels", "results_file"):
+    for view in flat["tta"]:
+        if view not in TTA:
+            raise UserError(f"--tta {view}: give some of {', '.join(TTA)}")
+    for name in ("real_labels", "results_file", "tta"):
         if flat[name] and not flat["eval"]:
             raise UserError(f"--{name} needs --eval true")
     if flat["eval"] and not flat["resume"]:

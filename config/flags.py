@@ -24,6 +24,7 @@ class Range:
         return f"at least {self.low}" if no_end else f"from {self.low} to {self.high}"
 
 
+TTA = ("flip", "crops", "scales")
 Positive = Annotated[int, Range(1)]
 NonNegative = Annotated[int, Range(0)]
 NonNegativeFloat = Annotated[float, Range(0)]
@@ -374,6 +375,10 @@ class EvalConfig:
     """Train without evaluating."""
     eval_freq: Positive = 1
     """Epochs between evaluations during training; the last epoch has one, too."""
+    tta: tuple[str, ...] = ()
+    """With `--eval true`: test-time augmentation, some of flip (the image and its mirror image),
+    crops (its corners and its centre, of the area without crop_pct) and scales (input_size, and 32
+    pixels more and less). The probabilities of all combinations are averaged."""
     real_labels: str = ""
     """With `--eval true` on the validation images of ImageNet-1K: the file real.json of "Are we
     done with ImageNet?", or timm for its copy in timm. Accuracy by these labels, too."""

@@ -105,11 +105,19 @@ def allow_zero_bits(transform: Compose) -> None:
 
 
 def eval_transform(
-    size: int, mean: tuple[float, ...], std: tuple[float, ...], crop_pct: float | None = None
+    size: int,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    crop_pct: float | None = None,
+    crops: bool = False,
 ) -> transforms.Compose:
-    """Return the evaluation's preprocessing: image -> float tensor (3, size, size)."""
+    """Return the evaluation's preprocessing: image -> float tensor (3, size, size).
+
+    For several `crops` of that size the tensor is (3, S, S) with S = size / crop_pct.
+    """
     short_side = int(size / (crop_pct or CROP_PCT))
-    view = [_resize((size, size))] if is_warped(size) else [_resize(short_side), CenterCrop(size)]
+    side = short_side if crops else size
+    view = [_resize((side, side))] if is_warped(size) else [_resize(short_side), CenterCrop(side)]
     return Compose([*view, transforms.ToTensor(), transforms.Normalize(mean, std)])
 
 

@@ -50,8 +50,8 @@ def parse_args(argv: list[str]) -> PointCloudConfig:
     """Parse the command line; UserError for what does not fit point clouds."""
     config: PointCloudConfig = parse_args_with(argv, kind=PointCloudConfig)[0]
     without_effect = [*vars(config.augment), "drop_path", "layer_scale_init_value"]
+    without_effect += ["teacher", "tta"]
     without_effect += [
-        "teacher",
         "head_init_scale",
         "eval_data_path",
         "exif_orientation",

@@ -629,3 +629,15 @@ def test_damaged_tar(tmp_path):
     _, labels = next(TrainLoader(dataset, config, context(), bad).batches(0, 0))
     assert len(labels) == 12
     assert "dark/2.png" in (tmp_path / "bad.txt").read_text()
+
+
+@pytest.mark.parametrize("size", [32, 224, 384])
+def test_the_area_of_several_crops_has_the_usual_view_in_its_middle(size):
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (500, 375, 3), np.uint8))
+    mean_std = ((0.5,) * 3, (0.5,) * 3)
+    whole = eval_transform(size, *mean_std, crops=True)(image)
+    side = int(size * 256 / 224)
+    assert whole.shape == (3, side, side)
+    if size == 224:  # others are warped, to another scale
+        centre = transforms.CenterCrop(size)(whole)
+        torch.testing.assert_close(centre, eval_transform(size, *mean_std)(image))

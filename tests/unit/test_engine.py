@@ -7,14 +7,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from torch import nn
+from torchvision import transforms
 
 import models
 from config.command_line import parse_args
 from engine import evaluate, train_one_epoch, train_step
-from evaluation import evaluate_epoch, mean_class_accuracy
+from evaluation import Views, evaluate_epoch, mean_class_accuracy
 from runtime.distributed import SINGLE_PROCESS, DistributedContext
+from runtime.errors import UserError
 from runtime.logging import Throughput
 from tests.golden import trajectories
 from training.build import build_model, build_training
@@ -322,3 +325,35 @@ def test_mean_accuracy_of_the_classes():
     rows = torch.tensor([[0, 0], [0, 0], [0, 0], [0, 1], [2, 2], [-1, 0]], dtype=torch.float64)
     rows = torch.cat((rows, torch.ones(6, 6)), dim=1)
     assert mean_class_accuracy(rows) == pytest.approx((75 + 100) / 2)
+
+
+@pytest.mark.parametrize("kinds", [["flip"], ["scales"], ["crops"], ["flip", "crops", "scales"]])
+def test_views_are_averaged_as_probabilities(kinds):
+    torch.manual_seed(0)
+    model = build_model(parse_args(SMALL).model, 4).eval()
+    side = 73 if "crops" in kinds else 64
+    images = torch.randn(3, 3, side, side)
+    views = [images]
+    if "crops" in kinds:
+        views = [transforms.CenterCrop(64)(images), *(images[:, :, y : y + 64, x : x + 64]
+                 for y in (0, 9) for x in (0, 9))]  # fmt: skip
+    if "scales" in kinds:
+        views = [
+            nn.functional.interpolate(view, (s, s), mode="bicubic", antialias=True)
+            for view in views
+            for s in (32, 64, 96)
+        ]
+    if "flip" in kinds:
+        views += [view.flip(3) for view in views]
+    with torch.no_grad():
+        expected = torch.stack([model(view).softmax(1) for view in views]).mean(0)
+        found = Views(model, kinds, 64)(images)
+        first = model(views[0]).softmax(1)
+    torch.testing.assert_close(found.exp(), expected)
+    assert not torch.allclose(expected, first, atol=1e-5)
+
+
+def test_scales_that_a_model_does_not_take():
+    model = Views(timm.create_model("deit_tiny_patch16_224", num_classes=3), ["scales"], 224)
+    with pytest.raises(UserError, match="--tta scales: the model fails at 192 pixels: .*height"):
+        model(torch.randn(1, 3, 224, 224))
