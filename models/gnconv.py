@@ -12,7 +12,7 @@ import torch.fx
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
-from .layers import depthwise_conv
+from .layers import CONVOLUTIONS, depthwise_conv
 from .spectral import IMPLEMENTATIONS, spectral_filter
 
 torch.fx.wrap("spectral_filter")  # symbolic tracers take it as one operation
@@ -31,7 +31,8 @@ class GnConv(nn.Module):
     With C = dim_ratio * out_channels, p_{k+1} and q_k have C_k = C / 2**(n - 1 - k) channels
     (equation 3.6). main.py trains fast.layers.FastGnConv, the same function.
 
-    Maps (B, in_channels, H, W) -> (B, out_channels, H, W); without proj_out (B, C, H, W).
+    Maps (B, in_channels, H, W) -> (B, out_channels, H, W); without proj_out (B, C, H, W). With
+    spatial_dims=3 they are volumes (B, channels, D, H, W), with 1 sequences (B, channels, L).
 
     Args:
         out_channels: Width of the output; None means in_channels.
@@ -43,11 +44,12 @@ class GnConv(nn.Module):
         mixer: Any other depthwise mixer: called with the number of channels, returns a module.
         dim_ratio: Width C of the recursion as a multiple of out_channels.
         proj_out: False leaves the output projection out: y = p_n.
+        spatial_dims: 1, 2 or 3; a global filter has 2.
 
     Raises:
         ValueError: there are no input channels, dim_ratio is not a whole number from 1 on, C can't
-            be halved n - 1 times, the kernel is even, or both a global filter and a mixer are
-            asked for.
+            be halved n - 1 times, the kernel is even, spatial_dims is none of these numbers, or
+            both a global filter and a mixer are asked for.
     """
 
     def __init__(
@@ -62,6 +64,7 @@ class GnConv(nn.Module):
         mixer: Callable[[int], nn.Module] | None = None,
         dim_ratio: int = 1,
         proj_out: bool = True,
+        spatial_dims: int = 2,
         device=None,
         dtype=None,
     ) -> None:
@@ -73,22 +76,27 @@ class GnConv(nn.Module):
             raise ValueError(f"dim_ratio of a GnConv is a whole number from 1 on, not {dim_ratio}")
         if mixer is not None and global_filter is not None:
             raise ValueError("choose either a mixer or a global filter, not both")
+        if spatial_dims not in CONVOLUTIONS:
+            raise ValueError(f"a GnConv has 1, 2 or 3 spatial dimensions, not {spatial_dims}")
+        if spatial_dims != 2 and global_filter is not None:
+            raise ValueError(f"a global filter has 2 spatial dimensions, not {spatial_dims}")
+        conv = CONVOLUTIONS[spatial_dims]
         channels = in_channels if out_channels is None else out_channels
         self.order = order
         self.scale = scale
         width = int(dim_ratio) * channels
         self.dims = recursion_widths(width, order)
         total = sum(self.dims)
-        self.proj_in = nn.Conv2d(in_channels, self.dims[0] + total, 1, **factory)
+        self.proj_in = conv(in_channels, self.dims[0] + total, 1, **factory)
         if mixer is not None:
             self.dwconv: nn.Module = mixer(total)
         elif global_filter is not None:
             self.dwconv = GlobalLocalFilter(total, *global_filter, global_filter_impl, **factory)
         else:
-            self.dwconv = depthwise_conv(total, kernel_size, **factory)
-        self.proj_out = nn.Conv2d(width, channels, 1, **factory) if proj_out else nn.Identity()
+            self.dwconv = depthwise_conv(total, kernel_size, spatial_dims=spatial_dims, **factory)
+        self.proj_out = conv(width, channels, 1, **factory) if proj_out else nn.Identity()
         self.pws = nn.ModuleList(
-            nn.Conv2d(narrow, wide, 1, **factory) for narrow, wide in pairwise(self.dims)
+            conv(narrow, wide, 1, **factory) for narrow, wide in pairwise(self.dims)
         )
 
     def forward(self, x: Tensor) -> Tensor:

@@ -15,14 +15,29 @@ class ChannelLinear(nn.Linear):
         return F.linear(x.permute(0, 2, 3, 1), self.weight, self.bias).permute(0, 3, 1, 2)
 
 
+CONVOLUTIONS: dict[int, type[nn.Conv1d | nn.Conv2d | nn.Conv3d]] = {
+    1: nn.Conv1d,
+    2: nn.Conv2d,
+    3: nn.Conv3d,
+}
+"""Convolutions by the number of spatial dimensions."""
+
+
 def depthwise_conv(
-    channels: int, kernel_size: int = 7, bias: bool = True, device=None, dtype=None
-) -> nn.Conv2d:
-    """Return a depthwise convolution that keeps height and width; ValueError for even kernels."""
+    channels: int,
+    kernel_size: int = 7,
+    bias: bool = True,
+    spatial_dims: int = 2,
+    device=None,
+    dtype=None,
+) -> Any:
+    """Return a depthwise convolution that keeps the size of maps; ValueError for even kernels."""
     if kernel_size < 1 or kernel_size % 2 == 0:
         raise ValueError(f"the kernel of a depthwise convolution is odd, not {kernel_size}")
-    return nn.Conv2d(channels, channels, kernel_size, padding=kernel_size // 2, groups=channels,
-                     bias=bias, device=device, dtype=dtype)  # fmt: skip
+    return CONVOLUTIONS[spatial_dims](
+        channels, channels, kernel_size, padding=kernel_size // 2, groups=channels,
+        bias=bias, device=device, dtype=dtype,
+    )  # fmt: skip
 
 
 def defined_by(layer: nn.Module) -> type:

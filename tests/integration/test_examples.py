@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torchvision.models import resnet18, resnet50, resnext50_32x4d
 
-from examples import faster_rcnn, linear_probe, resnet, unet, yolo
+from examples import faster_rcnn, linear_probe, resnet, unet, unet3d, yolo
 from models import GnConv
 
 
@@ -14,6 +14,11 @@ def test_unet_learns_to_segment():
     assert unet.main() > 0.8
     # a stage alone: other widths out than in, maps of any size
     assert unet.Stage(24, 40)(torch.randn(2, 24, 9, 7)).shape == (2, 40, 9, 7)
+
+
+@pytest.mark.slow
+def test_unet_of_volumes_learns_to_segment():
+    assert unet3d.main() > 0.8
 
 
 @pytest.mark.slow

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from models import GlobalLocalFilter, GnConv, gnconv
+from models import GlobalLocalFilter, GnConv, accelerate, gnconv
 
 
 def pointwise(x: np.ndarray, conv: nn.Conv2d) -> np.ndarray:
@@ -182,12 +182,45 @@ def test_any_mixer():
             "use fft, matmul",
         ),
         ({"in_channels": 4, "order": 2, "global_filter": (4, 3), "mixer": nn.Identity}, "not both"),
+        ({"in_channels": 16, "spatial_dims": 4}, "1, 2 or 3 spatial dimensions, not 4"),
+        (
+            {"in_channels": 4, "order": 2, "global_filter": (4, 3), "spatial_dims": 3},
+            "a global filter has 2 spatial dimensions, not 3",
+        ),
     ],
 )
 def test_errors_are_one_line(arguments, message):
     with pytest.raises(ValueError, match=message) as error:
         GnConv(**arguments)
     assert "\n" not in str(error.value)
+
+
+def with_one_slice(layer, axis):
+    """Zero the depthwise kernel off the middle of an axis; return the kernel without this axis."""
+    weight = layer.dwconv.weight
+    middle = weight.shape[2 + axis] // 2
+    kept = weight.select(2 + axis, middle).clone()
+    weight.zero_()
+    weight.select(2 + axis, middle).copy_(kept)
+    return kept
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("spatial_dims", "axis"), [(3, 0), (3, 1), (3, 2), (2, 0), (2, 1)])
+def test_volumes_and_sequences(spatial_dims, axis):
+    """A kernel of one slice acts on each slice as a layer with one dimension less does."""
+    torch.manual_seed(axis)
+    options = {"out_channels": 16, "order": 3, "kernel_size": 3, "scale": 1 / 3}
+    layer = GnConv(8, **options, spatial_dims=spatial_dims, dtype=torch.float64)
+    flat = GnConv(8, **options, spatial_dims=spatial_dims - 1, dtype=torch.float64)
+    kernel = with_one_slice(layer, axis)
+    state = {name: value.reshape(flat.state_dict()[name].shape)
+             for name, value in layer.state_dict().items() if name != "dwconv.weight"}  # fmt: skip
+    flat.load_state_dict(state | {"dwconv.weight": kernel})
+    x = torch.randn(2, 8, *(5, 4, 6)[:spatial_dims], dtype=torch.float64)
+    expected = torch.stack([flat(part) for part in x.unbind(2 + axis)], 2 + axis)
+    torch.testing.assert_close(layer(x), expected)
+    torch.testing.assert_close(accelerate(layer)(x), expected)
 
 
 def test_device_and_dtype():
