@@ -18,6 +18,7 @@ from input_pipeline.folders import folders_in, list_classes
 from input_pipeline.image_sets import (
     Images,
     ImageSet,
+    ImageStream,
     ListedImages,
     Part,
     TorchvisionImages,
@@ -29,7 +30,7 @@ from input_pipeline.listing import held_out, held_out_by_draw, listed_once
 from input_pipeline.parts import find_parts
 from input_pipeline.tar_files import TarImages, list_tars
 from input_pipeline.timm_sets import PREFIXES, open_timm_set
-from input_pipeline.transforms import eval_transform, mean_std, train_transform
+from input_pipeline.transforms import SizeSchedule, eval_transform, mean_std, train_transform
 from runtime.distributed import (
     SINGLE_PROCESS,
     DistributedContext,
@@ -92,6 +93,10 @@ def build_data(
     transforms: dict[str, Any] = {}
     if with_train:
         transforms["train"] = train_transform(augment, input_size, mean, std)
+        if augment.size_schedule:
+            transforms["train"] = SizeSchedule(
+                {e: train_transform(augment, s, mean, std) for e, s in augment.size_steps}
+            )
     if with_val:
         crop_pct = crop_pct_of(config, augment)
         transforms["val"] = eval_transform(input_size, mean, std, crop_pct, crops)
@@ -106,6 +111,8 @@ def build_data(
     else:
         open_part = _open_cifar if prefix == "CIFAR" else open_timm_set
         parts = {part: open_part(config, part, transform) for part, transform in transforms.items()}
+    if augment.size_schedule and isinstance(parts.get("train"), ImageStream):
+        raise UserError("--size_schedule: the images of a stream do not know their epoch")
     return numbered(config, parts, saved)
 
 

@@ -34,7 +34,13 @@ from input_pipeline.unreadable import UnreadableImages
 from runtime import curves, distributed, signals
 from runtime.logging import setup_logging
 from runtime.trackers import Trackers
-from training.build import build_model, prepare_model, size_facts, start_training
+from training.build import (
+    build_model,
+    check_size_schedule,
+    prepare_model,
+    size_facts,
+    start_training,
+)
 from training.saving import Saver
 from utils import seed_everything, use_deterministic_algorithms, versions
 
@@ -105,6 +111,8 @@ def train(
             return
         facts = size_facts(config.model, len(classes))
         logger.info("%s: %s", config.model.model, facts)
+        if config.augment.size_schedule:
+            check_size_schedule(config, len(classes), facts)
         saver = Saver(state, setup, folder, classes)
         went_back = saver.begin(resume_from)
         trackers = Trackers(

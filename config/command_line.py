@@ -9,7 +9,7 @@ import os
 import re
 import sys
 from dataclasses import Field, fields
-from itertools import chain
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -245,6 +245,8 @@ def _check(config: Config) -> None:
         raise UserError("--save_frozen false: the EMA has all weights; give --model_ema false")
     if flat["eval"] and flat["smoke"]:
         raise UserError("--smoke true is for training; shrink an evaluation by --max_images N")
+    if flat["size_schedule"]:
+        _check_sizes(config)
     for view in flat["tta"]:
         if view not in TTA:
             raise UserError(f"--tta {view}: give some of {', '.join(TTA)}")
@@ -253,3 +255,19 @@ def _check(config: Config) -> None:
             raise UserError(f"--{name} needs --eval true")
     if flat["eval"] and not flat["resume"]:
         raise UserError("--eval true needs a checkpoint: give --resume PATH")
+
+
+def _check_sizes(config: Config) -> None:
+    steps = config.augment.size_schedule
+    what = f"--size_schedule {' '.join(steps)}"
+    if not all(re.fullmatch(r"[1-9]\d*@\d+", step) for step in steps):
+        raise UserError(f"{what}: give SIZE@EPOCH, as in 128@0 160@10 224@20")
+    epochs, sizes = zip(*config.augment.size_steps, strict=True)
+    if epochs[0] != 0 or any(a >= b for a, b in pairwise(epochs)):
+        raise UserError(f"{what}: epochs begin with 0 and increase")
+    if epochs[-1] >= config.schedule.epochs:
+        raise UserError(
+            f"{what}: epoch {epochs[-1]} is not among the --epochs {config.schedule.epochs}"
+        )
+    if sizes[-1] != config.model.input_size:
+        raise UserError(f"{what}: the last size is not --input_size {config.model.input_size}")

@@ -144,9 +144,9 @@ class AugmentConfig:
     hflip: Probability = 0.5
     """Probability of a horizontal flip."""
     color_jitter: NonNegativeFloat = 0.4
-    """Strength of the colour jitter, used with `--aa none` only."""
+    """Strength of the colour jitter, used with `--aa none` and `--aa 3a` only."""
     aa: str | None = "rand-m9-mstd0.5-inc1"
-    """AutoAugment or RandAugment policy in timm's notation, or none."""
+    """AutoAugment or RandAugment policy in timm's notation, 3a for 3-Augment, or none."""
     train_interpolation: Literal[
         "bicubic", "bilinear", "nearest", "box", "hamming", "lanczos", "random"
     ] = "bicubic"
@@ -160,12 +160,22 @@ class AugmentConfig:
     """Content of an erased rectangle."""
     recount: Annotated[int, Range(1, 100)] = 1
     """Largest number of rectangles erased."""
+    size_schedule: tuple[str, ...] = ()
+    """Progressive resizing: sizes of the training images from an epoch on, as in
+    `--size_schedule 128@0 160@10 224@20`; the last one is input_size. Evaluation has input_size."""
     fast_decode: bool = False
     """Decode training images faster, to slightly other pixels than the release: JPEGs no larger
     than the random crop needs, crops resized by OpenCV. Needs the extra 'fast'. Evaluation, and
     inputs of up to 32 pixels, are not affected."""
     resplit: bool = False
     """Unused, as in the original release."""
+
+    @property
+    def size_steps(self) -> list[tuple[int, int]]:
+        """First epoch, and size of the training images, of each part of size_schedule."""
+        return [
+            (int(epoch), int(size)) for size, epoch in (s.split("@") for s in self.size_schedule)
+        ]
 
 
 @dataclass(frozen=True)

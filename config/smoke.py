@@ -25,13 +25,19 @@ def shrunk(config: Config) -> Config:
         folder = Path(tempfile.gettempdir()) / "hornet-smoke-digits"
         data = replace(data, data_set="digits", data_path=str(folder))
     epochs, steps = min(1, schedule.warmup_epochs), min(2, schedule.warmup_steps)
-    schedule = replace(schedule, epochs=2, start_epoch=0, warmup_epochs=epochs, warmup_steps=steps)
+    schedule = replace(
+        schedule, epochs=2, start_epoch=0, warmup_epochs=epochs, warmup_steps=steps,
+        cooldown_epochs=0, decay_epochs=None,
+    )  # fmt: skip
     log_dir = config.logging.log_dir and _beside(config.logging.log_dir)
     output_dir = config.checkpoint.output_dir and _beside(config.checkpoint.output_dir)
     return replace(
         config,
         model=model,
         finetune=replace(config.finetune, finetune="", freeze=""),
+        distill=replace(config.distill, teacher=""),
+        loss=replace(config.loss, class_weights=""),
+        augment=replace(config.augment, size_schedule=()),
         data=replace(data, batch_size=2, num_workers=min(2, data.num_workers), max_images=256),
         optim=replace(config.optim, update_freq=min(2, config.optim.update_freq)),
         schedule=schedule,

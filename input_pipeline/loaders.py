@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from config.flags import DataConfig, SamplingConfig
 from input_pipeline.image_sets import Images, ImageSet, ImageStream, Sample, labels_of
+from input_pipeline.transforms import SizeSchedule
 from input_pipeline.unreadable import UnreadableImages
 from runtime.distributed import DistributedContext, shard
 from runtime.errors import UserError
@@ -37,9 +38,13 @@ class TrainImages(Dataset[Sample]):
 
     def __init__(self, images: ImageSet, seed: int, unreadable: UnreadableImages) -> None:
         self.images, self.seed, self.unreadable = images, seed, unreadable
+        transform = getattr(images, "transform", None)
+        self.sizes = transform if isinstance(transform, SizeSchedule) else None
 
     def __getitem__(self, item: tuple[int, ...]) -> Sample:
-        index = item[1]
+        epoch, index, *_ = item
+        if self.sizes:
+            self.sizes.epoch = epoch
         seed_host(stream_seed("image", self.seed, *item))
         for candidate in self._candidates(index):
             try:

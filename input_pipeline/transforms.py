@@ -62,6 +62,27 @@ def train_transform(
     return transform
 
 
+class SizeSchedule:
+    """Training transforms for sizes that depend on the epoch (--size_schedule).
+
+    `transforms_by_epoch`: first epoch of a transform -> transform. Set `epoch` before each image.
+    """
+
+    def __init__(self, transforms_by_epoch: dict[int, Compose]) -> None:
+        self.transforms_by_epoch, self.epoch = transforms_by_epoch, 0
+
+    @property
+    def current(self) -> Compose:
+        return self.transforms_by_epoch[max(e for e in self.transforms_by_epoch if e <= self.epoch)]
+
+    @property
+    def transforms(self) -> list[Any]:
+        return self.current.transforms
+
+    def __call__(self, image: Any) -> torch.Tensor:
+        return self.current(image)
+
+
 class FastCrop(RandomResizedCropAndInterpolation):
     """timm's random crop of the same region, with approximate pixels (crop_resized)."""
 

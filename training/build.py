@@ -142,6 +142,25 @@ def size_facts(config: ModelConfig, num_classes: int) -> dict[str, float]:
     return facts
 
 
+def check_size_schedule(config: Config, num_classes: int, facts: dict[str, float]) -> None:
+    """Log the share of work that --size_schedule takes; UserError for a size that fails.
+
+    `facts` are those of the full size.
+    """
+    steps = config.augment.size_steps
+    ends = [epoch for epoch, _ in steps[1:]] + [config.schedule.epochs]
+    work = 0.0
+    for (start, size), end in zip(steps, ends, strict=True):
+        try:
+            found = size_facts(replace(config.model, input_size=size), num_classes)
+        except UserError as error:
+            raise UserError(f"--size_schedule: {error}") from None
+        work += (end - start) * found.get("GFLOPs", math.nan)
+    share = work / (config.schedule.epochs * facts.get("GFLOPs", math.nan))
+    logger.info("--size_schedule: %.0f%% of the work of %d pixels in all epochs", 100 * share,
+                config.model.input_size)  # fmt: skip
+
+
 def build_training(
     config: Config,
     model: nn.Module,

@@ -33,7 +33,8 @@ MUON = (
 )
 LAMB = (
     "--opt lamb --sched wsd --decay_epochs 1 --cooldown_epochs 1 --loss focal --eval_freq 2 "
-    "--layer_decay_min 0.7 --model_ema_warmup true --model_ema_more 0.5 0.99"
+    "--layer_decay_min 0.7 --model_ema_warmup true --model_ema_more 0.5 0.99 "
+    "--size_schedule 32@0 64@1 32@2"
 )
 
 

@@ -28,6 +28,7 @@ from input_pipeline.transforms import eval_transform, train_transform
 from input_pipeline.unreadable import UnreadableImages
 from runtime.distributed import DistributedContext, shard
 from runtime.errors import UserError
+from tests.drawings import write_drawings
 from training.build import build_mixup
 
 ZERO, ONE = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
@@ -579,7 +580,7 @@ def test_an_image_like_a_thread_is_unreadable(tmp_path):
     for width, height in ((8000, 2), (2, 8001)):
         Image.new("RGB", (width, height)).save(tmp_path / f"{width}.png")
     assert load_image(str(tmp_path / "8000.png")).size == (8000, 2)
-    with pytest.raises(UserError, match=r"2\.png cannot be read: 2 x 8001 pixels"):
+    with pytest.raises(UserError, match=r"2\.png cannot be read: one side of 2 x 8001 pixels"):
         load_image(str(tmp_path / "2.png"))
 
 
@@ -641,3 +642,33 @@ def test_the_area_of_several_crops_has_the_usual_view_in_its_middle(size):
     if size == 224:  # others are warped, to another scale
         centre = transforms.CenterCrop(size)(whole)
         torch.testing.assert_close(centre, eval_transform(size, *mean_std)(image))
+
+
+def test_sizes_by_epoch(tmp_path):
+    """Of all workers, and of a part of a set; evaluation has the full size."""
+    write_drawings(tmp_path, 4)
+    config = DataConfig("image_folder", str(tmp_path), val_fraction=0.3, batch_size=2)
+    augment = AugmentConfig(size_schedule=("40@0", "64@2"))
+    data = build_data(config, augment, 64)
+    for workers in (0, 2):
+        loader = TrainLoader(data.train, replace(config, num_workers=workers), context(), NO_BAD)
+        sizes = [next(loader.batches(epoch, 0))[0].shape[2:] for epoch in range(4)]
+        assert sizes == [(40, 40), (40, 40), (64, 64), (64, 64)]
+    assert data.val[0][0].shape == (3, 64, 64)
+    # a constant size is what there was before
+    plain = build_data(config, AugmentConfig(), 64)
+    batches = [next(TrainLoader(d.train, replace(config, num_workers=0), context(), NO_BAD)
+               .batches(2, 0))[0] for d in (data, plain)]  # fmt: skip
+    assert torch.equal(*batches)
+
+
+def test_three_augment():
+    """Solarize, grey or blur, and colour jitter (https://arxiv.org/abs/2204.07118)."""
+    transform = train_transform(
+        AugmentConfig(aa="3a", color_jitter=0.3), 64, (0.5,) * 3, (0.5,) * 3
+    )
+    kinds = [type(member).__name__ for member in transform.transforms]
+    assert kinds[2:4] == ["AutoAugment", "ColorJitter"]
+    assert [op.name for (op,) in transform.transforms[2].policy] == [
+        "Solarize", "Desaturate", "GaussianBlurRand",
+    ]  # fmt: skip
