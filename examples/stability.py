@@ -1,4 +1,4 @@
-"""What keeps a stack of gnConvs from NaN: the norm, the factor s, and a layer scale.
+"""Trains stacks of gnConvs with and without a norm, the factor s, and a layer scale: which get NaN?
 
 python -m examples.stability
 """
@@ -58,6 +58,8 @@ def train(
 def main() -> None:
     ways = {
         "no norm, s = 1": (1.0, False, 1.0),
+        "no norm, s = 1/3": (1 / 3, False, 1.0),
+        "no norm, s = 1/3, layer scale 1e-2": (1 / 3, False, 1e-2),
         "norm, s = 1": (1.0, True, 1.0),
         "norm, s = 1/3": (1 / 3, True, 1.0),
         "norm, s = 1/3, layer scale 1e-2": (1 / 3, True, 1e-2),

@@ -25,7 +25,7 @@ from point_clouds import prepare
 from run_with_submitit import plan
 from tests.drawings import draw, write_drawings
 from tests.integration.conftest import ROOT, launch
-from tools import compare, convert, export, flops, predict, visualize, web
+from tools import average, compare, convert, export, flops, predict, visualize, web
 
 PAGES = sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))
 DOCS = ["README.md", "TRAINING.md", "CONTRIBUTING.md", "point_clouds/README.md", *PAGES]
@@ -33,7 +33,7 @@ DOCS = ["README.md", "TRAINING.md", "CONTRIBUTING.md", "point_clouds/README.md",
 POINT_CLOUDS = ("point_clouds.train", "point_clouds.test")
 TOOLS = {
     f"tools.{name.__name__.rpartition('.')[2]}": name.parser
-    for name in (predict, flops, export, convert, visualize, web, compare)
+    for name in (average, predict, flops, export, convert, visualize, web, compare)
 } | {"benchmarks": benchmarks.parser, "point_clouds.prepare": prepare.parser}
 
 
