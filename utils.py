@@ -73,7 +73,8 @@ def gmacs_of(model: nn.Module, *inputs: Any) -> dict[str, tuple[float, float]]:
     transforms = {torch.ops.aten._fft_r2c: _flops_r2c, torch.ops.aten._fft_c2r: _flops_c2r}
     counter = FlopCounterMode(display=False, custom_mapping=transforms)
     with counter, torch.no_grad():
-        model.eval()(*inputs)
+        model.eval()  # of mmdet's ResNets it returns nothing
+        model(*inputs)
     counts = {}
     for name, operations in counter.get_flop_counts().items():
         spectral = sum(n for operation, n in operations.items() if "_fft" in str(operation))
@@ -92,7 +93,8 @@ def activations_of(model: nn.Module, *inputs: Any) -> int:
     counts = {getattr(torch.ops.aten, name): _values for name in operations}
     counter = FlopCounterMode(display=False, custom_mapping=counts)
     with counter, torch.no_grad():
-        model.eval()(*inputs)
+        model.eval()  # of mmdet's ResNets it returns nothing
+        model(*inputs)
     return sum(counter.get_flop_counts()["Global"].values())
 
 

@@ -1,5 +1,6 @@
 """The released configs: every one builds, with the published parameters and hyperparameters."""
 
+import importlib.util
 import json
 import logging
 import re
@@ -14,6 +15,8 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, init_default_scope
 from mmseg.registry import MODELS as MMSEG
 from torch import nn
+
+from models import GnConv
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted(ROOT.glob("*/configs/hor*/*.py"))
@@ -207,3 +210,28 @@ def test_headline_results_have_the_settings_for_swin(path, lr, decay, undecayed)
         assert rate == pytest.approx(lr / 10 if name.startswith("backbone.") else lr)
         kind = "norm" if name in norms else name.removesuffix(".weight").rpartition(".")[2]
         assert weight_decay == (0 if kind in undecayed else decay), name
+
+
+@pytest.mark.parametrize(
+    "path", sorted(ROOT.glob("*/configs/other_backbones/*.py")), ids=lambda path: path.stem
+)
+def test_other_backbones_have_gnconvs_in_their_decoders(path):
+    """And nothing else differs from the configs of mmdet and mmseg."""
+    is_detector = path.parts[-4] == "object_detection"
+    config = Config.fromfile(path)
+    init_default_scope("mmdet" if is_detector else "mmseg")
+    part = "neck" if is_detector else "decode_head"
+    given = config.model[part]
+    assert {name: given.pop(name) for name in ("type", "order", "kernel_size")} == {
+        "type": "HorFPN" if is_detector else "GNUPerHead", "order": 2, "kernel_size": 7,
+    }  # fmt: skip
+    (base,) = re.findall(r'_base_ = \[.*?(?:mmdet::|/\.mim/configs/)(.*?)"\]', path.read_text())
+    package = "mmdet" if is_detector else "mmseg"
+    folder = Path(importlib.util.find_spec(package).origin).parent
+    plain = Config.fromfile(folder / ".mim/configs" / base)
+    del plain.model[part]["type"]
+    assert config.model == plain.model
+    registry = MMDET if is_detector else MMSEG
+    with torch.device("meta"):
+        model = registry.build(Config.fromfile(path).model)
+    assert sum(isinstance(layer, GnConv) for layer in model.modules()) == (4 if is_detector else 1)
