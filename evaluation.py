@@ -31,7 +31,7 @@ from input_pipeline.imagenet_sets import (
 from input_pipeline.loaders import UNREADABLE, eval_loader
 from input_pipeline.transforms import CROP_PCT, is_warped
 from input_pipeline.unreadable import UnreadableImages
-from runtime.distributed import DistributedContext, broadcast_buffers
+from runtime.distributed import DistributedContext, all_gather, broadcast_buffers
 from runtime.errors import UserError
 from runtime.files import open_table
 from training.build import TrainSetup, amp_dtype
@@ -116,8 +116,10 @@ def evaluate_epoch(
             continue
         accuracy, loss = record[f"test_acc1{suffix}"], record[f"test_loss{suffix}"]
         if not suffix and setup.config.schedule.sched == "plateau":
-            improved_now = accuracy > state.progress.max_accuracy
-            state.progress.find_plateau(improved_now, setup.config.schedule)
+            improves = accuracy > state.progress.max_accuracy
+            # rank 0's answer for all: where each evaluates by itself, they may differ by rounding
+            improves = all_gather(improves, setup.context)[0]
+            state.progress.find_plateau(improves, setup.config.schedule)
         # on a tie, the later: on few images accuracies repeat while the loss still falls
         if math.isfinite(loss) and accuracy >= getattr(state.progress, best):
             setattr(state.progress, best, accuracy)
@@ -173,7 +175,7 @@ class Views(nn.Module):
         try:
             return self.model(images)
         except (AssertionError, ValueError, RuntimeError) as error:
-            if side == self.size:
+            if side == self.size or isinstance(error, torch.OutOfMemoryError):
                 raise
             raise UserError(f"--tta scales: the model fails at {side} pixels: {error}") from None
 

@@ -1,5 +1,6 @@
 """Parameter groups, optimizer, and schedules as pure functions of the step."""
 
+import inspect
 import math
 import re
 from collections.abc import Collection
@@ -84,9 +85,9 @@ def create_optimizer(
     # a single kernel, which can skip a step without synchronisation
     fused = True if config.opt.lower() in ("adam", "adamw") else None
     options: dict[str, Any] = {"eps": config.opt_eps, "betas": config.opt_betas, "fused": fused}
-    have_flags = config.opt_args.keys() & {"lr", "weight_decay", "momentum", "eps", "betas"}
-    if have_flags:
-        raise UserError(f"--opt_args: {some(sorted(have_flags))} has a flag of its own: give that")
+    taken = {*inspect.signature(create_optimizer_v2).parameters, *options} & config.opt_args.keys()
+    if taken:
+        raise UserError(f"--opt_args: {some(sorted(taken))} is set here, or by a flag of its own")
     groups = parameter_groups(
         model, config.weight_decay, config.layer_decay, config.decay_1d, config.layer_decay_min
     )
@@ -101,7 +102,7 @@ def create_optimizer(
             **{name: value for name, value in options.items() if value is not None},
             **config.opt_args,
         )
-    except (ValueError, TypeError, AssertionError, IndexError) as error:
+    except (ValueError, TypeError, AssertionError, IndexError, RuntimeError) as error:
         raise UserError(f"--opt {config.opt}: {error}") from None
     if getattr(optimizer, "is_second_order", False):
         raise UserError(f"--opt {config.opt}: second-order optimizers are not supported")
@@ -163,12 +164,12 @@ class Schedule:
         Of the warm-up, step 0 has the rate 0, and the last step has --lr. Step `end` has --min_lr.
         """
         config, warmup = self.config, self.warmup
+        if step >= self.end and config.cooldown_epochs:
+            return config.min_lr
         if config.schedule_unit == "epoch":
             step = max(0, step // self.steps_per_epoch - 1) * self.steps_per_epoch
         if step < warmup:
             return config.lr * step / max(1, warmup - 1)
-        if step >= self.end and config.cooldown_epochs:
-            return config.min_lr
         progress = min(1.0, (step - warmup) / max(1, self.end - warmup))
         match config.sched:
             case "constant":

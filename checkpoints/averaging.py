@@ -32,6 +32,8 @@ def average(every: Sequence[Weights]) -> Weights:
             for weights in every:
                 total += weights[name]
             result[name] = (total / len(every)).to(last.dtype)
+            if not result[name].isfinite().all():
+                raise UserError(f"the average of {name} is not finite")
         else:
             result[name] = last.clone()
     return result

@@ -231,10 +231,16 @@ def _check(config: Config) -> None:
         raise UserError("--bce_target_thresh needs --loss bce")
     if flat["class_weights"] and flat["loss"] == "focal":
         raise UserError("--class_weights: --loss focal has its own, --focal_alpha")
+    if flat["focal_alpha"] < 0 and flat["focal_alpha"] != -1:
+        raise UserError(f"--focal_alpha {flat['focal_alpha']}: from 0 to 1, or -1 for no weights")
+    if flat["schedule_unit"] == "epoch" and flat["sched"] != "cosine":
+        raise UserError(f"--schedule_unit epoch is P2P's, for cosine: --sched {flat['sched']}?")
     if flat["sched"] == "plateau" and flat["disable_eval"]:
         raise UserError("--sched plateau needs evaluations: give --disable_eval false")
     if flat["model_ema_more"] and not flat["model_ema"]:
         raise UserError("--model_ema_more needs --model_ema true")
+    if len({*flat["model_ema_more"]}) < len(flat["model_ema_more"]):
+        raise UserError(f"--model_ema_more {flat['model_ema_more']}: a decay occurs twice")
     if not all(0 <= decay <= 1 for decay in flat["model_ema_more"]):
         raise UserError(f"--model_ema_more {flat['model_ema_more']}: decays are from 0 to 1")
     if flat["model_ema_eval"] and not (flat["model_ema"] or flat["eval"]):

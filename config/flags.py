@@ -284,7 +284,7 @@ class ScheduleConfig:
     """Total batch that lr and min_lr are given for: they are multiplied by the actual total batch
     divided by this one. Not scaled if not given."""
     min_lr: NonNegativeFloat = 1e-6
-    """Smallest learning rate after the warm-up, at which all but constant end."""
+    """Smallest learning rate after the warm-up, at which cosine, linear and wsd end."""
     sched: Literal["cosine", "linear", "wsd", "step", "plateau", "constant"] = "cosine"
     """Course of the learning rate after the warm-up. wsd: constant, then 1 - sqrt over the last
     decay_epochs. step: times decay_rate every decay_epochs. plateau: times decay_rate whenever

@@ -1,6 +1,7 @@
 """The teacher of a distillation, by name or from a checkpoint."""
 
 import logging
+from pathlib import Path
 
 import timm
 from timm.data import resolve_model_data_config
@@ -28,18 +29,23 @@ def load_distillation(
     if not source:
         return None
     try:
-        is_of_timm = timm.is_model(source.split(".")[0]) and not source.startswith("hornet_")
+        is_of_timm = (
+            not Path(source).exists()
+            and timm.is_model(source.split(".")[0])
+            and not source.startswith("hornet_")
+        )
         if is_of_timm:
             trained = _of_timm(source, context)
         else:
             trained = load_classifier(source, takes_exported=False, context=context)
     except UserError as error:
         raise UserError(f"--teacher: {error}") from None
-    rows, view = _rows(trained, classes, config), trained.preprocessing
+    view, by_features = trained.preprocessing, config.distill.distill == "features"
+    rows = [] if by_features else _rows(trained, classes, config)
     teacher = Teacher(
         trained.model, view.input_size, mean_std(config.data), (view.mean, view.std), rows
     )
-    if config.distill.distill == "features" and not hasattr(trained.model, "head_hidden_size"):
+    if by_features and not hasattr(trained.model, "head_hidden_size"):
         raise UserError(f"--distill features: --teacher {source} has no pooled features")
     logger.info("teacher %s: %s at %d pixels", source, trained.config.model, teacher.size)
     teacher.to(context.device)

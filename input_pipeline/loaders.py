@@ -6,6 +6,7 @@ any world size and number of workers, at `position`: the images that all ranks h
 """
 
 import gc
+import math
 import multiprocessing
 import random
 from collections.abc import Iterator
@@ -100,10 +101,12 @@ class EpochOrder(Sampler[tuple[int, ...]]):
         """Return the indices of all images in the order of the epoch."""
         # no other seed has this order in one of its first 100,000 epochs
         generator = torch.Generator().manual_seed(100_000 * self.seed + self.epoch)
-        order = torch.randperm(self.length, generator=generator)
-        if self.labels is not None:
-            order = draw_balanced(self.labels, order, generator)
-        return order.repeat_interleave(self.config.aug_repeats)[: self.length]
+        repeats = self.config.aug_repeats
+        if self.labels is None:
+            order = torch.randperm(self.length, generator=generator)
+        else:
+            order = draw_balanced(self.labels, math.ceil(self.length / repeats), generator)
+        return order.repeat_interleave(repeats)[: self.length]
 
     def __iter__(self) -> Iterator[tuple[int, ...]]:
         epoch, start = self.epoch, self.position + self.context.rank
@@ -116,14 +119,12 @@ class EpochOrder(Sampler[tuple[int, ...]]):
         )
 
 
-def draw_balanced(
-    labels: torch.Tensor, order: torch.Tensor, generator: torch.Generator
-) -> torch.Tensor:
-    """Draw N of N images, with repetitions, so that all classes have the same number, to one.
+def draw_balanced(labels: torch.Tensor, count: int, generator: torch.Generator) -> torch.Tensor:
+    """Draw `count` indices of labels (N), with repetitions, of all classes equally many, to one.
 
-    `order` is a permutation, which says where each class stands in the result. In each class the
-    images are equally likely.
+    In each class the images are equally likely.
     """
+    order = torch.randperm(count, generator=generator)
     counts = torch.bincount(labels)
     present = counts.nonzero().flatten()
     first = counts.cumsum(0) - counts
@@ -132,7 +133,7 @@ def draw_balanced(
     extra = torch.randint(len(present), (), generator=generator)
     drawn = present[(order + extra) % len(present)]
     # float64, since in float32 a product could be rounded up to the next class
-    within = torch.rand(len(labels), generator=generator, dtype=torch.float64) * counts[drawn]
+    within = torch.rand(count, generator=generator, dtype=torch.float64) * counts[drawn]
     return by_class[first[drawn] + within.long()]
 
 

@@ -138,6 +138,8 @@ def eval_transform(
     """
     short_side = int(size / (crop_pct or CROP_PCT))
     side = short_side if crops else size
+    if crops and side == size:
+        raise UserError("--tta crops: with --crop_pct 1 all crops are the same: leave it out")
     view = [_resize((side, side))] if is_warped(size) else [_resize(short_side), CenterCrop(side)]
     return Compose([*view, transforms.ToTensor(), transforms.Normalize(mean, std)])
 

@@ -61,6 +61,8 @@ def main(arguments: Namespace) -> None:
     for source in arguments.checkpoints:
         path = local_file(source)
         checkpoint = reading.read_checkpoint(path)
+        if checkpoint.get("left_out"):
+            raise UserError(f"{source} lacks frozen weights (--save_frozen false): not averaged")
         every.append(reading.weights_in(checkpoint, path, keys=arguments.key))
         classes, flags = reading.classes_in(checkpoint, path), reading.flags_in(checkpoint)
         runs.append(SavedRun(source, classes, flags))

@@ -68,8 +68,14 @@ def build_model(config: ModelConfig, num_classes: int) -> nn.Module:
         raise UserError(f"--model {config.model} cannot be built: {error}") from None
 
 
-def prepare_model(model: nn.Module, config: ComputeConfig, device: torch.device) -> nn.Module:
-    """Accelerate, move and compile a model as the flags say."""
+def prepare_model(
+    model: nn.Module, config: ComputeConfig, device: torch.device, sizes_vary: bool = False
+) -> nn.Module:
+    """Accelerate, move and compile a model as the flags say.
+
+    If the sizes of images vary, each gets a program of its own: one for all sizes fails to compile,
+    and a resumed run would compute by another one.
+    """
     if config.grad_checkpointing:
         try:
             model.set_grad_checkpointing(True)  # type: ignore[operator]
@@ -92,7 +98,8 @@ def prepare_model(model: nn.Module, config: ComputeConfig, device: torch.device)
     torch.backends.cudnn.benchmark = not torch.are_deterministic_algorithms_enabled()
     if config.compile:
         _try_compiler(device)
-        model.compile()  # in place, so that the names of the weights stay
+        # in place, so that the names of the weights stay
+        model.compile(dynamic=False if sizes_vary else None)
     return model
 
 
@@ -157,8 +164,9 @@ def check_size_schedule(config: Config, num_classes: int, facts: dict[str, float
             raise UserError(f"--size_schedule: {error}") from None
         work += (end - start) * found.get("GFLOPs", math.nan)
     share = work / (config.schedule.epochs * facts.get("GFLOPs", math.nan))
-    logger.info("--size_schedule: %.0f%% of the work of %d pixels in all epochs", 100 * share,
-                config.model.input_size)  # fmt: skip
+    if math.isfinite(share):
+        logger.info("--size_schedule: %.0f%% of the work of %d pixels in all epochs", 100 * share,
+                    config.model.input_size)  # fmt: skip
 
 
 def build_training(
@@ -180,15 +188,17 @@ def build_training(
         logger.info("%d of %d parameters are frozen", frozen, count_parameters(model))
     student, projection = model, None
     if distillation and distillation.by_features:
+        if not hasattr(model, "head_hidden_size"):
+            raise UserError("--distill features: the model does not tell the width of its features")
         student = Student(model, distillation.teacher.num_features).to(context.device)
         projection = student.projection
         if config.compute.compile:
-            student.compile()
+            student.compile(dynamic=False if config.augment.size_schedule else None)
     optimizer = create_optimizer(config.optim, model, schedule.config.lr, projection)
     emas = {}
     if config.ema.model_ema:
         decays = {"ema": config.ema.model_ema_decay}
-        decays |= {f"ema_{decay:g}": decay for decay in config.ema.model_ema_more}
+        decays |= {f"ema_{decay}": decay for decay in config.ema.model_ema_more}
         device = torch.device("cpu") if config.ema.model_ema_force_cpu else context.device
         warmup = config.ema.model_ema_warmup
         for name, decay in decays.items():

@@ -77,7 +77,7 @@ def class_weights_of(config: LossConfig, images: Images, classes: list[str]) -> 
     if config.class_weights == "balanced":
         labels = labels_of(images, "--class_weights balanced")
         counts = torch.bincount(labels, minlength=len(classes))
-        return (counts.sum() / (len(counts) * counts.clamp(min=1))).float()
+        return (counts.sum() / (counts.count_nonzero() * counts.clamp(min=1))).float()
     return _read_weights(Path(config.class_weights).expanduser(), classes)
 
 

@@ -136,7 +136,7 @@ class TrainState:
         All ranks have to call it, since their meters are gathered. Raises UserError if a weight is
         not finite, so that no run could resume from it.
         """
-        weights = dict(self.bare_model.named_parameters())
+        weights = dict(self.trained.named_parameters())
         sizes = torch.stack(torch._foreach_norm(list(weights.values()), math.inf))
         if not sizes.isfinite().all():
             name = next(n for n, s in zip(weights, sizes, strict=True) if not s.isfinite())

@@ -1,6 +1,7 @@
 """tools.average: means, soups, and mistakes."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -26,6 +27,11 @@ def test_the_mean_is_taken_in_double_precision():
 def test_other_models_are_refused(other):
     with pytest.raises(UserError, match="different models: (w|v, w) differ"):
         average([{"w": torch.ones(3)}, other])
+
+
+def test_weights_that_are_not_finite():
+    with pytest.raises(UserError, match="the average of w is not finite"):
+        average([{"w": torch.ones(2)}, {"w": torch.tensor([1.0, math.nan])}])
 
 
 def test_a_soup_leaves_out_what_lowers_its_accuracy():
@@ -96,11 +102,13 @@ def test_one_of_several_emas(run, tmp_path):
          "--data_path none is not a folder"),
         (["{run}", "other.pth", "--output", "a.pth"], "other.pth has other classes than"),
         (["--output", "a.pth"], "required: checkpoints"),
+        (["less.pth", "--output", "a.pth"], "less.pth lacks frozen weights"),
     ],
 )  # fmt: skip
 def test_mistakes_are_one_line(run, tmp_path, monkeypatch, capsys, arguments, message):
     monkeypatch.chdir(tmp_path)
     torch.save({"model": {"w": torch.ones(2)}, "classes": ["a", "b"]}, "other.pth")
+    torch.save({"model": {"w": torch.ones(2)}, "left_out": {"v": 1.0}}, "less.pth")
     file = str(run / "checkpoint-2.pth")
     assert main([word.format(run=file) for word in arguments]) == 1
     error = capsys.readouterr().err

@@ -358,6 +358,10 @@ def test_balanced_classes():
         expected = 2000 * 22 / 3 * share
         assert (numbers - expected).abs().max() < 5 * (expected + 1) ** 0.5
     assert not torch.equal(drawn[0], drawn[1])
+    for order in orders(Labelled(), 20, class_balanced=True, aug_repeats=2):
+        counts = torch.bincount(Labelled.labels[order])[[0, 1, 3]]
+        assert counts.sum() == 22
+        assert counts.max() - counts.min() <= 2
     # the classes are mixed, not one after another
     assert len({*Labelled.labels[drawn[0, :8]].tolist()}) > 1
     with pytest.raises(UserError, match="--class_balanced: the labels"):

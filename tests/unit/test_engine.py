@@ -353,6 +353,21 @@ def test_views_are_averaged_as_probabilities(kinds):
     assert not torch.allclose(expected, first, atol=1e-5)
 
 
+def test_plateau_follows_rank_0(monkeypatch):
+    """Where each rank evaluates by itself, accuracies may differ by rounding."""
+    state, setup = small_training("--batch_size=4", "--sched=plateau", "--patience_epochs=0")
+    monkeypatch.setattr("evaluation.all_gather", lambda value, _: [False, value])
+
+    class Better:
+        def of(self, *_):
+            return {"acc1": 50.0, "acc5": 90.0, "loss": 1.0}, None
+
+    evaluate_epoch(state, setup, Better(), lambda: None)
+    assert state.progress.rate_factor == pytest.approx(0.1)
+    setup.schedule.apply(state.optimizer, 1, state.progress.rate_factor)
+    assert state.optimizer.param_groups[0]["lr"] == pytest.approx(1e-4)
+
+
 def test_scales_that_a_model_does_not_take():
     model = Views(timm.create_model("deit_tiny_patch16_224", num_classes=3), ["scales"], 224)
     with pytest.raises(UserError, match="--tta scales: the model fails at 192 pixels: .*height"):

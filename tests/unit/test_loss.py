@@ -74,6 +74,9 @@ def test_balanced_weights_are_those_of_scikit_learn():
     expected = compute_class_weight("balanced", classes=np.arange(3), y=LABELS.tolist())
     torch.testing.assert_close(weights, torch.tensor(expected).float())
     assert weights[LABELS].mean() == pytest.approx(1)
+    some = Labelled(torch.tensor([0, 2, 2, 2]))  # no image of class 1
+    weights = class_weights_of(LossConfig(class_weights="balanced"), some, CLASSES)
+    assert weights[some.labels].mean() == pytest.approx(1)
     with pytest.raises(UserError, match="--class_weights balanced: the labels .* only after"):
         class_weights_of(LossConfig(class_weights="balanced"), Labelled(None), CLASSES)
 
