@@ -75,8 +75,7 @@ def run(
         )
         seed_everything(config.runtime.seed)  # the same initial weights on all ranks
         model = build_model(config.model, len(data.classes))
-        sizes_vary = bool(config.augment.size_schedule) or "scales" in config.evaluation.tta
-        model = prepare_model(model, config.compute, context.device, sizes_vary)
+        model = prepare_model(model, config.compute, context.device)
         if is_eval:
             evaluate_checkpoint(config, model, data, context)
         else:

@@ -251,6 +251,11 @@ def _check(config: Config) -> None:
         raise UserError("--save_frozen false: the EMA has all weights; give --model_ema false")
     if flat["eval"] and flat["smoke"]:
         raise UserError("--smoke true is for training; shrink an evaluation by --max_images N")
+    if flat["compile"] and (flat["size_schedule"] or "scales" in flat["tta"]):
+        raise UserError(
+            "--compile true: images of other sizes fail to compile: leave out --size_schedule and "
+            "--tta scales"
+        )
     if flat["size_schedule"]:
         _check_sizes(config)
     for view in flat["tta"]:

@@ -68,14 +68,8 @@ def build_model(config: ModelConfig, num_classes: int) -> nn.Module:
         raise UserError(f"--model {config.model} cannot be built: {error}") from None
 
 
-def prepare_model(
-    model: nn.Module, config: ComputeConfig, device: torch.device, sizes_vary: bool = False
-) -> nn.Module:
-    """Accelerate, move and compile a model as the flags say.
-
-    If the sizes of images vary, each gets a program of its own: one for all sizes fails to compile,
-    and a resumed run would compute by another one.
-    """
+def prepare_model(model: nn.Module, config: ComputeConfig, device: torch.device) -> nn.Module:
+    """Accelerate, move and compile a model as the flags say."""
     if config.grad_checkpointing:
         try:
             model.set_grad_checkpointing(True)  # type: ignore[operator]
@@ -98,8 +92,7 @@ def prepare_model(
     torch.backends.cudnn.benchmark = not torch.are_deterministic_algorithms_enabled()
     if config.compile:
         _try_compiler(device)
-        # in place, so that the names of the weights stay
-        model.compile(dynamic=False if sizes_vary else None)
+        model.compile()  # in place, so that the names of the weights stay
     return model
 
 
@@ -193,7 +186,7 @@ def build_training(
         student = Student(model, distillation.teacher.num_features).to(context.device)
         projection = student.projection
         if config.compute.compile:
-            student.compile(dynamic=False if config.augment.size_schedule else None)
+            student.compile()
     optimizer = create_optimizer(config.optim, model, schedule.config.lr, projection)
     emas = {}
     if config.ema.model_ema:

@@ -225,13 +225,13 @@ def test_other_backbones_have_gnconvs_in_their_decoders(path):
     assert {name: given.pop(name) for name in ("type", "order", "kernel_size")} == {
         "type": "HorFPN" if is_detector else "GNUPerHead", "order": 2, "kernel_size": 7,
     }  # fmt: skip
-    (base,) = re.findall(r'_base_ = \[.*?(?:mmdet::|/\.mim/configs/)(.*?)"\]', path.read_text())
+    (base,) = re.findall(r'(?:mmdet::|/\.mim/configs/)([^"]+)"', path.read_text())
     package = "mmdet" if is_detector else "mmseg"
     folder = Path(importlib.util.find_spec(package).origin).parent
     plain = Config.fromfile(folder / ".mim/configs" / base)
     del plain.model[part]["type"]
+    config.model.pop("_scope_", None)  # from the name of the base
     assert config.model == plain.model
     registry = MMDET if is_detector else MMSEG
-    with torch.device("meta"):
-        model = registry.build(Config.fromfile(path).model)
+    model = registry.build(Config.fromfile(path).model)
     assert sum(isinstance(layer, GnConv) for layer in model.modules()) == (4 if is_detector else 1)

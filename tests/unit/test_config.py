@@ -131,6 +131,8 @@ def test_saved_config_is_a_recipe(tmp_path):
         (["--size_schedule", "128@0", "160@10"], "the last size is not --input_size 224"),
         (["--size_schedule", "128@0", "224@300"], "epoch 300 is not among the --epochs 300"),
         (["--opt_args", "5"], "--opt_args"),
+        (["--compile", "t", "--size_schedule", "128@0", "224@9"], "fail to compile: leave out"),
+        (["--compile", "t", "--eval", "t", "--resume", "x", "--tta", "scales"], "leave out"),
         (["--focal_alpha", "-0.5"], "--focal_alpha -0.5: from 0 to 1, or -1"),
         (["--model_ema", "t", "--model_ema_more", "0.9", "0.9"], "a decay occurs twice"),
         (["--schedule_unit", "epoch", "--sched", "wsd"], "for cosine: --sched wsd?"),
