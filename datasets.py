@@ -92,11 +92,9 @@ def build_data(
     mean, std = mean_std(config)
     transforms: dict[str, Any] = {}
     if with_train:
-        transforms["train"] = train_transform(augment, input_size, mean, std)
-        if augment.size_schedule:
-            transforms["train"] = SizeSchedule(
-                {e: train_transform(augment, s, mean, std) for e, s in augment.size_steps}
-            )
+        steps = augment.size_steps or [(0, input_size)]
+        by_epoch = {epoch: train_transform(augment, size, mean, std) for epoch, size in steps}
+        transforms["train"] = SizeSchedule(by_epoch) if len(by_epoch) > 1 else by_epoch[0]
     if with_val:
         crop_pct = crop_pct_of(config, augment)
         transforms["val"] = eval_transform(input_size, mean, std, crop_pct, crops)

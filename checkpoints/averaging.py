@@ -16,11 +16,9 @@ def average(every: Sequence[Weights]) -> Weights:
     Integers, such as the counts of batch norms, are those of the last. UserError if names or shapes
     differ, or a weight is not finite.
     """
-    first = every[0]
-    for weights in every[1:]:
-        shapes = {name: value.shape for name, value in first.items()}
-        others = {name: value.shape for name, value in weights.items()}
-        other = {name for name, _ in shapes.items() ^ others.items()}
+    first, *others = ({name: w.shape for name, w in weights.items()} for weights in every)
+    for shapes in others:
+        other = {name for name, _ in first.items() ^ shapes.items()}
         if other:
             raise UserError(
                 f"the checkpoints are of different models: {some(sorted(other))} differ"

@@ -25,6 +25,7 @@ class Range:
 
 
 TTA = ("flip", "crops", "scales")
+"""Kinds of views of --tta."""
 Positive = Annotated[int, Range(1)]
 NonNegative = Annotated[int, Range(0)]
 NonNegativeFloat = Annotated[float, Range(0)]
@@ -328,8 +329,8 @@ class EmaConfig:
     model_ema_warmup: bool = False
     """Begin with smaller decays: at most 1 - (1 + step) ** (-2 / 3)."""
     model_ema_more: tuple[float, ...] = ()
-    """Decays of further EMAs, as in `--model_ema_more 0.99 0.999`: saved and evaluated as the first
-    one is, but none of their checkpoints is kept as the best."""
+    """Decays of further EMAs, as in `--model_ema_more 0.99 0.999`: saved, and evaluated after each
+    epoch, as the first one is, but none of their checkpoints is kept as the best."""
     model_ema_force_cpu: bool = False
     """Keep the EMA in host memory."""
     model_ema_eval: bool = False

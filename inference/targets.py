@@ -33,6 +33,8 @@ class Target:
     """Whether it takes one image at a time."""
     symmetric: bool = False
     """Whether int8 has no zero points other than 0."""
+    usage_dynamic: str = ""
+    """What the command needs further for --dynamic; with {side}, the size in pixels."""
 
 
 _ANY_OPSET = (20, *(version for version in OPSETS if version != 20))
@@ -53,6 +55,8 @@ TARGETS = {
         (17, 20),
         ("batch",),
         symmetric=True,
+        usage_dynamic=" --minShapes=images:1x3x{side}x{side} --optShapes=images:8x3x{side}x{side}"
+        " --maxShapes=images:32x3x{side}x{side}",
     ),
     "mnn": Target(
         "onnx",

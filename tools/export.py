@@ -121,13 +121,9 @@ def main(arguments: Namespace) -> None:
     told.append(f"{output}: {kind}, {arguments.dtype}, {_size(output):.1f} MB{weights}")
     if arguments.target:
         names = {"file": output, "stem": output.with_suffix("")}
-        usage = target.usage.format(**{key: shlex.quote(str(p)) for key, p in names.items()})
-        if arguments.target == "tensorrt" and dynamic:
-            channels = (
-                f"3x{classifier.preprocessing.input_size}x{classifier.preprocessing.input_size}"
-            )
-            sizes = {"min": 1, "opt": 8, "max": 32}
-            usage += "".join(f" --{k}Shapes=images:{n}x{channels}" for k, n in sizes.items())
+        quoted = {name: shlex.quote(str(path)) for name, path in names.items()}
+        usage = target.usage + (target.usage_dynamic if dynamic else "")
+        usage = usage.format(**quoted, side=classifier.preprocessing.input_size)
         told.append(f"next: {usage}")
     sys.stdout.write("\n".join(told) + "\n")
 

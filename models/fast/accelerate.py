@@ -33,6 +33,7 @@ def accelerate(model: Model, memory: str = "normal", triton: bool = False) -> Mo
         raise ValueError(f"memory {memory!r}: choose one of {', '.join(MEMORY)}")
     block = layers.LeanBlock if memory == "lean" else layers.FastBlock
     for module in plain(model).modules():
+        # of gnConvs, those on maps: volumes and sequences have no faster layers
         if isinstance(module, GnConv) and isinstance(module.proj_in, nn.Conv2d):
             _swap(layers.PointwiseConv, module.proj_in, module.proj_out)
             _swap(layers.NarrowConv, *module.pws)
