@@ -24,7 +24,7 @@ class Target:
 
     format: str
     usage: str
-    """The command that comes next, or what to do; with {file} and {stem}, as a shell takes them."""
+    """The command that comes next, or what to do; with {file} and {stem} for a shell, or {path}."""
     dtypes: tuple[str, ...] = ("float32", "float16", "bfloat16")
     opsets: tuple[int, ...] = ()
     """The first one is the default; empty for formats other than ONNX."""
@@ -47,7 +47,7 @@ TARGETS = {
     "torchscript": Target("torchscript", _PREDICT),
     "exported": Target("exported", _PREDICT),
     # OpenCV crashes on opsets 18 and 19; dynamic shapes give wrong logits in version 4
-    "opencv": Target("onnx", 'cv2.dnn.readNetFromONNX("{file}")', ("float32",), (17, 20), ()),
+    "opencv": Target("onnx", 'cv2.dnn.readNetFromONNX({path!r})', ("float32",), (17, 20), ()),
     "tensorrt": Target(
         "onnx",
         "trtexec --onnx={file} --saveEngine={stem}.engine",
@@ -68,14 +68,14 @@ TARGETS = {
     ),
     "web": Target(
         "onnx", "npm install --prefix examples/web && python -m http.server --directory "
-        "examples/web; the page takes {file}", ("float32", "float16", "int8"),
+        "examples/web; the page takes {path}", ("float32", "float16", "int8"),
         (20, 17), (), one_image=True,
     ),
     "litert": Target("litert", _PREDICT, ("float32",), dynamic=()),
     "executorch": Target("executorch", _PREDICT, ("float32",), dynamic=()),
     "ncnn": Target("ncnn", _PREDICT, ("float32", "float16"), dynamic=(), one_image=True),
     "coreml": Target(
-        "coreml", "add {file} to a project of Xcode", ("float32", "float16"), dynamic=()
+        "coreml", "add {path} to a project of Xcode", ("float32", "float16"), dynamic=()
     ),
 }  # fmt: skip
 """Without --target, a file is for the first target of its format."""

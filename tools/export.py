@@ -123,7 +123,7 @@ def main(arguments: Namespace) -> None:
         names = {"file": output, "stem": output.with_suffix("")}
         quoted = {name: shlex.quote(str(path)) for name, path in names.items()}
         usage = target.usage + (target.usage_dynamic if dynamic else "")
-        usage = usage.format(**quoted, side=classifier.preprocessing.input_size)
+        usage = usage.format(**quoted, path=str(output), side=classifier.preprocessing.input_size)
         told.append(f"next: {usage}")
     sys.stdout.write("\n".join(told) + "\n")
 

@@ -326,6 +326,12 @@ def test_other_models_of_timm(pool):
             "tools.predict my_images --checkpoint '{}/a b.torchscript'",
         ),
         pytest.param(
+            "opencv",
+            ".onnx",
+            "next: cv2.dnn.readNetFromONNX('{}/a b.onnx')",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
             "tensorrt",
             ".onnx",
             "trtexec --onnx='{0}/a b.onnx' --saveEngine='{0}/a b'.engine"
@@ -336,7 +342,7 @@ def test_other_models_of_timm(pool):
     ],
 )
 def test_the_command_that_comes_next(tmp_path, capsys, target, suffix, usage):
-    more = [] if target == "torchscript" else ANY
+    more = ANY if target == "tensorrt" else []
     arguments = ["hornet_atto_7x7", *SMALL, "--target", target, *more]
     assert main([*arguments, "--output", str(tmp_path / f"a b{suffix}")]) == 0
     assert capsys.readouterr().out.endswith(usage.format(tmp_path) + "\n")
