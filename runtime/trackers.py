@@ -91,12 +91,14 @@ class Trackers:
             return
         new = {name: value for name, value in values.items() if not self.before.has(name, step)}
         names = [*self.sent.names, *new] if step == self.sent.step else [*new]
-        self._save(replace(self.sent, step=step, names=names))  # first: no step is sent twice
         if self.tensorboard:
             # what is later than the checkpoint was hidden
             for name, value in (values if step > self.step else new).items():
                 self.tensorboard.add_scalar(name, value, step)
             self.tensorboard.flush()  # a kill would lose it
+        # after TensorBoard, where a point written twice is still one; before Weights & Biases,
+        # which takes no step twice
+        self._save(replace(self.sent, step=step, names=names))
         sent = values if self.wandb and self.is_new else new
         if self.wandb and sent:  # without values, it would still get the step
             self.wandb.log(sent, step=step)

@@ -4,6 +4,7 @@ import json
 import struct
 import sys
 import time
+from unittest.mock import Mock
 
 import pytest
 import wandb
@@ -129,6 +130,23 @@ def test_a_resumed_run_has_one_curve(tmp_path, offline):
     other = trackers_of(tmp_path, 9, wandb_id=first.wandb_id)
     assert other.wandb_id == first.wandb_id
     other.finish([])
+
+
+def test_a_kill_while_tensorboard_gets_values_loses_none(tmp_path, monkeypatch):
+    def trackers(step):
+        return Trackers(str(tmp_path / "events"), None, True, str(tmp_path), step)
+
+    first = trackers(0)
+    first.write({"train/loss": 1.0}, 6)
+    with monkeypatch.context() as patch:  # stands for a kill: nothing after it runs
+        patch.setattr(first.tensorboard, "add_scalar", Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            first.write({"test_acc1": 50.0}, 6)
+    again = trackers(6)  # saved before the evaluation
+    again.write({"test_acc1": 50.0}, 6)
+    again.finish([])
+    assert values_in_tensorboard(tmp_path / "events", "train/loss") == [(6, 1.0)]
+    assert values_in_tensorboard(tmp_path / "events", "test_acc1") == [(6, 50.0)]
 
 
 def test_steps_of_another_length(tmp_path, offline):
