@@ -69,7 +69,7 @@ class Trackers:
             self.before = replace(self.before, step=-1, steps_per_epoch=steps_per_epoch)
             purge_step, went_back = None, True
         self.sent = self.before
-        self.tensorboard = _tensorboard(log_dir, purge_step) if log_dir and is_main else None
+        self.tensorboard = _TensorBoard(log_dir, purge_step) if log_dir and is_main else None
         self.wandb: Any = None
         if wandb_options and is_main:
             known = self.before.wandb_id
@@ -94,7 +94,7 @@ class Trackers:
         if self.tensorboard:
             # what is later than the checkpoint was hidden
             for name, value in (values if step > self.step else new).items():
-                self.tensorboard.add_scalar(name, value, step)
+                self.tensorboard.add(name, value, step)
             self.tensorboard.flush()  # a kill would lose it
         # after TensorBoard, where a point written twice is still one; before Weights & Biases,
         # which takes no step twice
@@ -124,15 +124,38 @@ class Trackers:
             self.tensorboard.close()
 
 
-def _tensorboard(folder: str, purge_step: int | None) -> Any:
-    from tensorboardX import SummaryWriter
+class _TensorBoard:
+    """Writes scalars in this thread: SummaryWriter.flush doesn't wait for its own thread.
 
-    try:
-        # without a suffix, a start within the same second would overwrite the file
-        suffix = f".{time.time_ns()}"
-        return SummaryWriter(logdir=folder, purge_step=purge_step, filename_suffix=suffix)
-    except OSError as error:
-        raise UserError(f"--log_dir {folder} cannot be written: {error}") from None
+    Args:
+        folder: Gets a file of events.
+        purge_step: TensorBoard hides what earlier files have from this step on; None for nothing.
+
+    Raises UserError if the folder can't be written.
+    """
+
+    def __init__(self, folder: str, purge_step: int | None) -> None:
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+        from tensorboardX.summary import scalar
+
+        self._event, self._scalar = Event, scalar
+        try:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            # without a suffix, a start within the same second would overwrite the file
+            self._writer = EventsWriter(str(Path(folder) / "events"), f".{time.time_ns()}")
+        except OSError as error:
+            raise UserError(f"--log_dir {folder} cannot be written: {error}") from None
+        if purge_step is not None:
+            start = SessionLog(status=SessionLog.START)
+            self._write(step=purge_step, session_log=start)
+        self.flush, self.close = self._writer.flush, self._writer.close
+
+    def add(self, name: str, value: float, step: int) -> None:
+        self._write(step=step, summary=self._scalar(name, value))
+
+    def _write(self, **content: Any) -> None:
+        self._writer.write_event(self._event(wall_time=time.time(), **content))
 
 
 def _read(file: Path | None) -> Sent | None:

@@ -139,7 +139,7 @@ def test_a_kill_while_tensorboard_gets_values_loses_none(tmp_path, monkeypatch):
     first = trackers(0)
     first.write({"train/loss": 1.0}, 6)
     with monkeypatch.context() as patch:  # stands for a kill: nothing after it runs
-        patch.setattr(first.tensorboard, "add_scalar", Mock(side_effect=KeyboardInterrupt))
+        patch.setattr(first.tensorboard, "add", Mock(side_effect=KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             first.write({"test_acc1": 50.0}, 6)
     again = trackers(6)  # saved before the evaluation
