@@ -26,6 +26,7 @@ from input_pipeline.image_sets import (
 )
 from input_pipeline.imagenet_sets import CLASSES, list_set, synsets
 from input_pipeline.images import Decoding
+from input_pipeline.label_files import MultiLabelImages, list_labelled
 from input_pipeline.listing import held_out, held_out_by_draw, listed_once
 from input_pipeline.parts import find_parts
 from input_pipeline.tar_files import TarImages, list_tars
@@ -75,9 +76,10 @@ def build_data(
     UserError if a data set is missing or empty, or has other classes than the checkpoint.
     """
     prefix = config.data_set.partition("/")[0]
-    if prefix not in (*FOLDERS, "CIFAR", "tar", *CLASSES, *PREFIXES):
+    if prefix not in (*FOLDERS, "CIFAR", "tar", "multi_label", *CLASSES, *PREFIXES):
         raise UserError(
-            f"--data_set {config.data_set}: choose one of {', '.join(FOLDERS)}, CIFAR, tar, to "
+            f"--data_set {config.data_set}: choose one of {', '.join(FOLDERS)}, CIFAR, tar, "
+            "multi_label, to "
             f"evaluate also {', '.join(CLASSES)}, or one of timm's: "
             f"{', '.join(name + '/' for name in PREFIXES)}"
         )
@@ -103,6 +105,8 @@ def build_data(
         parts = {**_open_folders(config, transforms, context)}
     elif prefix == "tar":
         parts = {**_open_tars(config, transforms, context)}
+    elif config.is_multi_label:
+        parts = {**_open_labelled(config, transforms, context)}
     elif prefix in CLASSES:
         listing = listed_once(partial(list_set, prefix, Path(config.data_path)), context)
         parts = {"val": ListedImages(listing, transforms["val"], decoding_of(config))}
@@ -145,7 +149,7 @@ def decoding_of(config: DataConfig) -> Decoding:
     """Return how the image files of a data set are decoded: published ones as by the release."""
     turns = config.exif_orientation
     if turns is None:
-        turns = config.data_set in ("image_folder", "tar")
+        turns = config.data_set in ("image_folder", "tar", "multi_label")
     return Decoding(turns, None if config.background == "none" else config.background)
 
 
@@ -261,6 +265,16 @@ def _open_tars(
     return opened
 
 
+def _open_labelled(
+    config: DataConfig, transforms: dict[str, Any], context: DistributedContext
+) -> dict[str, ImageSet]:
+    folder, opened = Path(config.data_path), {}
+    for part, transform in transforms.items():
+        listing = listed_once(partial(list_labelled, folder, part), context)
+        opened[part] = MultiLabelImages(listing, transform, decoding_of(config))
+    return {**opened}
+
+
 def _open_cifar(config: DataConfig, part: str, transform: Any) -> ImageSet:
     try:
         source = CIFAR100(config.data_path, train=part == "train")
@@ -364,9 +378,12 @@ def _check_classes(config: DataConfig, parts: dict[str, Images], classes: list[s
 
 def _check_counts(path: str, part: str, images: Images) -> None:
     """Refuse class folders without training images, and tell of those without evaluation images."""
-    if not isinstance(images, ListedImages | Part) or images.labels is None:
+    labels = images.labels if isinstance(images, ListedImages | Part) else None
+    if isinstance(images, MultiLabelImages):
+        labels = images.all_labels()
+    if labels is None:
         return
-    counts = torch.bincount(images.labels, minlength=len(images.classes)).tolist()
+    counts = torch.bincount(labels, minlength=len(images.classes)).tolist()
     empty = [name for name, count in zip(images.classes, counts, strict=True) if not count]
     if empty and part == "train":
         raise UserError(f"{path} has no training images of class {some(empty)}")

@@ -35,8 +35,8 @@ def train_one_epoch(
     """Take the remaining steps of an epoch; return its mean metrics.
 
     Args:
-        batches: Images (N, 3, H, W) and labels (N) from progress.position on, update_freq of them
-            per step.
+        batches: Images (N, 3, H, W) and labels, (N) or multi-hot (N, classes), from
+            progress.position on, update_freq of them per step.
         trackers: Get the metrics of each log line; in between they stay on the device.
         after_step: Called after each step, when the state may be saved.
 
@@ -55,6 +55,8 @@ def train_one_epoch(
             progress.position += setup.total_batch
             if (index + 1) % setup.config.logging.log_interval == 0 or index + 1 == steps:
                 metrics = state.meters.end_line()
+                if setup.config.data.is_multi_label:
+                    del metrics["class_acc"]
                 _log_line(state, setup, index + 1, metrics | {"lr": rate(progress.step - 1)}, speed)
                 if trackers:
                     trackers.write({f"train/{k}": v for k, v in metrics.items()}, progress.step)
@@ -62,8 +64,8 @@ def train_one_epoch(
                 state.nonfinite.check(state.trained, rate)
             after_step()
     metrics = state.meters.of_epoch()
-    if setup.mixup:
-        del metrics["class_acc"]  # mixed images have more than one class
+    if setup.mixup or setup.config.data.is_multi_label:
+        del metrics["class_acc"]  # the images have more than one class
     groups = state.optimizer.param_groups
     rates = [group["lr"] for group in groups]
     decay = max(group["weight_decay"] for group in groups)
@@ -96,7 +98,8 @@ def train_step(
             trained = [p for p in parameters if p.grad is not None]
             norms = clip_gradient(trained, config.optim.clip_grad)
         sums[0] += loss * len(labels)
-        sums[1] += (logits.argmax(dim=1) == labels).sum()
+        if labels.ndim == 1:
+            sums[1] += (logits.argmax(dim=1) == labels).sum()
         sums[2] += len(labels)
     norm = torch.linalg.vector_norm(norms)
     finite = norm.isfinite()
@@ -196,52 +199,57 @@ def _log_line(
 
 
 @torch.inference_mode()
-def evaluate(
+def collect(
     model: nn.Module,
     batches: Iterable[Batch],
     context: DistributedContext,
+    row_of: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
     batch_size: int | None = None,
     precision: torch.dtype | None = None,
     before_batch: Callable[[int], None] = lambda _: None,
-) -> tuple[dict[str, float], torch.Tensor]:
-    """Evaluate `model` on all images.
+) -> torch.Tensor:
+    """Run `model` on all images; return `row_of` logits and labels, (images, row) on the CPU.
 
     Args:
         model: Without its DistributedDataParallel wrapper, since ranks may differ in their number
             of batches.
-        batches: Images (N, 3, H, W) and labels (N), negative for unreadable images. A model may
-            return several rows of logits per image, one after another, as of a point cloud's views;
-            each counts as an image.
+        batches: Images (N, 3, H, W) and labels, (N) or (N, classes). A model may return several
+            rows of logits per image, one after another, as of a point cloud's views; each counts
+            as an image.
         batch_size: Ranks share the images in batches of this size (`shard`), and all get the same
             results, whatever the world size. None: each rank evaluates all images.
         precision: dtype of autocast.
         before_batch: Called with the index of each batch.
-
-    Returns mean loss, acc1 and acc5 (top-1 and top-5 accuracy in per cent), images and unreadable
-    (counts); and a tensor (images, 8) of label, prediction, its probability, and the five classes
-    of highest probability (-2 where there are fewer). Raises UserError if no image can be read.
     """
     model.eval()
     device = next(model.parameters()).device
-    rows = [torch.empty(0, 1, 9, dtype=torch.float64, device=device)]
+    found = [torch.empty(0, device=device)]
     for index, (images, labels) in enumerate(_bar(batches, "evaluation", context)):
         before_batch(index)
         images, labels = (part.to(device, non_blocking=True) for part in (images, labels))
         with _autocast(device, precision):
             logits = model(images).float()
         views = len(logits) // len(labels)
-        labels = labels.repeat_interleave(views)
-        losses = nn.functional.cross_entropy(logits, labels.clamp(min=0), reduction="none")
-        top5 = logits.topk(min(5, logits.shape[1]), dim=1).indices
-        top5 = nn.functional.pad(top5, (0, 5 - top5.shape[1]), value=-2)  # -1 is unreadable
-        probability, predicted = logits.softmax(dim=1).max(dim=1)
-        facts = (losses, labels, predicted, probability, *top5.T)
-        rows.append(torch.stack([fact.double() for fact in facts], dim=1).unflatten(0, (-1, views)))
-    results = torch.cat(rows[1:] or rows).cpu()
+        rows = row_of(logits, labels.repeat_interleave(views, dim=0))
+        found.append(rows.unflatten(0, (-1, views)))
+    results = torch.cat(found[1:] or found).cpu()
     if batch_size:
         results = all_gather_shards(results, batch_size, context)
-    results = results.flatten(0, 1)
-    readable = results[results[:, 1] >= 0]
+    return results.flatten(0, 1) if results.numel() else results
+
+
+def evaluate(
+    model: nn.Module, batches: Iterable[Batch], context: DistributedContext, **options: Any
+) -> tuple[dict[str, float], torch.Tensor]:
+    """Evaluate a classifier on images with one label each, negative for unreadable images.
+
+    The arguments are those of `collect`. Returns mean loss, acc1 and acc5 (top-1 and top-5 accuracy
+    in per cent), images and unreadable (counts); and a tensor (images, 8) of label, prediction, its
+    probability, and the five classes of highest probability (-2 where there are fewer). Raises
+    UserError if no image can be read.
+    """
+    results = collect(model, batches, context, _row, **options)
+    readable = results[results[:, 1] >= 0] if results.numel() else results
     if not len(readable):
         raise UserError("no evaluation image can be read")
     losses, labels, predicted, _, *top = readable.T
@@ -254,3 +262,13 @@ def evaluate(
         "unreadable": len(results) - len(readable),
     }
     return metrics, results[:, 1:]
+
+
+def _row(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Return loss, label, prediction, its probability and the five best classes, (N, 9)."""
+    losses = nn.functional.cross_entropy(logits, labels.clamp(min=0), reduction="none")
+    top5 = logits.topk(min(5, logits.shape[1]), dim=1).indices
+    top5 = nn.functional.pad(top5, (0, 5 - top5.shape[1]), value=-2)  # -1 is unreadable
+    probability, predicted = logits.softmax(dim=1).max(dim=1)
+    facts = (losses, labels, predicted, probability, *top5.T)
+    return torch.stack([fact.double() for fact in facts], dim=1)

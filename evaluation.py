@@ -14,12 +14,13 @@ import torch
 from torch import nn
 from torchvision.transforms.functional import five_crop
 
+import engine
+import multi_label
 from checkpoints import fitting, reading
 from checkpoints.sources import local_file
 from config.flags import Config
 from datasets import Data, crop_pct_of
-from engine import evaluate
-from input_pipeline.image_sets import Images, ImageSet
+from input_pipeline.image_sets import UNREADABLE, Images, ImageSet
 from input_pipeline.imagenet_sets import (
     ALEXNET_ERRORS,
     IMAGES,
@@ -28,18 +29,21 @@ from input_pipeline.imagenet_sets import (
     corruption_errors,
     mean_corruption_error,
 )
-from input_pipeline.loaders import UNREADABLE, eval_loader
+from input_pipeline.loaders import eval_loader
 from input_pipeline.transforms import CROP_PCT, is_warped
 from input_pipeline.unreadable import UnreadableImages
 from runtime.distributed import DistributedContext, all_gather, broadcast_buffers
 from runtime.errors import UserError
-from runtime.files import open_table
+from runtime.files import open_table, write_table
 from training.build import TrainSetup, amp_dtype
 from training.state import TrainState
 from utils import count_parameters
 
 logger = logging.getLogger(__name__)
 
+TITLES = {"acc1": "top-1", "acc5": "top-5", "mAP": "mAP", "f1_micro": "F1 (micro)",
+          "f1_macro": "F1 (macro)"}  # fmt: skip
+"""Metrics in per cent, as they are called in the log."""
 RESULT_COLUMNS = (
     "model", "img_size", "top1", "top1_err", "top5", "top5_err", "param_count", "crop_pct",
     "interpolation",
@@ -63,7 +67,10 @@ class Evaluation:
     def of(
         self, model: nn.Module, suffix: str, before_batch: Callable[[], None] = lambda: None
     ) -> tuple[dict[str, float], torch.Tensor]:
-        """Evaluate a model and log its accuracy; return metrics and `engine.evaluate`'s rows."""
+        """Evaluate a model and log the metrics; return them with the rows of the results.
+
+        By `engine.evaluate`, or `multi_label.evaluate` for images of several classes each.
+        """
         batch_size: Any = self.loader.batch_size
         common = 0  # batches that all ranks have for certain: with damaged shards, none
         if isinstance(self.images, ImageSet):
@@ -75,15 +82,19 @@ class Evaluation:
                 before_batch()
 
         size, precision = batch_size if self.is_shared else None, amp_dtype(self.config.compute)
-        metrics, rows = evaluate(model, self.loader, self.context, size, precision, ask)
+        of_images = multi_label.evaluate if self.config.data.is_multi_label else engine.evaluate
+        metrics, rows = of_images(
+            model, self.loader, self.context,
+            batch_size=size, precision=precision, before_batch=ask,
+        )  # fmt: skip
         images = metrics.pop("images")
         if metrics.pop("unreadable"):
             logger.warning("unreadable images are left out: see %s", self.unreadable.path)
         what = "test" + suffix.replace("_", " ").upper()
-        logger.info(
-            "%s on %d images: top-1 %.2f%%  top-5 %.2f%%  loss %.4f",
-            what, images, metrics["acc1"], metrics["acc5"], metrics["loss"],
-        )  # fmt: skip
+        shown = "  ".join(
+            f"{title} {metrics[name]:.2f}%" for name, title in TITLES.items() if name in metrics
+        )
+        logger.info("%s on %d images: %s  loss %.4f", what, images, shown, metrics["loss"])
         return metrics, rows
 
 
@@ -110,11 +121,11 @@ def evaluate_epoch(
         metrics, _ = evaluation.of(model, suffix, before_batch)
         record |= {f"test_{name}{suffix}": value for name, value in metrics.items()}
     # after all of them, since a run that is stopped in between evaluates again
-    improved = []
+    improved, metric = [], setup.config.data.metric
     for suffix, best in (("", "max_accuracy"), ("_ema", "max_ema_accuracy")):
         if suffix not in models:
             continue
-        accuracy, loss = record[f"test_acc1{suffix}"], record[f"test_loss{suffix}"]
+        accuracy, loss = record[f"test_{metric}{suffix}"], record[f"test_loss{suffix}"]
         if not suffix and setup.config.schedule.sched == "plateau":
             improves = accuracy > state.progress.max_accuracy
             # rank 0's answer for all: where each evaluates by itself, they may differ by rounding
@@ -149,11 +160,14 @@ class OverClasses(nn.Module):
 
 
 class Views(nn.Module):
-    """Log probabilities, averaged as probabilities over several views of each image (--tta)."""
+    """Logits of probabilities that are averaged over several views of each image (--tta)."""
 
-    def __init__(self, model: nn.Module, kinds: Sequence[str], size: int) -> None:
+    def __init__(
+        self, model: nn.Module, kinds: Sequence[str], size: int, is_multi_label: bool = False
+    ) -> None:
         super().__init__()
         self.model, self.kinds, self.size = model, kinds, size
+        self.is_multi_label = is_multi_label
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Images (N, 3, H, W), larger than `size` with crops -> (N, classes)."""
@@ -168,7 +182,11 @@ class Views(nn.Module):
             found.append(self._logits(view, side))
             if "flip" in self.kinds:
                 found.append(self._logits(view.flip(3), side))
-        logs = torch.stack(found).float().log_softmax(dim=2)
+        logits = torch.stack(found).float()
+        if self.is_multi_label:
+            yes, no = (nn.functional.logsigmoid(x).logsumexp(dim=0) for x in (logits, -logits))
+            return yes - no
+        logs = logits.log_softmax(dim=2)
         return logs.logsumexp(dim=0) - math.log(len(found))
 
     def _logits(self, images: torch.Tensor, side: int) -> torch.Tensor:
@@ -209,9 +227,12 @@ def evaluate_checkpoint(
         evaluated_model = OverClasses(model, over) if some_classes else model
         if config.evaluation.tta:
             size = config.model.input_size
-            evaluated_model = Views(evaluated_model, config.evaluation.tta, size)
+            evaluated_model = Views(
+                evaluated_model, config.evaluation.tta, size, config.data.is_multi_label
+            )
         metrics, rows = evaluation.of(evaluated_model, suffix)
-        logger.info("mean accuracy of the classes: %.2f%%", mean_class_accuracy(rows))
+        if not config.data.is_multi_label:
+            logger.info("mean accuracy of the classes: %.2f%%", mean_class_accuracy(rows))
         if context.is_main:
             results.tell(model, metrics, rows, suffix)
 
@@ -236,12 +257,19 @@ class Results:
     def tell(
         self, model: nn.Module, metrics: dict[str, float], rows: torch.Tensor, suffix: str
     ) -> None:
-        """Log and write the results of one evaluation; `rows` are those of `engine.evaluate`."""
+        """Log and write the results of one evaluation; `rows` are those of `Evaluation.of`."""
         folder = self.config.checkpoint.output_dir
-        readable = rows[:, 0] != UNREADABLE
+        readable = rows.flatten(1)[:, 0] != UNREADABLE
         named = self.images if isinstance(self.images, ImageSet) else None
         files = [named.name(i) for i in readable.nonzero().flatten().tolist()] if named else []
         rows = rows[readable]
+        if self.config.data.is_multi_label:
+            if folder:
+                tables = multi_label.write_tables(
+                    Path(folder), self.images.classes, files, rows, suffix
+                )
+                logger.info("%s are in %s", " and ".join(path.name for path in tables), folder)
+            return
         if self.real_labels:
             guesses = rows[:, 3:].long()
             acc1, acc5, count = self.real_labels.accuracy(files, guesses, self.images.classes)
@@ -311,7 +339,7 @@ def _tell_corruptions(
         lines = [(name, severity, f"{e:.3f}")
                  for name, found in errors.items() for severity, e in found.items()]  # fmt: skip
         header = ("corruption", "severity", "error")
-        _write_table(folder / f"corruptions{suffix}.csv", [header, *lines])
+        write_table(folder / f"corruptions{suffix}.csv", [header, *lines])
 
 
 def _write_predictions(
@@ -328,17 +356,8 @@ def _write_predictions(
         ]
     tables["accuracy_per_class"] = [("class", "images", "acc1"), *per_class]
     for name, lines in tables.items():
-        _write_table(folder / f"{name}{suffix}.csv", lines)
+        write_table(folder / f"{name}{suffix}.csv", lines)
     logger.info("%s are in %s", " and ".join(f"{name}{suffix}.csv" for name in tables), folder)
     worst = sorted((row for row in per_class if row[2] != "100.00"), key=lambda row: float(row[2]))
     for name, count, accuracy in worst[:3]:
         logger.info("among the worst: class %s, %s%% of %d images", name, accuracy, count)
-
-
-def _write_table(path: Path, lines: Sequence[tuple]) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("w", newline="", errors="surrogateescape") as file:
-            csv.writer(file).writerows(lines)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error}") from None

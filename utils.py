@@ -50,7 +50,7 @@ def numbered_classes(count: int) -> list[str]:
 
 def are_names(classes: list[str], data_set: str) -> bool:
     """Return whether classes have names: numbers are names if they are those of folders."""
-    has_folders = data_set in ("IMNET", "image_folder", "digits", "tar")
+    has_folders = data_set in ("IMNET", "image_folder", "digits", "tar", "multi_label")
     return has_folders or classes != numbered_classes(len(classes))
 
 

@@ -32,6 +32,9 @@ METADATA = "hornet"
 FOLDER_CONFIG, FOLDER_WEIGHTS = "config.json", "model.safetensors"
 PREPROCESSING = ("mean", "std", "crop_pct", "crop_mode", "interpolation")
 """Preprocessing in config.json, beside the image size."""
+MULTI_LABEL = {"data_set": "multi_label", "problem_type": "multi_label_classification"}
+"""Flag, and entry of config.json (that of transformers), of a model whose images have any number of
+classes."""
 DECODING = ("exif_orientation", "background")
 """Flags in config.json, if this project has written it."""
 
@@ -151,6 +154,11 @@ def flags_in(checkpoint: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in flags.items() if not torch.is_tensor(value)}
 
 
+def is_multi_label(flags: dict[str, Any]) -> bool:
+    """Return whether a model of a run with these flags gives an image any number of classes."""
+    return any(flags.get(name) == value for name, value in MULTI_LABEL.items())
+
+
 def classes_in(checkpoint: dict[str, Any], path: str | Path) -> list[str]:
     """Return the class names in a checkpoint, if it has any; UserError if they aren't strings."""
     classes = checkpoint.get("classes") or []
@@ -252,7 +260,7 @@ def _read_folder_config(path: Path) -> dict[str, Any]:
         kwargs = {name: value for name, value in kwargs.items() if name not in free}
         flags = {"model": facts["architecture"], "model_kwargs": kwargs, "input_size": height}
         flags |= {name: cfg[name] for name in PREPROCESSING}
-        flags |= {name: facts[name] for name in DECODING if name in facts}
+        flags |= {n: facts[n] for n in (*DECODING, "problem_type") if n in facts}
         names = facts.get("label_names")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path} is not timm's format: {type(error).__name__} {error}") from None

@@ -227,6 +227,8 @@ def _check(config: Config) -> None:
         raise UserError("--clip_mode micro can't clip the scaled gradients of --amp_dtype float16")
     if flat["memory"] == "lean" and flat["grad_checkpointing"]:
         raise UserError("--memory lean and --grad_checkpointing true: choose one of them")
+    if config.data.is_multi_label:
+        _check_multi_label(config)
     if flat["bce_target_thresh"] is not None and flat["loss"] != "bce":
         raise UserError("--bce_target_thresh needs --loss bce")
     if flat["class_weights"] and flat["loss"] == "focal":
@@ -266,6 +268,28 @@ def _check(config: Config) -> None:
             raise UserError(f"--{name} needs --eval true")
     if flat["eval"] and not flat["resume"]:
         raise UserError("--eval true needs a checkpoint: give --resume PATH")
+
+
+def _check_multi_label(config: Config) -> None:
+    """Refuse what needs a single label per image."""
+    what, flat = "--data_set multi_label", config.flat()
+    single = (
+        ("class_weights", flat["class_weights"] == "balanced"),
+        ("real_labels", flat["real_labels"]),
+        ("results_file", flat["results_file"]),
+        ("class_balanced", flat["class_balanced"]),
+        ("val_fraction", flat["val_fraction"]),
+        ("teacher", flat["teacher"] and flat["distill"] != "features"),
+    )
+    for name, is_on in single:
+        if is_on:
+            raise UserError(f"{what}: --{name} {flat[name]} is for images of one class each")
+    if flat["eval"]:
+        return
+    if config.mixup.enabled:
+        raise UserError(f"{what}: images are not mixed: give --mixup 0 --cutmix 0")
+    if flat["loss"] == "cross_entropy":
+        raise UserError(f"{what}: give --loss bce or focal")
 
 
 def _check_sizes(config: Config) -> None:

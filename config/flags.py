@@ -77,8 +77,10 @@ class DataConfig:
     data_path holds train/ and val/, or one folder per class, as eval_data_path does. CIFAR:
     CIFAR-100, downloaded to data_path. digits: scikit-learn's handwritten digits, written to
     data_path as image folders. tar: data_path holds train.tar and val.tar, or folders of tar
-    files. wds/, hfds/NAME, hfids/NAME, tfds/NAME, torch/NAME: formats that timm reads. imagenet_v2,
-    imagenet_a, imagenet_r, imagenet_sketch, imagenet_c: for `--eval true`."""
+    files. multi_label: data_path holds train and val as .csv or .json, which give each image any
+    number of classes (TRAINING.md). wds/, hfds/NAME, hfids/NAME, tfds/NAME, torch/NAME: formats
+    that timm reads. imagenet_v2, imagenet_a, imagenet_r, imagenet_sketch, imagenet_c: for
+    `--eval true`."""
     data_path: str = "/path/to/dataset"
     """Folder of the data set; for hfds/ and hfids/ the cache folder, if not the default one."""
     eval_data_path: str | None = None
@@ -115,6 +117,15 @@ class DataConfig:
     """Normalise by ImageNet's mean and standard deviation; false: by 0.5 and 0.5 (Inception)."""
     nb_classes: int = 1000
     """Number of classes, for data sets that don't name them (wds/)."""
+
+    @property
+    def is_multi_label(self) -> bool:
+        return self.data_set == "multi_label"
+
+    @property
+    def metric(self) -> str:
+        """Name of the metric, in per cent, that tells the best checkpoint."""
+        return "mAP" if self.is_multi_label else "acc1"
 
     @property
     def has_path(self) -> bool:

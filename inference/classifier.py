@@ -19,6 +19,7 @@ from checkpoints.reading import (
     ema_weights_in,
     flags_in,
     heads_of,
+    is_multi_label,
     read_checkpoint,
     weights_in,
 )
@@ -44,6 +45,11 @@ class Classifier:
     preprocessing: Preprocessing
     flags: dict[str, Any] = field(default_factory=dict)  # of the run that trained it, if any
     named: bool = True  # whether the classes have names, or are numbered
+    multi_label: bool = False  # whether an image may have any number of the classes
+
+    def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
+        """Logits (N, classes) -> probabilities, of each class by itself if multi_label."""
+        return logits.sigmoid() if self.multi_label else logits.softmax(dim=1)
 
     @cached_property
     def labels(self) -> list[str]:
@@ -65,8 +71,11 @@ class Classifier:
     def truth(self, files: list[Path]) -> torch.Tensor | None:
         """Return labels by the files' folders; None if a file is in no class folder.
 
-        It is the outermost one below the folder that all files share, as in training.
+        It is the outermost one below the folder that all files share, as in training. None also
+        where images have any number of classes.
         """
+        if self.multi_label:
+            return None
         index = {normalize("NFC", name): label for label, name in enumerate(self.folders)}
         folders = [file.absolute().parent for file in files]
         shared = Path(os.path.commonpath(folders))
@@ -123,7 +132,9 @@ def load_classifier(
         raise UserError(f"checkpoint {path}: its classes are not a list of {num_classes} names")
     preprocessing = preprocessing_of(flags, config.input_size, path)
     network = accelerate(network.eval())
-    return Classifier(network, config, names, preprocessing, flags, named=bool(known))
+    return Classifier(
+        network, config, names, preprocessing, flags, bool(known), is_multi_label(flags)
+    )
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -157,7 +168,9 @@ def _exported_classifier(path: Path, model: str, ema: bool, input_size: int | No
         )
     config = ModelConfig(model=facts.model, input_size=size)
     preprocessing = replace(network.preprocessing, input_size=size)
-    return Classifier(network.eval(), config, facts.classes, preprocessing)
+    return Classifier(
+        network.eval(), config, facts.classes, preprocessing, multi_label=facts.multi_label
+    )
 
 
 def _num_classes(weights: dict[str, torch.Tensor], head: str, path: Path) -> int:

@@ -88,7 +88,9 @@ def convert(
             _write_folder(classifier, written, source in timm.list_pretrained("hornet_*"))
         again = load_classifier(str(written))
         found = again.model.state_dict()
-        facts = [(c.config.model, c.classes, c.preprocessing) for c in (again, classifier)]
+        facts = [
+            (c.config.model, c.classes, c.preprocessing, c.multi_label) for c in (again, classifier)
+        ]
         if facts[0] != facts[1] or not all(torch.equal(w, found[k]) for k, w in weights.items()):
             raise UserError(f"{output} reads as something else than was written: it is not kept")
     return classifier
@@ -130,7 +132,7 @@ def _flags(classifier: Classifier) -> dict[str, Any]:
         "interpolation": "bicubic",
         "exif_orientation": preprocessing.decoding.exif_orientation,
         "background": preprocessing.decoding.background or "none",
-    }
+    } | ({"problem_type": reading.MULTI_LABEL["problem_type"]} if classifier.multi_label else {})
 
 
 def _write_folder(classifier: Classifier, folder: Path, is_published: bool) -> None:
@@ -142,7 +144,8 @@ def _write_folder(classifier: Classifier, folder: Path, is_published: bool) -> N
     model: Any = copy.copy(classifier.model)
     cfg = {name: flags[name] for name in reading.PREPROCESSING} | {"input_size": (3, size, size)}
     model.pretrained_cfg = model.pretrained_cfg | cfg
-    facts: dict[str, Any] = {name: flags[name] for name in reading.DECODING}
+    kept = (*reading.DECODING, "problem_type")
+    facts: dict[str, Any] = {name: flags[name] for name in kept if name in flags}
     # transformers would name numbers LABEL_0, ...; but it knows the names of ImageNet's classes
     if classifier.named or not infer_imagenet_subset({"num_classes": len(classes)}):
         facts["label_names"] = classes

@@ -74,7 +74,8 @@ def _write(classifier: Classifier, path: Path, options: Options) -> dict[str, fl
     side = view.input_size
     facts = Facts(name, classifier.labels, side, list(view.mean), list(view.std), view.crop_pct,
                   options.dtype, options.batch_size, options.any_size,
-                  view.decoding.exif_orientation, view.decoding.background)  # fmt: skip
+                  view.decoding.exif_orientation, view.decoding.background,
+                  classifier.multi_label)  # fmt: skip
     if options.any_size and side < SMALLEST_TRACED:
         raise UserError(
             f"--dynamic size at {side} pixels: maps of one pixel would fix the size; give "

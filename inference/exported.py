@@ -52,6 +52,7 @@ class Facts:
     any_size: bool = False  # whether images may have any height and width
     exif_orientation: bool = True
     background: str | None = "white"
+    multi_label: bool = False  # whether probabilities are the sigmoid of the logits
 
     def dumps(self) -> str:
         return json.dumps(asdict(self))

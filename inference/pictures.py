@@ -56,7 +56,7 @@ def _blank(figure: FigureBase, rows: int, columns: int) -> np.ndarray:
 def _probabilities(classifier: Classifier, files: list[Path]) -> Tensor:
     parts = [files[start : start + 64] for start in range(0, len(files), 64)]
     logits = torch.cat([classifier.model(classifier.inputs(part)) for part in parts])
-    return logits.softmax(1)
+    return classifier.probabilities(logits)
 
 
 def draw_field(classifier: Classifier, examples: Examples) -> Figure:
@@ -112,7 +112,7 @@ def draw_cam(classifier: Classifier, examples: Examples, columns: int = 4) -> Fi
     network, names = hornet(classifier), drawable(classifier.labels)
     maps = torch.cat([insight.grad_cam(network, image) for image in examples.inputs.split(1)])
     with torch.no_grad():
-        shares = network(examples.inputs).softmax(1)
+        shares = classifier.probabilities(network(examples.inputs))
     figure, grid = _grid(-(-len(maps) // columns), columns, 2, 2.3)
     for index, (axes, share) in enumerate(zip(grid.flat, shares, strict=False)):
         axes.imshow(examples.pixels[index])
@@ -167,6 +167,8 @@ def draw_confusion(classifier: Classifier, files: list[Path], most: int = 8) -> 
 
 def _truth(classifier: Classifier, files: list[Path]) -> Tensor:
     truth, known = classifier.truth(files), classifier.folders
+    if classifier.multi_label:
+        raise UserError("none: an image may have any number of the classes")
     if truth is None:
         unknown = next(file for file in files if file.parent.name not in known)
         some = ", ".join(known[:5]) + (", ..." if len(known) > 5 else "")

@@ -71,7 +71,7 @@ def preprocessing_of(flags: dict[str, Any], size: int, path: Path) -> Preprocess
 def _decoding_of(flags: dict[str, Any]) -> Decoding:
     """Return how a run decoded people's own images; without such a run, the default."""
     is_converted = "data_set" not in flags and "background" in flags
-    if not is_converted and flags.get("data_set") not in ("image_folder", "tar"):
+    if not is_converted and flags.get("data_set") not in ("image_folder", "tar", "multi_label"):
         return Decoding()
     if "exif_orientation" not in flags:  # a run of the release, or from before the flag
         return AS_RELEASED

@@ -49,13 +49,16 @@ def report(run: Path, source: str | None, images: Path | None, count: int) -> st
     files = readable_files(pictures.spread(every, MOST_COUNTED))
     examples = pictures.examples_of(classifier, pictures.spread(files, count))
     log = read_log(run)
-    measured = [record["test_acc1"] for record in log if record.get("test_acc1") is not None]
+    metric = (
+        ("mAP", "test_mAP") if flags.get("data_set") == "multi_label" else ("top-1", "test_acc1")
+    )
+    measured = [record[metric[1]] for record in log if record.get(metric[1]) is not None]
     facts = {
         "model": classifier.config.model,
         "checkpoint": Path(source).name,
         "parameters": f"{count_parameters(classifier.model) / 1e6:.1f} M",
         "epochs": log[-1]["epoch"] + 1,
-        "best top-1": f"{max(measured):.2f} %" if measured else "not measured",
+        f"best {metric[0]}": f"{max(measured):.2f} %" if measured else "not measured",
         "images": f"{len(files)} of the {len(every)} of {images or flags['data_path']}",
         "pixels": classifier.preprocessing.input_size,
     }
@@ -111,12 +114,13 @@ def images_of(flags: dict[str, Any]) -> list[Path]:
     """Return a run's evaluation images; UserError if they are not in folders, or gone."""
     try:
         data_set, path = str(flags.get("data_set", "IMNET")), str(flags.get("data_path"))
-        if data_set not in FOLDERS:
+        if data_set not in (*FOLDERS, "multi_label"):
             raise UserError("they are in no folder")
         most = flags.get("max_images")
         folder = flags.get("eval_data_path") if data_set == "image_folder" else None
         config = DataConfig(
-            data_set="image_folder",  # digits would be written again
+            # digits would be written again
+            data_set="image_folder" if data_set in FOLDERS else data_set,
             data_path=path,
             eval_data_path=folder and str(folder),
             val_fraction=float(flags.get("val_fraction", 0.0)),

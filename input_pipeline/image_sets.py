@@ -15,7 +15,8 @@ from input_pipeline.transforms import crops_fast
 from input_pipeline.unreadable import UnreadableImages
 from runtime.errors import UserError, some
 
-Sample = tuple[torch.Tensor, int]  # transformed image (3, H, W), label
+Sample = tuple[torch.Tensor, Any]  # transformed image (3, H, W); label, or multi-hot (classes)
+UNREADABLE = -1  # label of an unreadable image
 
 
 class ImageSet(Dataset[Sample]):
@@ -45,7 +46,7 @@ class ImageSet(Dataset[Sample]):
     def length(self) -> int:
         return len(self)
 
-    def read(self, index: int) -> tuple[Any, int]:
+    def read(self, index: int) -> tuple[Any, Any]:
         """Return an image, as the transform takes it, and its label; UserError if unreadable."""
         raise NotImplementedError
 
@@ -56,6 +57,11 @@ class ImageSet(Dataset[Sample]):
     def blank(self) -> torch.Tensor:
         """Return what takes the place of an unreadable image in a batch."""
         return self.transform(Image.new("RGB", (256, 256)))
+
+    @property
+    def no_label(self) -> Any:
+        """The label of `blank`."""
+        return UNREADABLE
 
     def number_by(self, classes: list[str]) -> None:
         """Number the labels by `classes`, which include all classes of this set with images."""
@@ -123,11 +129,13 @@ class ListedImages(ImageSet):
         super().__init__(listing, transform, listing.classes, listing.labels)
         self.decoding = decoding
 
-    def read(self, index: int) -> tuple[Any, int]:
+    def read(self, index: int) -> tuple[Any, Any]:
+        return self.load(index), self.numbered(int(self.source.labels[index]))
+
+    def load(self, index: int) -> Any:
         # FastCrop takes JPEGs that are not decoded yet
         load = load_lazily if crops_fast(self.transform) else load_image
-        image = load(self.source[index], self.decoding)
-        return image, self.numbered(int(self.source.labels[index]))
+        return load(self.source[index], self.decoding)
 
     def name(self, index: int) -> str:
         return self.source[index]
@@ -154,7 +162,7 @@ class Part(ImageSet):
         super().number_by(classes)
         self.whole.number_by(classes)
 
-    def read(self, index: int) -> tuple[Any, int]:
+    def read(self, index: int) -> tuple[Any, Any]:
         return self.whole.read(int(self.source[index]))
 
     def name(self, index: int) -> str:
@@ -162,6 +170,10 @@ class Part(ImageSet):
 
     def blank(self) -> torch.Tensor:
         return self.whole.blank()
+
+    @property
+    def no_label(self) -> Any:
+        return self.whole.no_label
 
 
 def spread_evenly(images: ImageSet, most: int | None) -> ImageSet:

@@ -32,10 +32,11 @@ class Listing:
         classes: Class names in the order of the labels.
         text: All paths, one after another, uint8.
         ends: The end of each path in `text`, int64 (N).
-        labels: int32 (N).
+        labels: int32 (N); with several labels per image, those of all images, one after another.
         skipped: Number of files that are not images, by kind.
         tars: Tar files that hold the images, if any.
         places: Number of the tar file, offset and size of each image, int64 (N, 3).
+        label_ends: With several labels per image, the end of its labels in `labels`, int64 (N).
     """
 
     root: str
@@ -46,6 +47,7 @@ class Listing:
     skipped: dict[str, int]
     tars: list[str] = field(default_factory=list)
     places: Tensor | None = None
+    label_ends: Tensor | None = None
 
     @classmethod
     def of(
@@ -73,7 +75,14 @@ class Listing:
         )  # fmt: skip
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.ends)
+
+    def labels_of(self, index: int) -> Tensor:
+        """Return the labels of an image that may have several."""
+        if self.label_ends is None:
+            return self.labels[index : index + 1]
+        start = self.label_ends[index - 1] if index else 0
+        return self.labels[start : self.label_ends[index]]
 
     def __getitem__(self, index: int) -> str:
         return os.path.join(self.root, os.fsdecode(self.path(index)))
@@ -113,8 +122,9 @@ def listed_once(make: Callable[[], Listing], context: DistributedContext) -> Lis
 def compared(listing: Listing, context: DistributedContext) -> Listing:
     """Return the listing, and log what it skips; UserError if machines have different ones."""
     digest = hashlib.blake2b("\n".join(listing.classes).encode(errors="surrogateescape"))
-    for tensor in (listing.text, listing.ends, listing.labels):
-        digest.update(tensor.numpy().data)
+    for tensor in (listing.text, listing.ends, listing.labels, listing.label_ends):
+        if tensor is not None:
+            digest.update(tensor.numpy().data)
     found = all_gather((len(listing), digest.digest()), context)
     if len(set(found)) > 1:
         counts = " and ".join(str(count) for count, _ in sorted(set(found)))

@@ -26,8 +26,6 @@ from runtime.errors import UserError
 from runtime.signals import end_workers_at_exit, ignore_signals, signals_blocked
 from utils import seed_everything, seed_host, stream_seed
 
-UNREADABLE = -1  # label of an unreadable image
-
 
 class TrainImages(Dataset[Sample]):
     """Images by (epoch, index), whose augmentation depends on seed, epoch and index only.
@@ -66,7 +64,7 @@ class TrainImages(Dataset[Sample]):
 
 
 class EvalImages(Dataset[Sample]):
-    """Evaluation images; an unreadable one is blank, with the label UNREADABLE."""
+    """Evaluation images; an unreadable one is blank, with the label(s) UNREADABLE."""
 
     def __init__(self, images: ImageSet, unreadable: UnreadableImages) -> None:
         self.images, self.unreadable = images, unreadable
@@ -76,7 +74,7 @@ class EvalImages(Dataset[Sample]):
             return self.images[index]
         except UserError as error:
             self.unreadable.add(self.images.name(index), str(error))
-            return self.images.blank(), UNREADABLE
+            return self.images.blank(), self.images.no_label
 
 
 class EpochOrder(Sampler[tuple[int, ...]]):

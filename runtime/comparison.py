@@ -13,9 +13,10 @@ from runtime.logging import read_log
 
 METRICS = {
     "top-1 (%)": "test_acc1",
-    "best top-1 (%)": "max_accuracy",
+    "mAP (%)": "test_mAP",
+    "best (%)": "max_accuracy",
     "EMA top-1 (%)": "test_acc1_ema",
-    "best EMA top-1 (%)": "max_ema_accuracy",
+    "best EMA (%)": "max_ema_accuracy",
 }
 """Title of a column -> key of the last record in log.txt."""
 OF_PLACES = frozenset(

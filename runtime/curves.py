@@ -9,9 +9,10 @@ from runtime.logging import read_log
 PANELS = {
     "loss": {"train_loss": "training, as optimized", "test_loss": "test", "test_loss_ema": "EMA"},
     "top-1 (%)": {"train_class_acc": "training", "test_acc1": "test", "test_acc1_ema": "EMA"},
+    "mAP (%)": {"test_mAP": "test", "test_mAP_ema": "EMA"},
     "learning rate": {"train_lr": "last layers", "train_min_lr": "first layers"},
 }
-"""Title of a panel -> key in log.txt -> label."""
+"""Title of a panel -> key in log.txt -> label. Panels without values are left out."""
 
 
 def draw_curves(runs: list[Path]) -> Any:
@@ -33,8 +34,15 @@ def draw_curves(runs: list[Path]) -> Any:
     names = {run: run.resolve().name for run in runs}
     if len(set(names.values())) < len(runs):
         names = {run: str(run.resolve()) for run in runs}
-    figure = Figure(figsize=(13, 4), layout="constrained")
-    for axes, (title, series) in zip(figure.subplots(1, len(PANELS)), PANELS.items(), strict=True):
+    records = [record for log in logs.values() for record in log]
+    panels = {
+        title: series
+        for title, series in PANELS.items()
+        if any(record.get(key) is not None for record in records for key in series)
+    }
+    figure = Figure(figsize=(4.3 * len(panels), 4), layout="constrained")
+    grid = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axes, (title, series) in zip(grid, panels.items(), strict=True):
         for color, (run, log) in enumerate(logs.items()):
             for style, (key, label) in zip(("-", "--", ":"), series.items(), strict=False):
                 points = [(r["epoch"], r[key]) for r in log if r.get(key) is not None]

@@ -295,5 +295,6 @@ def all_gather_shards(
     # a rank without items does not know the shape of the others'
     whole = shards[0].new_empty(sum(map(len, shards)), *shards[0].shape[1:])
     for rank, part in enumerate(shards):
-        whole[shard(len(whole), batch_size, rank, context.world_size)] = part
+        if len(part):
+            whole[shard(len(whole), batch_size, rank, context.world_size)] = part
     return whole

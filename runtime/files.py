@@ -1,8 +1,9 @@
 """Files and folders that are written completely or not at all, and checksum files beside them."""
 
+import csv
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -70,6 +71,16 @@ def open_table(path: str | Path, columns: Sequence[str], flag: str) -> IO[str]:
         return file
     except (OSError, ValueError) as error:
         raise UserError(f"{flag} {path} cannot be written: {error}") from None
+
+
+def write_table(path: Path, lines: Iterable[tuple]) -> None:
+    """Write a CSV file, and its folder; UserError if it cannot be written."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("w", newline="", errors="surrogateescape") as file:
+            csv.writer(file).writerows(lines)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error}") from None
 
 
 def checksum_file(path: Path) -> Path:

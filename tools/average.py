@@ -102,7 +102,7 @@ def _evaluation(saved: SavedRun, arguments: Namespace, context: Any) -> Callable
 
     def accuracy_of(weights: Weights) -> float:
         fitting.load_exactly(model, fitting.own_names(weights, model), "of an average")
-        return evaluation.of(model, "")[0]["acc1"]
+        return evaluation.of(model, "")[0][config.data.metric]
 
     return accuracy_of
 

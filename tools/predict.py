@@ -57,7 +57,7 @@ def predict(
             continue
         images = torch.stack(list(batch.values()))
         try:
-            probabilities = model(images.to(device)).float().softmax(dim=1)
+            probabilities = classifier.probabilities(model(images.to(device)).float())
         except (ValueError, RuntimeError, AssertionError) as error:
             size = images.shape[-1]
             raise UserError(f"--input-size {size}: the model fails: {error}") from None

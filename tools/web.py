@@ -60,7 +60,7 @@ def answer(
     examples = examples_of(classifier, [file])
     network = hornet(classifier)
     with torch.no_grad():
-        shares = network(examples.inputs)[0].softmax(0)
+        shares = classifier.probabilities(network(examples.inputs))[0]
     label = int(shares.argmax()) if label is None else label
     heat = insight.grad_cam(network, examples.inputs, torch.tensor([label]))[0].numpy()
     picture = (1 - CAM_ALPHA) * examples.pixels[0] + CAM_ALPHA * colormaps["jet"](heat)[..., :3]

@@ -18,7 +18,7 @@ from input_pipeline.image_sets import Images, labels_of
 from runtime.errors import UserError, reason_of, some
 
 Loss = Callable[[Tensor, Tensor], Tensor]
-"""Logits (N, classes) and labels (N), or soft targets (N, classes) -> mean loss."""
+"""Logits (N, classes) and labels (N), or soft or multi-hot targets (N, classes) -> mean loss."""
 
 
 def build_loss(
@@ -27,17 +27,21 @@ def build_loss(
     """Return the loss of training.
 
     Args:
-        smoothing: Label smoothing of labels; soft targets are smoothed already.
+        smoothing: Label smoothing of labels: towards 1 / classes, of several labels per image
+            towards 0.5. Soft targets are smoothed already.
         mixes: Whether the targets are soft, from mixup.
         class_weights: (classes), factors on the terms of a class as the target, from
             `class_weights_of`.
     """
     if config.loss == "bce":
-        return BinaryCrossEntropy(smoothing, config.bce_target_thresh, pos_weight=class_weights)
+        return BinaryCrossEntropy(
+            smoothing, config.bce_target_thresh, pos_weight=class_weights, smooth_dense=not mixes
+        )
+    if mixes:
+        smoothing = 0.0
     if config.loss == "focal":
         return partial(focal_loss, config=config, smoothing=smoothing)
     if class_weights is not None:
-        smoothing = 0.0 if mixes else smoothing
         return partial(weighted_cross_entropy, weights=class_weights, smoothing=smoothing)
     return SoftTargetCrossEntropy() if mixes else LabelSmoothingCrossEntropy(smoothing)
 
@@ -63,6 +67,8 @@ def focal_loss(logits: Tensor, targets: Tensor, config: LossConfig, smoothing: f
     if targets.ndim == 1:
         targets = F.one_hot(targets, logits.shape[1]).to(logits.dtype)
         targets = targets * (1 - smoothing) + smoothing / logits.shape[1]
+    else:
+        targets = targets * (1 - smoothing) + smoothing / 2
     return sigmoid_focal_loss(logits, targets, config.focal_alpha, config.focal_gamma, "mean")
 
 

@@ -22,15 +22,24 @@ export async function load(bytes) {
       const side = facts.input_size;
       const images = new ort.Tensor("float32", await preprocess(file, facts), [1, 3, side, side]);
       const { logits } = await session.run({ images });
-      const most = logits.data.reduce((a, b) => Math.max(a, b));
-      const shares = Array.from(logits.data, (logit) => Math.exp(logit - most));
-      const sum = shares.reduce((a, b) => a + b);
+      const shares = (facts.multi_label ? sigmoid : softmax)(Array.from(logits.data));
       return shares
-        .map((share, i) => ({ name: facts.classes[i], share: share / sum }))
+        .map((share, i) => ({ name: facts.classes[i], share }))
         .sort((a, b) => b.share - a.share)
         .slice(0, count);
     },
   };
+}
+
+function softmax(logits) {
+  const most = logits.reduce((a, b) => Math.max(a, b));
+  const shares = logits.map((logit) => Math.exp(logit - most));
+  const sum = shares.reduce((a, b) => a + b);
+  return shares.map((share) => share / sum);
+}
+
+function sigmoid(logits) {
+  return logits.map((logit) => 1 / (1 + Math.exp(-logit)));
 }
 
 /** Read the facts of tools.export out of an ONNX file, which ONNX Runtime does not give. */

@@ -48,7 +48,7 @@ def compare(folder):
                 unreadable = UnreadableImages(Path(folder) / "bad_images.txt", 0)
                 loader = eval_loader(Images(length), config, context, unreadable)
                 turns = loader.batch_size if context is together else None
-                results = evaluate(model, loader, context, turns)
+                results = evaluate(model, loader, context, batch_size=turns)
                 metrics.append(results[0])
                 rows.append(results[1])
             assert metrics[0] == metrics[1], (length, batch_size, metrics)

@@ -32,7 +32,7 @@ def test_means_over_seeds(runs, capsys):
     assert main(runs) == 0
     told = capsys.readouterr()
     title, rule, first, second = told.out.splitlines()
-    assert title == "| aa | lr | runs | top-1 (%) | best top-1 (%) |"
+    assert title == "| aa | lr | runs | top-1 (%) | best (%) |"
     assert rule == "| --- | --- | --- | --- | --- |"
     deviation = statistics.stdev((80.0, 81.5, 79.0))
     assert (
@@ -56,7 +56,7 @@ def test_latex(runs, capsys):
     assert main([*runs[:2], runs[3], "--latex"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == r"\begin{tabular}{lllll}"
-    assert lines[2] == r"aa & lr & runs & top-1 (\%) & best top-1 (\%) \\"
+    assert lines[2] == r"aa & lr & runs & top-1 (\%) & best (\%) \\"
     assert lines[4] == r"rand-m9-mstd0.5-inc1 & 0.1 & 2 & 80.75 $\pm$ 1.06 & 81.75 $\pm$ 1.06 \\"
     assert lines[5] == r"a|b\_c & 0.2 & 1 & 70.25 & 71.25 \\"
 
