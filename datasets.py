@@ -39,6 +39,7 @@ from runtime.distributed import (
     shared_on_machine,
 )
 from runtime.errors import UserError, some
+from runtime.sizes import Size
 from utils import are_names
 
 logger = logging.getLogger(__name__)
@@ -62,7 +63,7 @@ class Data:
 def build_data(
     config: DataConfig,
     augment: AugmentConfig,
-    input_size: int,
+    input_size: Size,
     with_train: bool = True,
     with_val: bool = True,
     saved: SavedRun | None = None,
@@ -94,7 +95,7 @@ def build_data(
     mean, std = mean_std(config)
     transforms: dict[str, Any] = {}
     if with_train:
-        steps = augment.size_steps or [(0, input_size)]
+        steps: list[tuple[int, Size]] = [*augment.size_steps] or [(0, input_size)]
         by_epoch = {epoch: train_transform(augment, size, mean, std) for epoch, size in steps}
         transforms["train"] = SizeSchedule(by_epoch) if len(by_epoch) > 1 else by_epoch[0]
     if with_val:

@@ -35,6 +35,7 @@ from input_pipeline.unreadable import UnreadableImages
 from runtime.distributed import DistributedContext, all_gather, broadcast_buffers
 from runtime.errors import UserError
 from runtime.files import open_table, write_table
+from runtime.sizes import Size, as_size, sides, size_text
 from training.build import TrainSetup, amp_dtype
 from training.state import TrainState
 from utils import count_parameters
@@ -163,25 +164,27 @@ class Views(nn.Module):
     """Logits of probabilities that are averaged over several views of each image (--tta)."""
 
     def __init__(
-        self, model: nn.Module, kinds: Sequence[str], size: int, is_multi_label: bool = False
+        self, model: nn.Module, kinds: Sequence[str], size: Size, is_multi_label: bool = False
     ) -> None:
         super().__init__()
-        self.model, self.kinds, self.size = model, kinds, size
+        self.model, self.kinds, self.size = model, kinds, sides(size)
         self.is_multi_label = is_multi_label
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Images (N, 3, H, W), larger than `size` with crops -> (N, classes)."""
-        views = five_crop(images, [self.size] * 2) if "crops" in self.kinds else (images,)
-        sides = [self.size]
+        views = five_crop(images, [*self.size]) if "crops" in self.kinds else (images,)
+        sizes = [self.size]
         if "scales" in self.kinds:
-            sides += [side for side in (self.size - 32, self.size + 32) if side >= 32]
+            height, width = self.size
+            scaled = [(height + more, width + more) for more in (-32, 32)]
+            sizes += [size for size in scaled if min(size) >= 32]
         found = []
-        for view, side in itertools.product(views, sides):
-            if side != self.size:
-                view = nn.functional.interpolate(view, (side,) * 2, mode="bicubic", antialias=True)
-            found.append(self._logits(view, side))
+        for view, size in itertools.product(views, sizes):
+            if size != self.size:
+                view = nn.functional.interpolate(view, size, mode="bicubic", antialias=True)
+            found.append(self._logits(view, size))
             if "flip" in self.kinds:
-                found.append(self._logits(view.flip(3), side))
+                found.append(self._logits(view.flip(3), size))
         logits = torch.stack(found).float()
         if self.is_multi_label:
             yes, no = (nn.functional.logsigmoid(x).logsumexp(dim=0) for x in (logits, -logits))
@@ -189,13 +192,14 @@ class Views(nn.Module):
         logs = logits.log_softmax(dim=2)
         return logs.logsumexp(dim=0) - math.log(len(found))
 
-    def _logits(self, images: torch.Tensor, side: int) -> torch.Tensor:
+    def _logits(self, images: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
         try:
             return self.model(images)
         except (AssertionError, ValueError, RuntimeError) as error:
-            if side == self.size or isinstance(error, torch.OutOfMemoryError):
+            if size == self.size or isinstance(error, torch.OutOfMemoryError):
                 raise
-            raise UserError(f"--tta scales: the model fails at {side} pixels: {error}") from None
+            shown = size_text(as_size(size))
+            raise UserError(f"--tta scales: the model fails at {shown} pixels: {error}") from None
 
 
 def evaluate_checkpoint(
@@ -287,11 +291,12 @@ class Results:
     def _add_row(self, model: nn.Module, metrics: dict[str, float], suffix: str) -> None:
         size, resume = self.config.model.input_size, self.config.checkpoint.resume
         name = resume if resume in timm.list_pretrained() else self.config.model.model
+        name += " (EMA)" if suffix else ""
         acc1, acc5 = metrics["acc1"], metrics["acc5"]
         share = crop_pct_of(self.config.data, self.config.augment) or CROP_PCT
         share = 1.0 if is_warped(size) else share
         row = (
-            name + (" (EMA)" if suffix else ""), size, f"{acc1:.3f}", f"{100 - acc1:.3f}",
+            name, size_text(size), f"{acc1:.3f}", f"{100 - acc1:.3f}",
             f"{acc5:.3f}", f"{100 - acc5:.3f}", f"{count_parameters(model) / 1e6:.2f}",
             f"{share:.3f}", "bicubic",
         )  # fmt: skip

@@ -58,10 +58,12 @@ def count_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def gmacs_by_module(model: nn.Module, input_size: int) -> dict[str, tuple[float, float]]:
-    """`gmacs_of` a classifier for one image of input_size x input_size pixels."""
+def gmacs_by_module(
+    model: nn.Module, height: int, width: int | None = None
+) -> dict[str, tuple[float, float]]:
+    """`gmacs_of` a classifier for one RGB image, by default a square."""
     device = next(model.parameters()).device
-    return gmacs_of(model, torch.empty(1, 3, input_size, input_size, device=device))
+    return gmacs_of(model, torch.empty(1, 3, height, width or height, device=device))
 
 
 def gmacs_of(model: nn.Module, *inputs: Any) -> dict[str, tuple[float, float]]:

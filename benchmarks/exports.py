@@ -20,6 +20,7 @@ from inference.classifier import Classifier, load_classifier, untrained_classifi
 from inference.exported import FORMATS, Exported
 from inference.targets import Options
 from runtime.errors import UserError
+from runtime.sizes import sides
 
 WAYS = (
     ("onnx", "float32"),
@@ -57,7 +58,7 @@ def _exported(
     name: str, ours: Classifier, peer: nn.Module, batch: int, rounds: int, calibration: Path | None
 ) -> Iterator[Row]:
     size = ours.preprocessing.input_size
-    images = torch.randn(batch, 3, size, size)
+    images = torch.randn(batch, 3, *sides(size))
     contenders = {"peer": peer, "PyTorch": ours.model}
     notes = {}
     with tempfile.TemporaryDirectory() as folder:

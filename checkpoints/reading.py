@@ -148,7 +148,7 @@ def flags_in(checkpoint: dict[str, Any]) -> dict[str, Any]:
         return {}
     if "img_size" in flags:  # timm's train.py, where None means the model's default
         size = flags.get("input_size") or flags["img_size"]
-        size = size[-1] if isinstance(size, list | tuple) else size
+        size = size[-2:] if isinstance(size, list | tuple) else size
         given = flags | {"input_size": size}
         flags = {name: value for name, value in given.items() if value not in (None, "")}
     return {name: value for name, value in flags.items() if not torch.is_tensor(value)}
@@ -250,7 +250,7 @@ def _read_folder_config(path: Path) -> dict[str, Any]:
         facts = json.loads(path.read_text())
         cfg = facts["pretrained_cfg"]
         channels, height, width = cfg["input_size"]
-        if (channels, height) != (3, width):
+        if channels != 3:
             raise ValueError(f"images of {cfg['input_size']}")
         kwargs = facts.get("model_args", {})
         # timm records all arguments; these are left to the flags of the next run
@@ -258,7 +258,11 @@ def _read_folder_config(path: Path) -> dict[str, Any]:
         if kwargs.get("layer_scale_init_value"):  # 0: the weights have none
             free.add("layer_scale_init_value")
         kwargs = {name: value for name, value in kwargs.items() if name not in free}
-        flags = {"model": facts["architecture"], "model_kwargs": kwargs, "input_size": height}
+        flags = {
+            "model": facts["architecture"],
+            "model_kwargs": kwargs,
+            "input_size": [height, width],
+        }
         flags |= {name: cfg[name] for name in PREPROCESSING}
         flags |= {n: facts[n] for n in (*DECODING, "problem_type") if n in facts}
         names = facts.get("label_names")

@@ -101,9 +101,13 @@ def model_of(source: str, flags: dict[str, Any]) -> ModelConfig:
     if not isinstance(known.get("model"), str):
         raise UserError(f"checkpoint {source} does not name its model: give --model")
     for name, value in known.items():
-        if not is_like(value, getattr(ModelConfig, name, {})):
+        is_known = name == "input_size" or is_like(value, getattr(ModelConfig, name, {}))
+        if not is_known:
             raise UserError(f"checkpoint {source}: its flag {name} is {value!r}")
-    return ModelConfig(**known)
+    try:
+        return ModelConfig(**known)
+    except ValueError as error:
+        raise UserError(f"checkpoint {source}: {error}") from None
 
 
 def continued(config: Config, context: DistributedContext) -> tuple[Config, SavedRun | None]:

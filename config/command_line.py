@@ -77,7 +77,9 @@ def _parse(parser: ArgumentParser, argv: list[str], flags: dict[str, Field]) -> 
         raise UserError(_one_line(str(error), flags)) from None
     for name, flag in flags.items():
         for bound in getattr(flag.type, "__metadata__", ()):
-            if flat[name] is not None and not bound.low <= flat[name] <= bound.high:
+            value = flat[name]
+            numbers = value if isinstance(value, tuple) else (value,)
+            if value is not None and not all(bound.low <= n <= bound.high for n in numbers):
                 raise UserError(f"--{name} {flat[name]}: has to be {bound}")
     return flat
 
@@ -168,7 +170,12 @@ def _spelled(name: str, values: list[str], flags: dict[str, Field]) -> list[str]
     if "bool" in kind and len(values) <= 1:
         value = values[0].lower() if values else "true"
         return [f"{name}={_BOOLEANS.get(value, value)}"]
-    if "tuple" in kind and values and not values[0].startswith("["):
+    if (
+        "tuple" in kind
+        and not ("int |" in kind and len(values) == 1)
+        and values
+        and not values[0].startswith("[")
+    ):
         return [f"{name}=[{','.join(values)}]" if values != ["null"] else f"{name}=null"]
     if name == "--aa" and values and values[0].lower() in ("none", ""):
         return [f"{name}=null"]
@@ -193,6 +200,7 @@ def _one_line(message: str, flags: dict[str, Field]) -> str:
         expected = kind.__name__ if isinstance(kind, type) else str(kind).replace("typing.", "")
         if "tuple" in expected:
             expected = "numbers" if "..." in expected else "two numbers"
+            expected = "a number, or two" if value[1] == "input_size" else expected
         return f"--{value[1]} {value[2]}: expected {expected}"
     return re.sub(r'^Parser key "(\w+)": ', r"--\1: ", message)
 
@@ -304,5 +312,7 @@ def _check_sizes(config: Config) -> None:
         raise UserError(
             f"{what}: epoch {epochs[-1]} is not among the --epochs {config.schedule.epochs}"
         )
+    if not isinstance(config.model.input_size, int):
+        raise UserError(f"{what}: sizes are of squares, --input_size is not")
     if sizes[-1] != config.model.input_size:
         raise UserError(f"{what}: the last size is not --input_size {config.model.input_size}")

@@ -11,6 +11,8 @@ from typing import Annotated, Any, Literal
 
 import yaml
 
+from runtime.sizes import as_size
+
 
 @dataclass(frozen=True, repr=False)
 class Range:
@@ -41,14 +43,18 @@ class ModelConfig:
     named in the checkpoint given by finetune or resume, with its model_kwargs."""
     drop_path: Annotated[float, Range(0, 0.99)] = 0.0
     """Stochastic depth rate of the last block; it grows linearly from 0 at the first."""
-    input_size: Positive = 224
-    """Height and width of the images fed to the network, in pixels."""
+    input_size: Annotated[int | tuple[int, int], Range(1)] = 224
+    """Side of the images fed to the network in pixels, or their height and width, as in
+    `--input_size 224 320`."""
     layer_scale_init_value: float = 1e-6
     """Initial value of the layer scale (HorNet models)."""
     head_init_scale: float = 1.0
     """Factor on the initial weights of the classifier (HorNet models)."""
     model_kwargs: dict[str, Any] = field(default_factory=dict)
     """Further arguments of the model, as in '{"base_dim": 32}'."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "input_size", as_size(self.input_size))  # of a square, one number
 
 
 @dataclass(frozen=True)

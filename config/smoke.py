@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from config.flags import Config
+from runtime.sizes import sides
 
 logger = logging.getLogger(__name__)
 
@@ -19,8 +20,8 @@ def shrunk(config: Config) -> Config:
     if model.model == "auto" or model.model.startswith("hornet_"):
         name = "hornet_atto_gf" if model.model == "auto" else model.model
         kwargs = model.model_kwargs | {"base_dim": 16, "depths": [1, 1, 1, 1]}
-        size = min(64, model.input_size)
-        model = replace(model, model=name, model_kwargs=kwargs, input_size=size)
+        height, width = (min(64, side) for side in sides(model.input_size))
+        model = replace(model, model=name, model_kwargs=kwargs, input_size=(height, width))
     if not data.has_path:
         folder = Path(tempfile.gettempdir()) / "hornet-smoke-digits"
         data = replace(data, data_set="digits", data_path=str(folder))

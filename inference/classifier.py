@@ -31,13 +31,14 @@ from input_pipeline.transforms import mean_std
 from models import accelerate, checkpoint_filter_fn
 from runtime.distributed import SINGLE_PROCESS, DistributedContext
 from runtime.errors import UserError
+from runtime.sizes import Size, as_size, size_text
 from training.build import build_model
 from utils import numbered_classes
 
 
 @dataclass(frozen=True)
 class Classifier:
-    """A model in evaluation mode: preprocessed images (N, 3, S, S) -> logits of `classes`."""
+    """A model in evaluation mode: preprocessed images (N, 3, H, W) -> logits of `classes`."""
 
     model: nn.Module
     config: ModelConfig  # of an exported file only the model's name and input size
@@ -64,7 +65,7 @@ class Classifier:
         return info.label_names() if is_imagenet else self.classes
 
     def inputs(self, files: list[Path]) -> torch.Tensor:
-        """Return preprocessed images (N, 3, S, S); UserError for an unreadable file."""
+        """Return preprocessed images (N, 3, H, W); UserError for an unreadable file."""
         view = self.preprocessing
         return torch.stack([view.transform(view.load(file)) for file in files])
 
@@ -91,7 +92,7 @@ def load_classifier(
     source: str,
     model: str = "",
     ema: bool = False,
-    input_size: int | None = None,
+    input_size: Size | None = None,
     takes_exported: bool = True,
     context: DistributedContext = SINGLE_PROCESS,
 ) -> Classifier:
@@ -103,7 +104,7 @@ def load_classifier(
     Args:
         source: Path, URL, or name of published weights; a folder in timm's format.
         model: Name of the model, if the checkpoint does not name it.
-        input_size: Height and width of the images; by default those of the checkpoint's run.
+        input_size: Pixels; by default those of the checkpoint's run.
         takes_exported: Accept exported files, whose weights have no names.
 
     Raises UserError if the file cannot be downloaded or read, or does not fit the model.
@@ -124,7 +125,7 @@ def load_classifier(
     network = build_model(replace(config, drop_path=0.0), num_classes)
     load_saved(network, checkpoint, checkpoint_filter_fn(weights, network), path)
     if input_size is None and "input_size" not in flags and cfg:
-        input_size = cfg.input_size[-1]
+        input_size = as_size(cfg.input_size[1:])
     config = replace(config, input_size=input_size or config.input_size)
     known = classes_in(checkpoint, path)
     names = known or numbered_classes(num_classes)
@@ -143,15 +144,27 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("--checkpoint", required=True, help="path, URL, or name of published weights")
     add("--model", default="", help="its model, if the checkpoint does not name it")
     add("--ema", action="store_true", help="take the EMA of the weights")
-    add("--input-size", "--input_size", type=int,
-        help="pixels; by default as in the checkpoint's run")  # fmt: skip
+    add_size_flag(parser)
+
+
+def add_size_flag(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--input-size", "--input_size", type=_size, metavar="PIXELS",
+        help="side, or HEIGHTxWIDTH; by default as in the checkpoint's run")  # fmt: skip
+
+
+def _size(text: str) -> Size:
+    try:
+        return as_size([int(side) for side in text.split("x")])
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text}: give pixels, as in 224 or 224x320") from None
 
 
 def classifier_of(args: argparse.Namespace, takes_exported: bool = True) -> Classifier:
     return load_classifier(args.checkpoint, args.model, args.ema, args.input_size, takes_exported)
 
 
-def untrained_classifier(network: nn.Module, model: str, input_size: int) -> Classifier:
+def untrained_classifier(network: nn.Module, model: str, input_size: Size) -> Classifier:
     """Return a network with the default preprocessing and numbered classes."""
     config = ModelConfig(model=model, input_size=input_size)
     classes = numbered_classes(network.num_classes)  # type: ignore[arg-type]
@@ -159,12 +172,13 @@ def untrained_classifier(network: nn.Module, model: str, input_size: int) -> Cla
     return Classifier(network, config, classes, view, named=False)
 
 
-def _exported_classifier(path: Path, model: str, ema: bool, input_size: int | None) -> Classifier:
+def _exported_classifier(path: Path, model: str, ema: bool, input_size: Size | None) -> Classifier:
     network = Exported(path)
-    facts, size = network.facts, input_size or network.facts.input_size
-    if model or ema or (size != facts.input_size and not facts.any_size):
+    facts, own = network.facts, network.preprocessing.input_size
+    size = input_size or own
+    if model or ema or (size != own and not facts.any_size):
         raise UserError(
-            f"{path} is exported: its model, weights and input size ({facts.input_size}) are fixed"
+            f"{path} is exported: its model, weights and input size ({size_text(own)}) are fixed"
         )
     config = ModelConfig(model=facts.model, input_size=size)
     preprocessing = replace(network.preprocessing, input_size=size)

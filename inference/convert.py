@@ -19,6 +19,7 @@ from models import HorNet
 from models.layouts import to_mmpretrain
 from runtime.errors import UserError
 from runtime.files import written_whole
+from runtime.sizes import sides
 from utils import count_parameters
 
 CARD = """---
@@ -35,7 +36,7 @@ license: {license}
 An image classifier: HorNet, with recursive gated convolutions ([paper](https://arxiv.org/abs/2207.14284)).
 
 - Model: `{model}`, {parameters} M parameters
-- Images: {size} x {size} pixels
+- Images: {height} x {width} pixels
 - Classes: {classes}
 
 ```python
@@ -138,11 +139,11 @@ def _flags(classifier: Classifier) -> dict[str, Any]:
 def _write_folder(classifier: Classifier, folder: Path, is_published: bool) -> None:
     """Write config.json and model.safetensors by timm, and a model card to complete."""
     config, classes, flags = classifier.config, classifier.classes, _flags(classifier)
-    size, kwargs = flags["input_size"], dict(config.model_kwargs)
+    size, kwargs = sides(flags["input_size"]), dict(config.model_kwargs)
     if not config.layer_scale_init_value:  # the weights have no layer scale
         kwargs["layer_scale_init_value"] = 0.0
     model: Any = copy.copy(classifier.model)
-    cfg = {name: flags[name] for name in reading.PREPROCESSING} | {"input_size": (3, size, size)}
+    cfg = {name: flags[name] for name in reading.PREPROCESSING} | {"input_size": (3, *size)}
     model.pretrained_cfg = model.pretrained_cfg | cfg
     kept = (*reading.DECODING, "problem_type")
     facts: dict[str, Any] = {name: flags[name] for name in kept if name in flags}
@@ -165,7 +166,8 @@ def _write_folder(classifier: Classifier, folder: Path, is_published: bool) -> N
         license="mit" if is_published else "unknown  # say under which licence you give it",
         model=config.model,
         parameters=f"{count_parameters(model) / 1e6:.1f}",
-        size=size,
+        height=size[0],
+        width=size[1],
         classes=len(classes),
     )
     (folder / "README.md").write_text(card)

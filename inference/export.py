@@ -21,6 +21,7 @@ from inference.quantize import Quality, batches, quality, quantize, split
 from inference.targets import TARGETS, Options
 from runtime.errors import UserError, reason_of
 from runtime.files import written_whole
+from runtime.sizes import Size, as_size, sides, size_text
 
 # relative to the largest logit; files with a larger error are not kept
 LARGEST_ERROR = {"float32": 1e-4, "float16": 5e-3, "bfloat16": 3e-2}
@@ -71,15 +72,15 @@ def _write(classifier: Classifier, path: Path, options: Options) -> dict[str, fl
     """Like `export`; for int8, write the float32 file that is quantised later."""
     view, kind, name = classifier.preprocessing, format_of(path), classifier.config.model
     dtype = "float32" if options.dtype == "int8" else options.dtype
-    side = view.input_size
-    facts = Facts(name, classifier.labels, side, list(view.mean), list(view.std), view.crop_pct,
-                  options.dtype, options.batch_size, options.any_size,
+    height, width = sides(view.input_size)
+    facts = Facts(name, classifier.labels, view.input_size,
+                  list(view.mean), list(view.std), view.crop_pct, options.dtype, options.batch_size, options.any_size,
                   view.decoding.exif_orientation, view.decoding.background,
                   classifier.multi_label)  # fmt: skip
-    if options.any_size and side < SMALLEST_TRACED:
+    if options.any_size and min(height, width) < SMALLEST_TRACED:
         raise UserError(
-            f"--dynamic size at {side} pixels: maps of one pixel would fix the size; give "
-            f"--input-size {SMALLEST_TRACED} or more"
+            f"--dynamic size at {size_text(view.input_size)} pixels: maps of one pixel would fix "
+            f"the size; give --input-size {SMALLEST_TRACED} or more"
         )
     dtypes = next(t.dtypes for t in TARGETS.values() if t.format == kind)
     if options.dtype not in dtypes:
@@ -89,11 +90,11 @@ def _write(classifier: Classifier, path: Path, options: Options) -> dict[str, fl
         ready = reparameterize_model(ready, inplace=True)
     # the others take float32, and round by themselves
     compute = getattr(torch, dtype if kind in ("onnx", "torchscript", "exported") else "float32")
-    shapes: list[tuple[int, ...]] = [(options.batch_size or 2, 3, side, side)]
+    shapes: list[tuple[int, ...]] = [(options.batch_size or 2, 3, height, width)]
     if options.batch_size is None:
-        shapes.append((3, 3, side, side))
+        shapes.append((3, 3, height, width))
     if options.any_size:
-        shapes.append((1, 3, side + 32, side + 96))
+        shapes.append((1, 3, height + 32, width + 96))
     # ExecuTorch does not take weights that are channels-last in memory
     ready = ready.to(compute, memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     ready = portable(ready, None if options.any_size else shapes[0])
@@ -244,10 +245,10 @@ _WRITERS: dict[str, Callable[[nn.Module, Tensor, Path, str, Options], None]] = {
 }
 
 
-def random_classifier(model: str, input_size: int | None = None) -> Classifier:
+def random_classifier(model: str, input_size: Size | None = None) -> Classifier:
     """Return a model with the random weights of `randomize`."""
     cfg = timm.get_pretrained_cfg(model)
-    size = input_size or (cfg.input_size[-1] if cfg else 224)
+    size = input_size or (as_size(cfg.input_size[1:]) if cfg else 224)
     network = randomize(timm.create_model(model).eval())
     return untrained_classifier(network, model, size)
 

@@ -1,6 +1,6 @@
 """Exported classifiers: one file with the network, its classes and its preprocessing.
 
-Shapes: images (B, 3, S, S) float32 -> logits (B, classes) float32, in every format.
+Shapes: images (B, 3, H, W) float32 -> logits (B, classes) float32, in every format.
 """
 
 import json
@@ -43,7 +43,7 @@ class Facts:
 
     model: str
     classes: list[str]
-    input_size: int
+    input_size: Any  # side of a square, or height and width
     mean: list[float]
     std: list[float]
     crop_pct: float | None

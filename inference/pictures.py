@@ -14,14 +14,15 @@ from inference.classifier import Classifier
 from inference.labels import drawable
 from models import HorNet, plain
 from runtime.errors import UserError
+from runtime.sizes import as_size, size_text
 
 CAM_ALPHA = 0.45  # opacity of the heat map over an image
 
 
 @dataclass(frozen=True)
 class Examples:
-    inputs: Tensor  # (N, 3, S, S), normalised
-    pixels: np.ndarray  # (N, S, S, 3) in [0, 1], for people
+    inputs: Tensor  # (N, 3, H, W), normalised
+    pixels: np.ndarray  # (N, H, W, 3) in [0, 1], for people
     truth: Tensor | None  # (N,) labels, if the files are in class folders
 
 
@@ -67,7 +68,8 @@ def draw_field(classifier: Classifier, examples: Examples) -> Figure:
     picture = axes.imshow(field.clamp(min=1e-4).log10().numpy(), vmin=-4, vmax=0)
     figure.colorbar(picture, label="log10 of the gradient, of its largest")
     half, most = (insight.width_of_field(field, share) for share in (0.5, 0.9))
-    title = f"half of the gradient in a square of {half} pixels, 90 % in {most}, of {len(field)}"
+    of = size_text(as_size(field.shape))
+    title = f"half of the gradient in a square of {half} pixels, 90 % in {most}, of {of}"
     axes.set_title(title, fontsize=8)
     return figure
 

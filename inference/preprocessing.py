@@ -13,13 +13,14 @@ from config.flags import DataConfig
 from input_pipeline.images import AS_RELEASED, Decoding, load_image
 from input_pipeline.transforms import CROP_PCT, eval_transform, is_warped, mean_std
 from runtime.errors import UserError
+from runtime.sizes import Size, as_size, size_text
 
 
 @dataclass(frozen=True)
 class Preprocessing:
     """The evaluation's preprocessing; TypeError or ValueError for values that cannot work."""
 
-    input_size: int  # height and width in pixels
+    input_size: Size  # pixels
     mean: tuple[float, ...]
     std: tuple[float, ...]
     # visible fraction of the short side, CROP_PCT by default; None if the image is warped
@@ -27,8 +28,7 @@ class Preprocessing:
     decoding: Decoding = Decoding()
 
     def __post_init__(self) -> None:
-        if type(self.input_size) is not int or self.input_size < 1:
-            raise ValueError(f"input size {self.input_size!r}")
+        object.__setattr__(self, "input_size", as_size(self.input_size))
         if len(self.mean) != 3 or len(self.std) != 3 or not min(self.std) > 0:
             raise ValueError(f"mean {self.mean}, std {self.std}")
         if self.crop_pct is not None and not 0.05 < self.crop_pct <= 1:
@@ -45,7 +45,7 @@ class Preprocessing:
         return eval_transform(self.input_size, self.mean, self.std, self.crop_pct)
 
 
-def preprocessing_of(flags: dict[str, Any], size: int, path: Path) -> Preprocessing:
+def preprocessing_of(flags: dict[str, Any], size: Size, path: Path) -> Preprocessing:
     """Return the preprocessing by a checkpoint's flags, ours or timm's; UserError if we lack it."""
     of_imagenet = bool(flags.get("imagenet_default_mean_and_std", True))
     mean, std = mean_std(DataConfig(imagenet_default_mean_and_std=of_imagenet))
@@ -57,7 +57,8 @@ def preprocessing_of(flags: dict[str, Any], size: int, path: Path) -> Preprocess
         preprocessing = Preprocessing(size, mean, std, crop_pct, _decoding_of(flags))
         if (flags.get("crop_mode") or mode) != mode:
             raise ValueError(
-                f"crop_mode {flags['crop_mode']} at {size} pixels, which this project does not have"
+                f"crop_mode {flags['crop_mode']} at {size_text(size)} pixels, which this project "
+                "does not have"
             )
         if flags.get("crop_mode") == "squash" and crop_pct != 1:
             raise ValueError(f"crop_pct {crop_pct} of the squashed image")

@@ -21,6 +21,7 @@ from input_pipeline.images import readable_files
 from runtime.curves import draw_curves
 from runtime.errors import UserError
 from runtime.logging import read_log
+from runtime.sizes import size_text
 from utils import count_parameters
 
 MOST_COUNTED = 2000  # images that a report classifies, spread evenly over all
@@ -60,7 +61,7 @@ def report(run: Path, source: str | None, images: Path | None, count: int) -> st
         "epochs": log[-1]["epoch"] + 1,
         f"best {metric[0]}": f"{max(measured):.2f} %" if measured else "not measured",
         "images": f"{len(files)} of the {len(every)} of {images or flags['data_path']}",
-        "pixels": classifier.preprocessing.input_size,
+        "pixels": size_text(classifier.preprocessing.input_size),
     }
     sections = (
         _section("Training", "Losses and accuracies after each epoch.", lambda: curves),

@@ -12,6 +12,7 @@ from inference.preprocessing import Preprocessing
 from input_pipeline.transforms import mean_std
 from runtime.distributed import DistributedContext, first_on_each_machine
 from runtime.errors import UserError, reason_of, some
+from runtime.sizes import as_size, size_text
 from training.distillation import Distillation, Teacher
 from utils import are_names, numbered_classes
 
@@ -47,7 +48,8 @@ def load_distillation(
     )
     if by_features and not hasattr(trained.model, "head_hidden_size"):
         raise UserError(f"--distill features: --teacher {source} has no pooled features")
-    logger.info("teacher %s: %s at %d pixels", source, trained.config.model, teacher.size)
+    logger.info("teacher %s: %s at %s pixels", source, trained.config.model,
+                size_text(view.input_size))  # fmt: skip
     teacher.to(context.device)
     if config.compute.compile:
         teacher.compile()
@@ -61,7 +63,7 @@ def _of_timm(name: str, context: DistributedContext) -> Classifier:
     except Exception as error:  # of the download, of an unknown tag
         raise UserError(f"timm's {name} cannot be loaded: {reason_of(error)}") from None
     data = resolve_model_data_config(model)
-    size = data["input_size"][-1]
+    size = as_size(data["input_size"][1:])
     view = Preprocessing(size, data["mean"], data["std"])
     classes = numbered_classes(model.num_classes)  # type: ignore[arg-type]
     return Classifier(model.eval(), ModelConfig(name, input_size=size), classes, view, named=False)

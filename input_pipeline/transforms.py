@@ -1,6 +1,7 @@
 """Images -> inputs of the model: augmentation for training, preprocessing for evaluation."""
 
 import random
+from collections.abc import Sequence
 from itertools import chain
 from typing import Any
 
@@ -8,13 +9,18 @@ import torch
 from PIL import Image
 from timm.data import constants, create_transform
 from timm.data.auto_augment import posterize
-from timm.data.transforms import RandomResizedCropAndInterpolation, interp_mode_to_str
+from timm.data.transforms import (
+    RandomResizedCropAndInterpolation,
+    ResizeKeepRatio,
+    interp_mode_to_str,
+)
 from torchvision import transforms
 from torchvision.transforms import CenterCrop, Compose
 
 from config.flags import AugmentConfig, DataConfig
 from input_pipeline.images import Jpeg, crop_resized
 from runtime.errors import UserError
+from runtime.sizes import Size, sides
 
 SMALL_INPUT = 32  # up to this size, images are warped, and padded and cropped in training
 CROP_PCT = 224 / 256  # default fraction of the short side in evaluation
@@ -29,12 +35,12 @@ def mean_std(config: DataConfig) -> tuple[tuple[float, ...], tuple[float, ...]]:
 
 
 def train_transform(
-    config: AugmentConfig, size: int, mean: tuple[float, ...], std: tuple[float, ...]
+    config: AugmentConfig, size: Size, mean: tuple[float, ...], std: tuple[float, ...]
 ) -> transforms.Compose:
-    """Return random crop, flip, RandAugment and erasing: image -> float tensor (3, size, size)."""
+    """Return random crop, flip, RandAugment and erasing: image -> float tensor (3, H, W)."""
     try:
         transform = create_transform(
-            size,
+            sides(size),
             is_training=True,
             scale=config.scale,
             ratio=config.ratio,
@@ -54,9 +60,9 @@ def train_transform(
             f"{config.train_interpolation}: {error or type(error).__name__}"
         ) from None
     allow_zero_bits(transform)
-    if size <= SMALL_INPUT and config.scale is None:
-        crop = transforms.RandomCrop(size, padding=4)
-        transform.transforms[0] = Compose([_resize((size, size)), crop])
+    if max(sides(size)) <= SMALL_INPUT and config.scale is None:
+        crop = transforms.RandomCrop(sides(size), padding=4)
+        transform.transforms[0] = Compose([_resize(sides(size)), crop])
     elif config.fast_decode:
         transform.transforms[0] = FastCrop(transform.transforms[0])
     return transform
@@ -126,28 +132,32 @@ def allow_zero_bits(transform: Compose) -> None:
 
 
 def eval_transform(
-    size: int,
+    size: Size,
     mean: tuple[float, ...],
     std: tuple[float, ...],
     crop_pct: float | None = None,
     crops: bool = False,
 ) -> transforms.Compose:
-    """Return the evaluation's preprocessing: image -> float tensor (3, size, size).
+    """Return the evaluation's preprocessing: image -> float tensor (3, height, width).
 
-    For several `crops` of that size the tensor is (3, S, S) with S = size / crop_pct.
+    For several `crops` of that size height and width are those divided by crop_pct.
     """
-    short_side = int(size / (crop_pct or CROP_PCT))
-    side = short_side if crops else size
-    if crops and side == size:
+    height, width = sides(size)
+    larger = [int(side / (crop_pct or CROP_PCT)) for side in (height, width)]
+    shown = larger if crops else [height, width]
+    if crops and shown == [height, width]:
         raise UserError("--tta crops: with --crop_pct 1 all crops are the same: leave it out")
-    view = [_resize((side, side))] if is_warped(size) else [_resize(short_side), CenterCrop(side)]
+    covers = (
+        _resize(larger[0]) if height == width else ResizeKeepRatio(larger, interpolation="bicubic")
+    )
+    view = [_resize(shown)] if is_warped(size) else [covers, CenterCrop(shown)]
     return Compose([*view, transforms.ToTensor(), transforms.Normalize(mean, std)])
 
 
-def is_warped(size: int) -> bool:
-    """Return whether evaluation warps the whole image to a square of this size."""
-    return size >= WARPED_INPUT or size <= SMALL_INPUT
+def is_warped(size: Size) -> bool:
+    """Return whether evaluation warps the whole image to this size."""
+    return min(sides(size)) >= WARPED_INPUT or max(sides(size)) <= SMALL_INPUT
 
 
-def _resize(size: int | tuple[int, int]) -> transforms.Resize:
+def _resize(size: int | Sequence[int]) -> transforms.Resize:
     return transforms.Resize(size, transforms.InterpolationMode.BICUBIC)

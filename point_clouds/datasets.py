@@ -42,6 +42,7 @@ from point_clouds.sampling import (
 )
 from runtime.distributed import SINGLE_PROCESS, DistributedContext, shared_on_machine
 from runtime.errors import UserError, some
+from runtime.sizes import Size
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +88,7 @@ class Clouds(ListedImages):
 def build_data(
     config: DataConfig,
     _augment: AugmentConfig,
-    _input_size: int,
+    _input_size: Size,
     with_train: bool = True,
     with_val: bool = True,
     saved: SavedRun | None = None,

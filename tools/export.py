@@ -15,11 +15,12 @@ from pathlib import Path
 
 import timm
 
-from inference.classifier import Classifier, classifier_of
+from inference.classifier import Classifier, add_size_flag, classifier_of
 from inference.export import LARGEST_ERROR, export, export_int8, random_classifier
 from inference.exported import FORMATS, companions, format_of
 from inference.targets import OPSETS, TARGETS, Options, Target
 from runtime.errors import Parser, UserError, check_positive, near_names, program
+from runtime.sizes import sides
 
 
 def parser() -> Parser:
@@ -33,7 +34,7 @@ def parser() -> Parser:
     add("--format", choices=FORMATS, help="by default that of the suffix of --output")
     add("--output", type=Path, required=True, metavar="FILE",
         help=f"with the suffix of its format: {', '.join(FORMATS.values())}")  # fmt: skip
-    add("--input-size", type=int, help="pixels; by default as in the checkpoint's run")
+    add_size_flag(this)
     add("--batch-size", type=int, help="images per run (1)")
     add("--dynamic", choices=("batch", "size"),
         help="batch: any number of images; size: also any height and width")  # fmt: skip
@@ -66,7 +67,7 @@ def _check(arguments: Namespace) -> Target:
     for flag, needed in ((f"--format {arguments.format}", arguments.format), (user, target.format)):
         if needed not in (None, kind):
             raise UserError(f"--output {output}: files for {flag} end in {FORMATS[needed]}")
-    check_positive(arguments, "batch_size", "input_size", "opset")
+    check_positive(arguments, "batch_size", "opset")
     if not output.parent.is_dir():
         raise UserError(f"--output {output}: {output.parent} is not a folder")
     if output.is_dir():
@@ -122,8 +123,9 @@ def main(arguments: Namespace) -> None:
     if arguments.target:
         names = {"file": output, "stem": output.with_suffix("")}
         quoted = {name: shlex.quote(str(path)) for name, path in names.items()}
+        size = "x".join(map(str, sides(classifier.preprocessing.input_size)))
         usage = target.usage + (target.usage_dynamic if dynamic else "")
-        usage = usage.format(**quoted, path=str(output), side=classifier.preprocessing.input_size)
+        usage = usage.format(**quoted, path=str(output), size=size)
         told.append(f"next: {usage}")
     sys.stdout.write("\n".join(told) + "\n")
 

@@ -16,6 +16,7 @@ from dense import flops
 from dense.configs import read_config
 from dense.run import need_stack
 from runtime.errors import Parser, UserError, program
+from runtime.sizes import Size, as_size, sides, size_text
 from training.build import build_model
 from utils import count_parameters, gmacs_by_module
 
@@ -27,7 +28,7 @@ def parser() -> Parser:
     add = this.add_argument
     add("model", help="name of a registered model, or a config of mmdet or mmseg")
     add("--input-size", type=int, nargs="+", metavar="PIXELS",
-        help="side, or height and width for a config; by default the model's own")  # fmt: skip
+        help="side, or height and width; by default the model's own")  # fmt: skip
     add("--num-classes", type=int, default=1000, help="classes of the head (1000)")
     return this
 
@@ -43,7 +44,7 @@ def parts(model: nn.Module) -> dict[str, nn.Module]:
     return found
 
 
-def table(model: nn.Module, input_size: int) -> str:
+def table(model: nn.Module, input_size: Size) -> str:
     """Return a line per part in order of execution, with its output for one image, and the sum."""
     shapes: dict[str, str] = {}
     named = parts(model)
@@ -51,13 +52,13 @@ def table(model: nn.Module, input_size: int) -> str:
         part.register_forward_hook(
             lambda _, __, out, name=name: shapes.update({name: " x ".join(map(str, out.shape[1:]))})
         )
-    gmacs = gmacs_by_module(model, input_size)
+    gmacs = gmacs_by_module(model, *sides(input_size))
     text = COLUMNS.format("part", "output", "parameters", "GMACs", "of FFTs")
     for name, shape in shapes.items():
         counts = gmacs.get(name, (0.0, 0.0))
         if count_parameters(named[name]) or any(counts):
             text += _row(name, shape, named[name], *counts)
-    return text + _row("all", f"{input_size} pixels", model, *gmacs[""])
+    return text + _row("all", f"{size_text(input_size)} pixels", model, *gmacs[""])
 
 
 def _row(name: str, shape: str, part: nn.Module, products: float, transforms: float) -> str:
@@ -75,10 +76,8 @@ def main(arguments: Namespace) -> None:
         else:
             with torch.device("meta"):
                 model = build_model(ModelConfig(model=name), arguments.num_classes)
-            if len(sizes) > 1:
-                raise UserError("--input-size: a classifier's images are square, give one number")
             cfg = timm.get_pretrained_cfg(name)
-            text = table(model, sizes[0] if sizes else cfg.input_size[-1] if cfg else 224)
+            text = table(model, as_size(sizes or (cfg.input_size[1:] if cfg else 224)))
     except (ValueError, RuntimeError, AssertionError) as error:
         size = " ".join(map(str, sizes))
         raise UserError(f"--input-size {size}: {name} fails: {error}") from None

@@ -16,6 +16,7 @@ from inference.classifier import Classifier, add_flags, classifier_of
 from inference.labels import as_unicode, drawable, font_file
 from input_pipeline.folders import find_images
 from runtime.errors import Parser, UserError, check_positive, program
+from runtime.sizes import size_text
 
 CAPTION_WIDTH = 320  # pixels
 Predictions = dict[Path, list[tuple[str, float]]]
@@ -59,7 +60,7 @@ def predict(
         try:
             probabilities = classifier.probabilities(model(images.to(device)).float())
         except (ValueError, RuntimeError, AssertionError) as error:
-            size = images.shape[-1]
+            size = size_text(view.input_size)
             raise UserError(f"--input-size {size}: the model fails: {error}") from None
         values, labels = probabilities.topk(min(topk, len(names)))
         for file, shares, found in zip(batch, values.tolist(), labels.tolist(), strict=True):
@@ -118,7 +119,7 @@ def save_captioned(predictions: Predictions, folder: Path, classifier: Classifie
 
 @program(parser)
 def main(arguments: Namespace) -> int:
-    check_positive(arguments, "topk", "batch_size", "input_size")
+    check_positive(arguments, "topk", "batch_size")
     has_gpu = torch.cuda.is_available()
     if arguments.device == "cuda" and not has_gpu:
         raise UserError("--device cuda: this machine has no GPU")

@@ -23,6 +23,7 @@ from input_pipeline.images import readable_files
 from runtime.curves import draw_curves
 from runtime.errors import Parser, UserError, check_positive, program
 from runtime.files import written_whole
+from runtime.sizes import size_text
 
 PICTURES = {
     "curves": "training curves of one or several runs",
@@ -74,12 +75,13 @@ def draw(arguments: Namespace) -> Figure:
     try:
         return getattr(pictures, f"draw_{what}")(classifier, examples)
     except ValueError as error:  # the network refuses the size
-        raise UserError(f"--input-size {classifier.preprocessing.input_size}: {error}") from None
+        size = size_text(classifier.preprocessing.input_size)
+        raise UserError(f"--input-size {size}: {error}") from None
 
 
 @program(parser)
 def main(arguments: Namespace) -> None:
-    check_positive(arguments, *({"input_size", "count"} & vars(arguments).keys()))
+    check_positive(arguments, *({"count"} & vars(arguments).keys()))
     is_report = arguments.what == "report"
     if is_report and not arguments.run.is_dir():
         raise UserError(f"{arguments.run} is not the folder of a run")

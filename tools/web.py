@@ -32,6 +32,7 @@ from runtime.errors import (
     program,
     reason_of,
 )
+from runtime.sizes import sides
 
 SHOWN_SIDE = 448  # pixels of the picture of where the network looks
 LOOKS = "where it looks"
@@ -65,8 +66,9 @@ def answer(
     heat = insight.grad_cam(network, examples.inputs, torch.tensor([label]))[0].numpy()
     picture = (1 - CAM_ALPHA) * examples.pixels[0] + CAM_ALPHA * colormaps["jet"](heat)[..., :3]
     image = Image.fromarray((255 * picture).round().astype(np.uint8))
-    side = max(SHOWN_SIDE, image.width)
-    return shares.tolist(), image.resize((side, side), Image.Resampling.BICUBIC)
+    scale = max(1.0, SHOWN_SIDE / max(image.size))
+    shown = round(scale * image.width), round(scale * image.height)
+    return shares.tolist(), image.resize(shown, Image.Resampling.BICUBIC)
 
 
 def page(classifier: Classifier, source: str, examples: list[Path]) -> Any:
@@ -98,10 +100,10 @@ def page(classifier: Classifier, source: str, examples: list[Path]) -> Any:
         return show(file, event.value)[1]
 
     title = f"{source}: {classifier.config.model}, {len(names)} classes"
-    size = classifier.preprocessing.input_size
+    height, width = sides(classifier.preprocessing.input_size)
     with gradio.Blocks(title=title, analytics_enabled=False, delete_cache=(3600, 3600)) as blocks:
         gradio.Markdown(
-            f"## {title}\nIn the middle is what the network sees of an image, {size} x {size} "
+            f"## {title}\nIn the middle is what the network sees of an image, {height} x {width} "
             "pixels. Red is evidence for the class, blue is none."
         )
         with gradio.Row():
@@ -132,7 +134,7 @@ def _distinct(names: list[str]) -> list[str]:
 
 @program(parser)
 def main(arguments: Namespace) -> None:
-    check_positive(arguments, "input_size", "port")
+    check_positive(arguments, "port")
     try:  # before the model is loaded; Gradio would try all of its ports
         socket.create_server((arguments.host, arguments.port or 0)).close()
     except (OSError, OverflowError) as error:

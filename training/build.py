@@ -18,6 +18,7 @@ from input_pipeline.image_sets import Images
 from optim_factory import Schedule, create_optimizer, freeze
 from runtime.distributed import DistributedContext
 from runtime.errors import UserError, near_names, reason_of
+from runtime.sizes import sides
 from training.distillation import Distillation, Student
 from training.loss import Loss, build_loss, class_weights_of
 from training.nonfinite import NonFiniteSteps
@@ -124,7 +125,7 @@ def size_facts(config: ModelConfig, num_classes: int) -> dict[str, float]:
         # the counter fails on parameters with gradients that are inputs of layers (CaiT, PiT)
         model = build_model(config, num_classes).eval().requires_grad_(False)
         own = getattr(model, "example_input", None)
-        example = own() if own else torch.empty(1, 3, size, size)  # type: ignore[operator]
+        example = own() if own else torch.empty(1, 3, *sides(size))  # type: ignore[operator]
         try:
             model(example)
         except (ValueError, RuntimeError, AssertionError) as error:
@@ -133,7 +134,8 @@ def size_facts(config: ModelConfig, num_classes: int) -> dict[str, float]:
                 raise UserError(
                     f"--model_kwargs: in_chans is {channels}, but images have three channels"
                 ) from None
-            raise UserError(f"--input_size {size}: {config.model} fails: {error}") from None
+            shown = " ".join(map(str, sides(size) if isinstance(size, tuple) else (size,)))
+            raise UserError(f"--input_size {shown}: {config.model} fails: {error}") from None
     facts: dict[str, float] = {"n_parameters": count_parameters(model)}
     try:
         facts["GFLOPs"] = sum(gmacs_of(model, example)[""])

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from config.flags import DistillConfig
+from runtime.sizes import Size, sides
 
 
 class Teacher(nn.Module):
@@ -27,13 +28,13 @@ class Teacher(nn.Module):
     def __init__(
         self,
         model: nn.Module,
-        size: int,
+        size: Size,
         mean_std: tuple[tuple[float, ...], tuple[float, ...]],
         own_mean_std: tuple[tuple[float, ...], tuple[float, ...]],
         rows: list[int],
     ) -> None:
         super().__init__()
-        self.model, self.size = model.requires_grad_(False).eval(), size
+        self.model, self.size = model.requires_grad_(False).eval(), sides(size)
         (mean, std), (own_mean, own_std) = (torch.tensor(pair).double() for pair in (
             mean_std, own_mean_std,
         ))  # fmt: skip
@@ -53,8 +54,8 @@ class Teacher(nn.Module):
     def forward(self, images: Tensor, features: bool = False) -> Tensor:
         """Images (N, 3, H, W) of the other model -> logits (N, classes), or pooled features."""
         images = images * self.scale + self.shift
-        if images.shape[-2:] != (self.size, self.size):
-            images = F.interpolate(images, (self.size,) * 2, mode="bicubic", antialias=True)
+        if images.shape[-2:] != self.size:
+            images = F.interpolate(images, self.size, mode="bicubic", antialias=True)
         if features:
             maps = self.model.forward_features(images)  # type: ignore[operator]
             return self.model.forward_head(maps, pre_logits=True)  # type: ignore[operator]

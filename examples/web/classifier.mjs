@@ -19,8 +19,8 @@ export async function load(bytes) {
     facts,
     /** The `count` most probable classes of an image file: [{name, share}], best first. */
     async classify(file, count) {
-      const side = facts.input_size;
-      const images = new ort.Tensor("float32", await preprocess(file, facts), [1, 3, side, side]);
+      const shape = [1, 3, ...sides(facts)];
+      const images = new ort.Tensor("float32", await preprocess(file, facts), shape);
       const { logits } = await session.run({ images });
       const shares = (facts.multi_label ? sigmoid : softmax)(Array.from(logits.data));
       return shares
@@ -29,6 +29,11 @@ export async function load(bytes) {
         .slice(0, count);
     },
   };
+}
+
+/** Height and width of the network's images. */
+export function sides({ input_size: size }) {
+  return Array.isArray(size) ? size : [size, size];
 }
 
 function softmax(logits) {
@@ -80,9 +85,10 @@ function* fields(bytes) {
   }
 }
 
-/** Decode, resize and crop an image as inference/preprocessing.py does: Float32Array (3, S, S). */
+/** Decode, resize and crop an image as inference/preprocessing.py does: Float32Array (3, H, W). */
 export async function preprocess(file, facts) {
-  const { input_size: side, mean, std, crop_pct, background } = facts;
+  const { mean, std, crop_pct, background } = facts;
+  const [high, wide] = sides(facts);
   // pixels as they are in the file, except that browsers always turn images as their EXIF says
   const options = { premultiplyAlpha: "none", colorSpaceConversion: "none" };
   const image = await createImageBitmap(file, options)
@@ -96,19 +102,24 @@ export async function preprocess(file, facts) {
   }
   context.drawImage(image, 0, 0);
   const pixels = context.getImageData(0, 0, image.width, image.height);
-  let [width, height] = [side, side]; // the whole image, warped to the square
-  if (crop_pct) { // or the middle of an image whose short side is S / crop_pct
-    const short = Math.floor(side / crop_pct);
+  let [width, height] = [wide, high]; // the whole image, warped to this size
+  if (crop_pct && wide === high) { // or the middle of an image whose short side is S / crop_pct
+    const short = Math.floor(high / crop_pct);
     const shortest = Math.min(image.width, image.height);
     width = Math.floor((short * image.width) / shortest);
     height = Math.floor((short * image.height) / shortest);
+  } else if (crop_pct) { // or of the smallest one that covers the size / crop_pct
+    const covered = [Math.floor(wide / crop_pct), Math.floor(high / crop_pct)];
+    const ratio = Math.min(image.width / covered[0], image.height / covered[1]);
+    width = halfEven(image.width / ratio);
+    height = halfEven(image.height / ratio);
   }
-  const [left, top] = [halfEven((width - side) / 2), halfEven((height - side) / 2)];
+  const [left, top] = [halfEven((width - wide) / 2), halfEven((height - high) / 2)];
   const resized = resize(pixels, width, height);
-  const planes = new Float32Array(3 * side * side);
+  const planes = new Float32Array(3 * high * wide);
   for (let channel = 0, i = 0; channel < 3; channel++)
-    for (let y = top; y < top + side; y++)
-      for (let x = left; x < left + side; x++)
+    for (let y = top; y < top + high; y++)
+      for (let x = left; x < left + wide; x++)
         planes[i++] = (resized[4 * (y * width + x) + channel] / 255 - mean[channel]) / std[channel];
   return planes;
 }

@@ -24,6 +24,7 @@ from config.command_line import parse_args
 from config.flags import Config
 from engine import train_one_epoch
 from runtime.distributed import SINGLE_PROCESS
+from runtime.sizes import sides
 from tests.golden.formula import fill_by_formula
 from training.build import TrainSetup, build_model, build_training
 from training.state import TrainState
@@ -72,7 +73,7 @@ def _batches(
     batch, size = config.data.batch_size, config.model.input_size
     for index in range(steps * config.optim.update_freq):
         random = np.random.RandomState(1000 * epoch + index)
-        images = random.standard_normal((batch, 3, size, size)).astype(np.float32)
+        images = random.standard_normal((batch, 3, *sides(size))).astype(np.float32)
         labels = random.randint(0, classes, (batch,))
         batches.append((torch.from_numpy(images).to(dtype), torch.from_numpy(labels)))
     return batches

@@ -132,7 +132,7 @@ def test_a_model_of_timm_by_name(monkeypatch):
     monkeypatch.setattr("inference.teacher.timm.create_model", create)
     teacher = load("resnet18.a1_in1k", classes=["n01443537", "n01440764"]).teacher
     assert asked == [("resnet18.a1_in1k", True)]
-    assert (teacher.size, teacher.rows.tolist()) == (224, [1, 0])
+    assert (teacher.size, teacher.rows.tolist()) == ((224, 224), [1, 0])
 
 
 @pytest.mark.parametrize(
