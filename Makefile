@@ -30,7 +30,7 @@ test: setup
 	$(BIN)/python -m pytest $(PARALLEL)
 
 test-slow: setup
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest $(PARALLEL) --dist loadfile -m slow
 
 # adds the mm stack, for detection and segmentation
 dense: setup
@@ -77,7 +77,7 @@ setup: .venv/.installed
 	@echo "installing into .venv (7 GB): takes a few minutes and prints nothing"
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet --editable '.[train,data,fast,points,export,openvino,wandb,dev]'
+	$(BIN)/pip install --quiet --editable '.[train,data,fast,points,tiff,export,openvino,wandb,dev]'
 	touch $@
 
 clean:

@@ -96,11 +96,12 @@ def build_data(
     transforms: dict[str, Any] = {}
     if with_train:
         steps: list[tuple[int, Size]] = [*augment.size_steps] or [(0, input_size)]
-        by_epoch = {epoch: train_transform(augment, size, mean, std) for epoch, size in steps}
+        as_array = config.as_arrays
+        by_epoch = {e: train_transform(augment, size, mean, std, as_array) for e, size in steps}
         transforms["train"] = SizeSchedule(by_epoch) if len(by_epoch) > 1 else by_epoch[0]
     if with_val:
         crop_pct = crop_pct_of(config, augment)
-        transforms["val"] = eval_transform(input_size, mean, std, crop_pct, crops)
+        transforms["val"] = eval_transform(input_size, mean, std, crop_pct, crops, config.as_arrays)
     parts: dict[str, Images]
     if prefix in FOLDERS:
         parts = {**_open_folders(config, transforms, context)}
@@ -151,7 +152,8 @@ def decoding_of(config: DataConfig) -> Decoding:
     turns = config.exif_orientation
     if turns is None:
         turns = config.data_set in ("image_folder", "tar", "multi_label")
-    return Decoding(turns, None if config.background == "none" else config.background)
+    background = None if config.background == "none" else config.background
+    return Decoding(turns, background, config.in_chans, config.value_range)
 
 
 def fetch_data(config: DataConfig, context: DistributedContext = SINGLE_PROCESS) -> None:

@@ -74,7 +74,7 @@ def run(
             **({"crops": True} if "crops" in config.evaluation.tta else {}),
         )
         seed_everything(config.runtime.seed)  # the same initial weights on all ranks
-        model = build_model(config.model, len(data.classes))
+        model = build_model(config.model, len(data.classes), config.data.in_chans)
         model = prepare_model(model, config.compute, context.device)
         if is_eval:
             evaluate_checkpoint(config, model, data, context)
@@ -109,7 +109,7 @@ def train(
         if progress.epoch + 1 >= epochs:
             logger.info("nothing to train: epoch %d of --epochs %d is done", progress.epoch, epochs)
             return
-        facts = size_facts(config.model, len(classes))
+        facts = size_facts(config.model, len(classes), config.data.in_chans)
         logger.info("%s: %s", config.model.model, facts)
         if config.augment.size_schedule:
             check_size_schedule(config, len(classes), facts)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
 from checkpoints.reading import (
@@ -161,9 +162,28 @@ def load_start_weights(
         may_lack |= {"norm.weight", "norm.bias"}
         if not may_lack & weights.keys():
             done = "norm and head are new"
+    weights, adapted = _fit_channels(weights, model)
+    done = "; ".join(filter(None, (done, adapted)))
     load_exactly(model, weights, path, frozenset(may_lack))
     logger.info("start weights from %s%s", path, f"; {done}" if done else "")
     return frozenset(weights)
+
+
+def _fit_channels(weights: Weights, model: nn.Module) -> tuple[Weights, str]:
+    """Fit the first layer to images of other channels, as timm does; return what was done.
+
+    For one channel its weights are summed, for others they are repeated and scaled.
+    """
+    name = f"{(getattr(model, 'pretrained_cfg', None) or {}).get('first_conv')}.weight"
+    own, given = model.state_dict().get(name), weights.get(name)
+    if own is None or given is None or given.ndim != 4 or own.shape[1] == given.shape[1]:
+        return weights, ""
+    try:
+        fitted = adapt_input_conv(own.shape[1], given)
+    except NotImplementedError:  # given for other than RGB
+        return weights, ""
+    what = f"its first layer for {given.shape[1]} channels is adapted to {own.shape[1]}"
+    return weights | {name: fitted}, what
 
 
 def _of_base_model(found: Weights, model: Any) -> tuple[Weights, set[str]]:

@@ -250,11 +250,9 @@ def _read_folder_config(path: Path) -> dict[str, Any]:
         facts = json.loads(path.read_text())
         cfg = facts["pretrained_cfg"]
         channels, height, width = cfg["input_size"]
-        if channels != 3:
-            raise ValueError(f"images of {cfg['input_size']}")
         kwargs = facts.get("model_args", {})
         # timm records all arguments; these are left to the flags of the next run
-        free = {"num_classes", "drop_path_rate", "head_init_scale"}
+        free = {"num_classes", "drop_path_rate", "head_init_scale", "in_chans"}
         if kwargs.get("layer_scale_init_value"):  # 0: the weights have none
             free.add("layer_scale_init_value")
         kwargs = {name: value for name, value in kwargs.items() if name not in free}
@@ -262,9 +260,10 @@ def _read_folder_config(path: Path) -> dict[str, Any]:
             "model": facts["architecture"],
             "model_kwargs": kwargs,
             "input_size": [height, width],
+            "in_chans": channels,
         }
         flags |= {name: cfg[name] for name in PREPROCESSING}
-        flags |= {n: facts[n] for n in (*DECODING, "problem_type") if n in facts}
+        flags |= {n: facts[n] for n in (*DECODING, "value_range", "problem_type") if n in facts}
         names = facts.get("label_names")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path} is not timm's format: {type(error).__name__} {error}") from None

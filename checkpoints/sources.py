@@ -154,7 +154,14 @@ def _as_before(config: DataConfig, saved: SavedRun) -> DataConfig:
 def _warn_of_changes(config: Config, saved: SavedRun) -> None:
     """Warn of flags by which results mean something else than those of the checkpoint's run."""
     flags, now = saved.flags, config.flat()
-    names = ["input_size", "crop_pct", "imagenet_default_mean_and_std"]
+    names = [
+        "input_size",
+        "crop_pct",
+        "imagenet_default_mean_and_std",
+        "value_range",
+        "mean",
+        "std",
+    ]
     if flags.get("data_set") == now["data_set"]:
         names += ["exif_orientation", "background"]
     for name in names if config.evaluation.eval else []:

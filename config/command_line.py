@@ -237,6 +237,7 @@ def _check(config: Config) -> None:
         raise UserError("--memory lean and --grad_checkpointing true: choose one of them")
     if config.data.is_multi_label:
         _check_multi_label(config)
+    _check_channels(config)
     if flat["bce_target_thresh"] is not None and flat["loss"] != "bce":
         raise UserError("--bce_target_thresh needs --loss bce")
     if flat["class_weights"] and flat["loss"] == "focal":
@@ -276,6 +277,35 @@ def _check(config: Config) -> None:
             raise UserError(f"--{name} needs --eval true")
     if flat["eval"] and not flat["resume"]:
         raise UserError("--eval true needs a checkpoint: give --resume PATH")
+
+
+def _check_channels(config: Config) -> None:
+    data = config.data
+    if (data.mean is None) != (data.std is None):
+        raise UserError("--mean and --std go together")
+    for name, values in (("mean", data.mean), ("std", data.std)):
+        if values is not None and len(values) not in (1, data.in_chans):
+            raise UserError(f"--{name}: {len(values)} numbers for --in_chans {data.in_chans}")
+    if data.std is not None and not min(data.std) > 0:
+        raise UserError(f"--std {data.std}: has to be above 0")
+    if data.value_range is not None and not data.value_range[0] < data.value_range[1]:
+        raise UserError(f"--value_range {data.value_range}: give the smaller number first")
+    if not data.as_arrays:
+        return
+    what = f"--in_chans {data.in_chans}" if data.in_chans != 3 else "--value_range"
+    if data.data_set not in ("IMNET", "image_folder", "digits", "tar", "multi_label"):
+        raise UserError(f"{what}: --data_set {data.data_set} has 8-bit RGB images")
+    augment = config.augment
+    if config.evaluation.eval:
+        return
+    if augment.aa is not None or augment.color_jitter:
+        raise UserError(
+            f"{what}: colours of such images are not augmented: give --aa none --color_jitter 0"
+        )
+    if augment.fast_decode:
+        raise UserError(f"{what}: --fast_decode true is for 8-bit RGB images")
+    if augment.train_interpolation not in ("bicubic", "bilinear", "nearest"):
+        raise UserError(f"{what}: --train_interpolation bicubic, bilinear or nearest")
 
 
 def _check_multi_label(config: Config) -> None:

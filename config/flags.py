@@ -119,10 +119,27 @@ class DataConfig:
     background: str = "white"
     """Colour under transparent pixels, as a name or '#808080'; none drops the transparency, as the
     original release did. Not for CIFAR and data sets with a prefix."""
+    in_chans: Positive = 3
+    """Channels of the images and of the network. 3: RGB, into which files are converted; 1: grey,
+    likewise; others: files with so many channels. With other than 3, or with value_range, images
+    are arrays, for `--aa none --color_jitter 0` (image_folder, tar and multi_label)."""
+    value_range: tuple[float, float] | None = None
+    """Pixel values that become 0 and 1 before the normalisation; others are clipped. Float images
+    need it; if not given, it is that of 8 or 16 bits."""
+    mean: tuple[float, ...] | None = None
+    """Mean of each channel, or one for all, of values from 0 to 1. If not given: see
+    imagenet_default_mean_and_std; 0.5 for other than three channels."""
+    std: tuple[float, ...] | None = None
+    """Standard deviation of each channel, or one for all, given together with mean."""
     imagenet_default_mean_and_std: bool = True
     """Normalise by ImageNet's mean and standard deviation; false: by 0.5 and 0.5 (Inception)."""
     nb_classes: int = 1000
     """Number of classes, for data sets that don't name them (wds/)."""
+
+    @property
+    def as_arrays(self) -> bool:
+        """Whether images are arrays, not 8-bit RGB."""
+        return self.in_chans != 3 or self.value_range is not None
 
     @property
     def is_multi_label(self) -> bool:

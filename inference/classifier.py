@@ -122,7 +122,10 @@ def load_classifier(
         raise UserError(f"checkpoint {path} has no EMA")
     cfg = timm.get_pretrained_cfg(config.model)  # None for unknown names
     num_classes = _num_classes(weights, heads_of(cfg or {})[0], path)
-    network = build_model(replace(config, drop_path=0.0), num_classes)
+    channels = flags.get("in_chans") or 3
+    if type(channels) is not int or channels < 1:
+        raise UserError(f"checkpoint {path}: its flag in_chans is {channels!r}")
+    network = build_model(replace(config, drop_path=0.0), num_classes, channels)
     load_saved(network, checkpoint, checkpoint_filter_fn(weights, network), path)
     if input_size is None and "input_size" not in flags and cfg:
         input_size = as_size(cfg.input_size[1:])

@@ -133,6 +133,8 @@ def _flags(classifier: Classifier) -> dict[str, Any]:
         "interpolation": "bicubic",
         "exif_orientation": preprocessing.decoding.exif_orientation,
         "background": preprocessing.decoding.background or "none",
+        "in_chans": preprocessing.decoding.channels,
+        "value_range": preprocessing.decoding.value_range,
     } | ({"problem_type": reading.MULTI_LABEL["problem_type"]} if classifier.multi_label else {})
 
 
@@ -142,10 +144,14 @@ def _write_folder(classifier: Classifier, folder: Path, is_published: bool) -> N
     size, kwargs = sides(flags["input_size"]), dict(config.model_kwargs)
     if not config.layer_scale_init_value:  # the weights have no layer scale
         kwargs["layer_scale_init_value"] = 0.0
+    if flags["in_chans"] != 3:
+        kwargs["in_chans"] = flags["in_chans"]
     model: Any = copy.copy(classifier.model)
-    cfg = {name: flags[name] for name in reading.PREPROCESSING} | {"input_size": (3, *size)}
+    cfg = {name: flags[name] for name in reading.PREPROCESSING} | {
+        "input_size": (flags["in_chans"], *size)
+    }
     model.pretrained_cfg = model.pretrained_cfg | cfg
-    kept = (*reading.DECODING, "problem_type")
+    kept = (*reading.DECODING, "value_range", "problem_type")
     facts: dict[str, Any] = {name: flags[name] for name in kept if name in flags}
     # transformers would name numbers LABEL_0, ...; but it knows the names of ImageNet's classes
     if classifier.named or not infer_imagenet_subset({"num_classes": len(classes)}):

@@ -57,7 +57,7 @@ def export_int8(classifier: Classifier, output: Path, options: Options, folder: 
 
     Return its quality on the other images. Raises UserError as `export`, or for too few images.
     """
-    images, held_out = split(folder)
+    images, held_out = split(folder, classifier.preprocessing.decoding)
     size = options.batch_size or 8
     with written_whole(output) as written:
         in_float32 = written.with_name(f"{written.stem}.float32.onnx")
@@ -73,10 +73,13 @@ def _write(classifier: Classifier, path: Path, options: Options) -> dict[str, fl
     view, kind, name = classifier.preprocessing, format_of(path), classifier.config.model
     dtype = "float32" if options.dtype == "int8" else options.dtype
     height, width = sides(view.input_size)
+    channels = view.decoding.channels
+    span = view.decoding.value_range and list(view.decoding.value_range)
     facts = Facts(name, classifier.labels, view.input_size,
-                  list(view.mean), list(view.std), view.crop_pct, options.dtype, options.batch_size, options.any_size,
+                  list(view.mean), list(view.std), view.crop_pct, options.dtype,
+                  options.batch_size, options.any_size,
                   view.decoding.exif_orientation, view.decoding.background,
-                  classifier.multi_label)  # fmt: skip
+                  classifier.multi_label, channels, span)  # fmt: skip
     if options.any_size and min(height, width) < SMALLEST_TRACED:
         raise UserError(
             f"--dynamic size at {size_text(view.input_size)} pixels: maps of one pixel would fix "
@@ -90,11 +93,11 @@ def _write(classifier: Classifier, path: Path, options: Options) -> dict[str, fl
         ready = reparameterize_model(ready, inplace=True)
     # the others take float32, and round by themselves
     compute = getattr(torch, dtype if kind in ("onnx", "torchscript", "exported") else "float32")
-    shapes: list[tuple[int, ...]] = [(options.batch_size or 2, 3, height, width)]
+    shapes: list[tuple[int, ...]] = [(options.batch_size or 2, channels, height, width)]
     if options.batch_size is None:
-        shapes.append((3, 3, height, width))
+        shapes.append((3, channels, height, width))
     if options.any_size:
-        shapes.append((1, 3, height + 32, width + 96))
+        shapes.append((1, channels, height + 32, width + 96))
     # ExecuTorch does not take weights that are channels-last in memory
     ready = ready.to(compute, memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     ready = portable(ready, None if options.any_size else shapes[0])

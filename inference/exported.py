@@ -53,6 +53,10 @@ class Facts:
     exif_orientation: bool = True
     background: str | None = "white"
     multi_label: bool = False  # whether probabilities are the sigmoid of the logits
+    channels: int = 3
+    value_range: list[float] | None = (
+        None  # pixel values of 0 and 1; None for those of 8 or 16 bits
+    )
 
     def dumps(self) -> str:
         return json.dumps(asdict(self))
@@ -66,7 +70,8 @@ class Facts:
             raise ValueError(f"its batch size is {size!r}")
         if max(self.mean) > 9:
             raise ValueError(f"its mean is {self.mean}")
-        decoding = Decoding(bool(self.exif_orientation), self.background)
+        span = None if self.value_range is None else (self.value_range[0], self.value_range[1])
+        decoding = Decoding(bool(self.exif_orientation), self.background, self.channels, span)
         if self.background is not None:
             ImageColor.getrgb(self.background)
         mean, std = tuple(self.mean), tuple(self.std)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from inference import insight
 from inference.classifier import Classifier
 from inference.labels import drawable
+from input_pipeline.arrays import as_picture, rgb_of
 from models import HorNet, plain
 from runtime.errors import UserError
 from runtime.sizes import as_size, size_text
@@ -29,7 +30,7 @@ class Examples:
 def examples_of(classifier: Classifier, files: list[Path]) -> Examples:
     inputs, view = classifier.inputs(files), classifier.preprocessing
     mean, std = (torch.tensor(values)[:, None, None] for values in (view.mean, view.std))
-    pixels = (inputs * std + mean).clamp(0, 1).permute(0, 2, 3, 1).numpy()
+    pixels = rgb_of(inputs * std + mean).clamp(0, 1).permute(0, 2, 3, 1).numpy()
     return Examples(inputs, pixels, classifier.truth(files))
 
 
@@ -139,7 +140,7 @@ def draw_predictions(classifier: Classifier, files: list[Path]) -> Figure:
     # the files are sorted by class: an even spread shows every class
     shown = wrong + spread(right, grid.size - len(wrong))
     for axes, index in zip(grid.flat, shown, strict=False):
-        axes.imshow(classifier.preprocessing.load(files[index]))
+        axes.imshow(as_picture(classifier.preprocessing.load(files[index])))
         title = f"{names[found[index]]} (true {names[truth[index]]})"
         colour = "red" if index in wrong else "black"
         axes.set_title(title, color=colour, fontsize=8, parse_math=False)

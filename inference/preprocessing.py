@@ -1,13 +1,13 @@
 """How an image becomes the input of a trained classifier."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image, ImageColor
+from PIL import ImageColor
 
 from config.flags import DataConfig
 from input_pipeline.images import AS_RELEASED, Decoding, load_image
@@ -29,32 +29,42 @@ class Preprocessing:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "input_size", as_size(self.input_size))
-        if len(self.mean) != 3 or len(self.std) != 3 or not min(self.std) > 0:
+        channels = self.decoding.channels
+        if {len(self.mean), len(self.std)} != {channels} or not min(self.std) > 0:
             raise ValueError(f"mean {self.mean}, std {self.std}")
         if self.crop_pct is not None and not 0.05 < self.crop_pct <= 1:
             raise ValueError(f"crop_pct {self.crop_pct}")
         crop_pct = None if is_warped(self.input_size) else self.crop_pct or CROP_PCT
         object.__setattr__(self, "crop_pct", crop_pct)
 
-    def load(self, file: Path) -> Image.Image:
-        """Read an image as it is shown to people; UserError if it is unreadable."""
+    def load(self, file: Path) -> Any:
+        """Read an image as `load_image` does; UserError if it is unreadable."""
         return load_image(str(file), self.decoding)
 
     @cached_property
-    def transform(self) -> Callable[[Image.Image], torch.Tensor]:
-        return eval_transform(self.input_size, self.mean, self.std, self.crop_pct)
+    def transform(self) -> Callable[[Any], torch.Tensor]:
+        return eval_transform(
+            self.input_size, self.mean, self.std, self.crop_pct, as_array=self.decoding.as_array
+        )
 
 
 def preprocessing_of(flags: dict[str, Any], size: Size, path: Path) -> Preprocessing:
     """Return the preprocessing by a checkpoint's flags, ours or timm's; UserError if we lack it."""
     of_imagenet = bool(flags.get("imagenet_default_mean_and_std", True))
-    mean, std = mean_std(DataConfig(imagenet_default_mean_and_std=of_imagenet))
     mode = "squash" if is_warped(size) else "center"
     try:
-        mean = tuple(map(float, flags.get("mean") or mean))
-        std = tuple(map(float, flags.get("std") or std))
+        channels = flags.get("in_chans") or 3
+        given = {n: tuple(map(float, flags[n])) for n in ("mean", "std") if flags.get(n)}
+        data = DataConfig(
+            in_chans=channels,
+            imagenet_default_mean_and_std=of_imagenet,
+            **given,  # type: ignore
+        )
+        mean, std = mean_std(data)
+        span = flags.get("value_range") and tuple(map(float, flags["value_range"]))
+        decoding = replace(_decoding_of(flags), channels=channels, value_range=span or None)
         crop_pct = float(flags.get("crop_pct") or CROP_PCT)
-        preprocessing = Preprocessing(size, mean, std, crop_pct, _decoding_of(flags))
+        preprocessing = Preprocessing(size, mean, std, crop_pct, decoding)
         if (flags.get("crop_mode") or mode) != mode:
             raise ValueError(
                 f"crop_mode {flags['crop_mode']} at {size_text(size)} pixels, which this project "

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from inference.classifier import Classifier
 from input_pipeline.folders import find_images
-from input_pipeline.images import readable_files
+from input_pipeline.images import Decoding, readable_files
 from runtime.errors import UserError
 
 CALIBRATION_IMAGES = 128  # most images that give the ranges of the activations
@@ -36,12 +36,12 @@ class Quality:
         )
 
 
-def split(folder: Path) -> tuple[list[Path], list[Path]]:
+def split(folder: Path, decoding: Decoding) -> tuple[list[Path], list[Path]]:
     """Split a folder's images for calibration and `quality`; UserError if fewer than two.
 
     Unreadable images are told and left out.
     """
-    files = readable_files(find_images([str(folder)]))
+    files = readable_files(find_images([str(folder)]), decoding)
     if len(files) < 2:
         raise UserError(f"--calibration {folder}: give a folder of two images or more")
     order = torch.randperm(len(files), generator=torch.Generator().manual_seed(0)).tolist()

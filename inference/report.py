@@ -47,7 +47,7 @@ def report(run: Path, source: str | None, images: Path | None, count: int) -> st
     classifier = load_classifier(source, takes_exported=False)
     flags = classifier.flags
     every = find_images([str(images)]) if images else images_of(flags)
-    files = readable_files(pictures.spread(every, MOST_COUNTED))
+    files = readable_files(pictures.spread(every, MOST_COUNTED), classifier.preprocessing.decoding)
     examples = pictures.examples_of(classifier, pictures.spread(files, count))
     log = read_log(run)
     metric = (

@@ -34,7 +34,7 @@ class Target:
     symmetric: bool = False
     """Whether int8 has no zero points other than 0."""
     usage_dynamic: str = ""
-    """What the command needs further for --dynamic; with {size}, height x width in pixels."""
+    """What the command needs further for --dynamic, with {image}: channels x height x width."""
 
 
 _ANY_OPSET = (20, *(version for version in OPSETS if version != 20))
@@ -55,8 +55,8 @@ TARGETS = {
         (17, 20),
         ("batch",),
         symmetric=True,
-        usage_dynamic=" --minShapes=images:1x3x{size} --optShapes=images:8x3x{size}"
-        " --maxShapes=images:32x3x{size}",
+        usage_dynamic=" --minShapes=images:1x{image} --optShapes=images:8x{image}"
+        " --maxShapes=images:32x{image}",
     ),
     "mnn": Target(
         "onnx",

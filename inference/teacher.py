@@ -48,6 +48,11 @@ def load_distillation(
     )
     if by_features and not hasattr(trained.model, "head_hidden_size"):
         raise UserError(f"--distill features: --teacher {source} has no pooled features")
+    if view.decoding.channels != config.data.in_chans:
+        raise UserError(
+            f"--teacher {source} takes images of {view.decoding.channels} channels, not of "
+            f"--in_chans {config.data.in_chans}"
+        )
     logger.info("teacher %s: %s at %s pixels", source, trained.config.model,
                 size_text(view.input_size))  # fmt: skip
     teacher.to(context.device)

@@ -132,6 +132,11 @@ class ListedImages(ImageSet):
     def read(self, index: int) -> tuple[Any, Any]:
         return self.load(index), self.numbered(int(self.source.labels[index]))
 
+    def blank(self) -> torch.Tensor:
+        if self.decoding.as_array:
+            return self.transform(torch.zeros(self.decoding.channels, 256, 256))
+        return super().blank()
+
     def load(self, index: int) -> Any:
         # FastCrop takes JPEGs that are not decoded yet
         load = load_lazily if crops_fast(self.transform) else load_image

@@ -5,7 +5,7 @@ import os
 import stat
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import cache
 from math import ceil
@@ -14,7 +14,9 @@ from typing import Any
 
 import numpy as np
 from PIL import ExifTags, Image, ImageFile, PngImagePlugin
+from torch import Tensor
 
+from input_pipeline.arrays import check_bits, is_tiff, read_plain, read_tiff, scaled, turned
 from runtime.errors import UserError, reason_of
 
 with suppress(ImportError):  # HEIC, if its plug-in is installed
@@ -48,12 +50,25 @@ def image_suffixes() -> frozenset[str]:
 
 @dataclass(frozen=True)
 class Decoding:
-    """How a file becomes an image as people see it; the release does neither."""
+    """How a file becomes an image as people see it; the release does nothing of this."""
 
     exif_orientation: bool = True
     """Turn the image as its EXIF metadata say."""
     background: str | None = "white"
     """Colour, as Pillow names it, under transparent pixels; None drops the transparency."""
+    channels: int = 3
+    value_range: tuple[float, float] | None = None
+    """Pixel values that become 0 and 1; None: those of 8 or 16 bits."""
+
+    def __post_init__(self) -> None:
+        low, high = self.value_range or (0, 1)
+        if type(self.channels) is not int or self.channels < 1 or not low < high:
+            raise ValueError(f"{self.channels} channels with values from {low} to {high}")
+
+    @property
+    def as_array(self) -> bool:
+        """Whether images are tensors, float32 (channels, H, W) from 0 to 1, not 8-bit RGB."""
+        return self.channels != 3 or self.value_range is not None
 
 
 AS_RELEASED = Decoding(exif_orientation=False, background=None)
@@ -68,19 +83,22 @@ _TURNS = {  # by the EXIF orientation
 }
 
 
-def load_image(path: str, decoding: Decoding = Decoding()) -> Image.Image:  # noqa: B008 - frozen
-    """Read an image file in RGB (the first frame of an animation); UserError if unreadable."""
+def load_image(path: str, decoding: Decoding = Decoding()) -> Any:  # noqa: B008 - frozen
+    """Read an image file (the first frame of an animation); UserError if unreadable.
+
+    It is an image of Pillow in RGB, or a tensor if decoding.as_array.
+    """
     with readable(path):
         _check_regular(path)
         return decoded(path, decoding)
 
 
-def readable_files(files: list[Path]) -> list[Path]:
+def readable_files(files: list[Path], decoding: Decoding) -> list[Path]:
     """Return the images that can be read, and tell of the others; UserError if none can."""
     found, problems = [], []
     for file in files:
         try:
-            load_image(str(file))
+            load_image(str(file), decoding)
             found.append(file)
         except UserError as error:
             problems.append(error)
@@ -103,18 +121,53 @@ def readable(name: str) -> Iterator[None]:
         raise UserError(f"image {name} cannot be read: {reason_of(error)}") from None
 
 
-def decoded(file: Any, decoding: Decoding) -> Image.Image:
+def decoded(file: Any, decoding: Decoding) -> Any:
     """Like load_image, for a path or an open file, with Pillow's errors."""
-    with Image.open(file) as image:
-        if max(image.size) > MOST_ASPECT * min(image.size):
-            raise ValueError(
-                f"one side of {image.width} x {image.height} pixels is more than {MOST_ASPECT} "
-                "times the other"
-            )
+    if decoding.as_array:
+        return _decoded_as_array(file, decoding)
+    with _opened(file) as image:
+        _check_aspect(*image.size)
         image.load()  # Pillow turns TIFFs itself, and removes their orientation
         found = _in_rgb(image, decoding.background)
         turn = _TURNS.get(orientation_of(image)) if decoding.exif_orientation else None
         return found if turn is None else found.transpose(turn)
+
+
+@contextmanager
+def _opened(file: Any) -> Iterator[Image.Image]:
+    # Pillow maps a path of an uncompressed image into memory, and garbles TIFFs that it turns there
+    with (
+        open(file, "rb") if isinstance(file, str) else nullcontext(file) as opened,
+        Image.open(opened) as image,
+    ):
+        yield image
+
+
+def _decoded_as_array(file: Any, decoding: Decoding) -> Tensor:
+    if is_tiff(file):
+        pixels, orientation = read_tiff(file)
+    else:
+        with _opened(file) as image:
+            check_bits(image)
+            orientation = orientation_of(image)
+            is_gray = image.mode in ("L", "F") or image.mode.startswith("I")
+            if is_gray or decoding.channels not in (1, 3):
+                pixels = read_plain(image)
+            else:
+                colours = _in_rgb(image, decoding.background)
+                pixels = np.asarray(colours.convert("L" if decoding.channels == 1 else "RGB"))
+                pixels = pixels if pixels.ndim == 3 else pixels[..., None]
+    _check_aspect(*pixels.shape[:2])
+    if decoding.exif_orientation:
+        pixels = turned(pixels, orientation)
+    return scaled(pixels, decoding.channels, decoding.value_range)
+
+
+def _check_aspect(width: int, height: int) -> None:
+    if max(width, height) > MOST_ASPECT * min(width, height):
+        raise ValueError(
+            f"one side of {width} x {height} pixels is more than {MOST_ASPECT} times the other"
+        )
 
 
 def _in_rgb(image: Image.Image, background: str | None) -> Image.Image:

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from timm.data import constants, create_transform
 from timm.data.auto_augment import posterize
+from timm.data.random_erasing import RandomErasing
 from timm.data.transforms import (
     RandomResizedCropAndInterpolation,
     ResizeKeepRatio,
@@ -29,15 +30,29 @@ WARPED_INPUT = 384  # from this size on, evaluation warps the whole image to a s
 
 def mean_std(config: DataConfig) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return mean and standard deviation per channel, for normalisation."""
+    count = config.in_chans
+    if config.mean is not None and config.std is not None:
+        return tuple(values * (count // len(values)) for values in (config.mean, config.std))  # type: ignore[return-value]
+    if count != 3:
+        return (0.5,) * count, (0.5,) * count
     if config.imagenet_default_mean_and_std:
         return constants.IMAGENET_DEFAULT_MEAN, constants.IMAGENET_DEFAULT_STD
     return constants.IMAGENET_INCEPTION_MEAN, constants.IMAGENET_INCEPTION_STD
 
 
 def train_transform(
-    config: AugmentConfig, size: Size, mean: tuple[float, ...], std: tuple[float, ...]
+    config: AugmentConfig,
+    size: Size,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    as_array: bool = False,
 ) -> transforms.Compose:
-    """Return random crop, flip, RandAugment and erasing: image -> float tensor (3, H, W)."""
+    """Return random crop, flip, RandAugment and erasing: image -> float tensor (3, H, W).
+
+    With `as_array` images are tensors (C, H, W) from 0 to 1, and there is no RandAugment.
+    """
+    if as_array:
+        return _train_transform_of_arrays(config, size, mean, std)
     try:
         transform = create_transform(
             sides(size),
@@ -66,6 +81,26 @@ def train_transform(
     elif config.fast_decode:
         transform.transforms[0] = FastCrop(transform.transforms[0])
     return transform
+
+
+def _train_transform_of_arrays(
+    config: AugmentConfig, size: Size, mean: tuple[float, ...], std: tuple[float, ...]
+) -> transforms.Compose:
+    if max(sides(size)) <= SMALL_INPUT and config.scale is None:
+        crop: list[Any] = [_resize(sides(size)), transforms.RandomCrop(sides(size), padding=4)]
+    else:
+        mode = transforms.InterpolationMode(config.train_interpolation)
+        scale, ratio = config.scale or (0.08, 1.0), config.ratio
+        crop = [transforms.RandomResizedCrop(sides(size), scale, ratio, mode)]
+    erasing = RandomErasing(
+        config.reprob, mode=config.remode, max_count=config.recount, device="cpu"
+    )
+    flip, norm = transforms.RandomHorizontalFlip(config.hflip), transforms.Normalize(mean, std)
+    return Compose([*crop, _clip, flip, norm, erasing])
+
+
+def _clip(image: torch.Tensor) -> torch.Tensor:
+    return image.clamp(0, 1)  # bicubic interpolation overshoots
 
 
 class SizeSchedule:
@@ -137,10 +172,12 @@ def eval_transform(
     std: tuple[float, ...],
     crop_pct: float | None = None,
     crops: bool = False,
+    as_array: bool = False,
 ) -> transforms.Compose:
     """Return the evaluation's preprocessing: image -> float tensor (3, height, width).
 
-    For several `crops` of that size height and width are those divided by crop_pct.
+    For several `crops` of that size height and width are those divided by crop_pct. With `as_array`
+    images are tensors (C, H, W) from 0 to 1.
     """
     height, width = sides(size)
     larger = [int(side / (crop_pct or CROP_PCT)) for side in (height, width)]
@@ -151,7 +188,8 @@ def eval_transform(
         _resize(larger[0]) if height == width else ResizeKeepRatio(larger, interpolation="bicubic")
     )
     view = [_resize(shown)] if is_warped(size) else [covers, CenterCrop(shown)]
-    return Compose([*view, transforms.ToTensor(), transforms.Normalize(mean, std)])
+    to_tensor = _clip if as_array else transforms.ToTensor()
+    return Compose([*view, to_tensor, transforms.Normalize(mean, std)])
 
 
 def is_warped(size: Size) -> bool:

@@ -96,7 +96,7 @@ def _evaluation(saved: SavedRun, arguments: Namespace, context: Any) -> Callable
         config = parse_args(["--config", recipe.name])
     size = config.model.input_size
     data = build_data(config.data, config.augment, size, False, True, saved, context)
-    model = build_model(config.model, len(data.classes))
+    model = build_model(config.model, len(data.classes), config.data.in_chans)
     model = prepare_model(model, config.compute, context.device)
     evaluation = Evaluation(config, data, context)
 

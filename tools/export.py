@@ -123,9 +123,10 @@ def main(arguments: Namespace) -> None:
     if arguments.target:
         names = {"file": output, "stem": output.with_suffix("")}
         quoted = {name: shlex.quote(str(path)) for name, path in names.items()}
-        size = "x".join(map(str, sides(classifier.preprocessing.input_size)))
+        view = classifier.preprocessing
+        image = "x".join(map(str, (view.decoding.channels, *sides(view.input_size))))
         usage = target.usage + (target.usage_dynamic if dynamic else "")
-        usage = usage.format(**quoted, path=str(output), size=size)
+        usage = usage.format(**quoted, path=str(output), image=image)
         told.append(f"next: {usage}")
     sys.stdout.write("\n".join(told) + "\n")
 

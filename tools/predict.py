@@ -14,6 +14,7 @@ from PIL import ImageDraw, ImageFont, ImageOps
 
 from inference.classifier import Classifier, add_flags, classifier_of
 from inference.labels import as_unicode, drawable, font_file
+from input_pipeline.arrays import as_picture
 from input_pipeline.folders import find_images
 from runtime.errors import Parser, UserError, check_positive, program
 from runtime.sizes import size_text
@@ -106,7 +107,7 @@ def save_captioned(predictions: Predictions, folder: Path, classifier: Classifie
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for number, (file, found) in enumerate(predictions.items()):
-            image = classifier.preprocessing.load(file)
+            image = as_picture(classifier.preprocessing.load(file))
             height = max(1, round(CAPTION_WIDTH / image.width * image.height))
             image = image.resize((CAPTION_WIDTH, height))
             picture = ImageOps.expand(image, (0, 0, 0, 18 * len(found) + 8), "white")

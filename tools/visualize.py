@@ -67,10 +67,10 @@ def draw(arguments: Namespace) -> Figure:
     classifier = classifier_of(arguments, takes_exported=what == "confusion")
     if what == "filters":
         return pictures.draw_filters(classifier)
-    files = find_images(arguments.images)
+    files, decoding = find_images(arguments.images), classifier.preprocessing.decoding
     if what == "confusion":
-        return pictures.draw_confusion(classifier, readable_files(files))
-    files = readable_files(pictures.spread(files, getattr(arguments, "count", 1)))
+        return pictures.draw_confusion(classifier, readable_files(files, decoding))
+    files = readable_files(pictures.spread(files, getattr(arguments, "count", 1)), decoding)
     examples = pictures.examples_of(classifier, files)
     try:
         return getattr(pictures, f"draw_{what}")(classifier, examples)

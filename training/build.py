@@ -51,7 +51,7 @@ class TrainSetup:
         return min(self.schedule.steps_per_epoch, math.ceil(progress.position / self.total_batch))
 
 
-def build_model(config: ModelConfig, num_classes: int) -> nn.Module:
+def build_model(config: ModelConfig, num_classes: int, in_chans: int = 3) -> nn.Module:
     """Build a registered model; UserError, with similar names, if there is none of this name."""
     if not timm.is_model(config.model):
         hint = near_names(config.model, timm.list_models()) or "; see timm.list_models()"
@@ -62,6 +62,8 @@ def build_model(config: ModelConfig, num_classes: int) -> nn.Module:
     if config.model in timm.list_models("hornet_*"):
         options["layer_scale_init_value"] = config.layer_scale_init_value
         options["head_init_scale"] = config.head_init_scale
+    if in_chans != 3:
+        options["in_chans"] = in_chans
     options |= config.model_kwargs
     try:
         return timm.create_model(config.model, num_classes=num_classes, **options)
@@ -114,25 +116,26 @@ def amp_dtype(config: ComputeConfig) -> torch.dtype | None:
     return getattr(torch, config.amp_dtype) if config.use_amp else None
 
 
-def size_facts(config: ModelConfig, num_classes: int) -> dict[str, float]:
+def size_facts(config: ModelConfig, num_classes: int, in_chans: int = 3) -> dict[str, float]:
     """Return n_parameters and GFLOPs (multiply-adds per image), as they are named in log.txt.
 
     A model may have an `example_input()`. GFLOPs are left out if they cannot be counted. Raises
-    UserError if the model does not take RGB images of --input_size.
+    UserError if the model does not take images of --input_size and so many channels.
     """
     size = config.input_size
     with torch.device("meta"), torch.no_grad():
         # the counter fails on parameters with gradients that are inputs of layers (CaiT, PiT)
-        model = build_model(config, num_classes).eval().requires_grad_(False)
+        model = build_model(config, num_classes, in_chans).eval().requires_grad_(False)
         own = getattr(model, "example_input", None)
-        example = own() if own else torch.empty(1, 3, *sides(size))  # type: ignore[operator]
+        example = own() if own else torch.empty(1, in_chans, *sides(size))  # type: ignore[operator]
         try:
             model(example)
         except (ValueError, RuntimeError, AssertionError) as error:
-            channels = config.model_kwargs.get("in_chans", 3)
-            if channels != 3:
+            channels = config.model_kwargs.get("in_chans", in_chans)
+            if channels != in_chans:
                 raise UserError(
-                    f"--model_kwargs: in_chans is {channels}, but images have three channels"
+                    f"--model_kwargs: in_chans is {channels}, but images have {in_chans} channels: "
+                    f"give --in_chans {channels} instead"
                 ) from None
             shown = " ".join(map(str, sides(size) if isinstance(size, tuple) else (size,)))
             raise UserError(f"--input_size {shown}: {config.model} fails: {error}") from None
@@ -154,7 +157,9 @@ def check_size_schedule(config: Config, num_classes: int, facts: dict[str, float
     work = 0.0
     for (start, size), end in zip(steps, ends, strict=True):
         try:
-            found = size_facts(replace(config.model, input_size=size), num_classes)
+            found = size_facts(
+                replace(config.model, input_size=size), num_classes, config.data.in_chans
+            )
         except UserError as error:
             raise UserError(f"--size_schedule: {error}") from None
         work += (end - start) * found.get("GFLOPs", math.nan)

@@ -14,6 +14,8 @@ const MOST_PIXELS = 178956970;
 /** Open the bytes (ArrayBuffer) of an exported file: {facts, classify(file, count)}. */
 export async function load(bytes) {
   const facts = metadata(new Uint8Array(bytes));
+  if ((facts.channels ?? 3) !== 3 || facts.value_range)
+    throw new Error("browsers read 8-bit colours only, this network needs other pixels");
   const session = await ort.InferenceSession.create(bytes);
   return {
     facts,

@@ -190,7 +190,7 @@ def test_report_of_a_run_opens(tab, weights, digits, tmp_path):
         (["--port", "99999"], "--port 99999: no page can be served there"),
         (["--host", "8.8.8.8"], "--host 8.8.8.8 --port any: no page"),
         (["--examples", "nowhere"], "--examples nowhere is not a folder"),
-        (["--input-size", "0"], "--input-size 0"),
+        (["--input-size", "0"], "0: give pixels, as in 224 or 224x320"),
     ],
 )
 def test_mistakes_are_one_line(weights, capsys, wrong, told):

@@ -35,7 +35,7 @@ def test_flags_keep_published_names_and_defaults():
 def test_every_flag_stands_once_in_a_small_documented_section():
     names = [f.name for section in sections_of().values() for f in fields(section)]
     assert len(names) == len(set(names))
-    assert all(len(fields(section)) <= 15 for section in sections_of().values())
+    assert all(len(fields(section)) <= 20 for section in sections_of().values())
 
 
 def test_config_is_immutable():

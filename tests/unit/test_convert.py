@@ -212,7 +212,7 @@ def changed(folder, **values):
         ({"crop_pct": -1}, "crop_pct -1"),
         ({"crop_pct": "x"}, "could not convert"),
         ({"input_size": [3, 64, 96]}, ""),
-        ({"input_size": [4, 64, 64]}, "images of [4, 64, 64]"),
+        ({"input_size": [4, 64, 64]}, "is of another model"),
         ({"input_size": [3, 0, 0]}, "input size [0, 0]"),
         ({"label_names": ["a"]}, "not a list of 3 names"),
         ({"model_args": {"checkpoint_path": "evil.pth"}}, "model_kwargs have checkpoint_path"),

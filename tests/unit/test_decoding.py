@@ -51,6 +51,14 @@ def test_exif_orientation_as_pillow_itself_turns_images(tmp_path, suffix, tag):
         assert (tag == 1) == (lying.tobytes() == expected.tobytes())
 
 
+@pytest.mark.parametrize("tag", range(1, 9))
+def test_uncompressed_grey_tiffs_are_turned(tmp_path, tag):
+    grey = PHOTO.convert("L")
+    grey.getexif()[0x0112] = tag
+    grey.save(tmp_path / "a.tif", exif=grey.getexif())
+    assert_same(load_image(str(tmp_path / "a.tif")), ImageOps.exif_transpose(grey).convert("RGB"))
+
+
 def test_damaged_exif_does_no_harm(tmp_path):
     PHOTO.save(tmp_path / "plain.png")
     for number, exif in enumerate(
