@@ -205,7 +205,7 @@ class Views(nn.Module):
 def evaluate_checkpoint(
     config: Config, model: nn.Module, data: Data, context: DistributedContext
 ) -> None:
-    """Log the accuracy of --resume, and of its EMA with --model_ema_eval.
+    """Log the accuracy of --resume, and of its EMAs with --model_ema_eval.
 
     In output_dir, if given, predictions.csv and accuracy_per_class.csv are written. Only the
     classes of the evaluation images are predicted.
@@ -219,6 +219,10 @@ def evaluate_checkpoint(
         if ema is None:
             raise UserError(f"--model_ema_eval true: checkpoint {path} has no EMA")
         evaluated["_ema"] = ema
+        for name in checkpoint:
+            more = reading.ema_weights_in(checkpoint, path, name) if _is_further_ema(name) else None
+            if more is not None:
+                evaluated[f"_{name.removeprefix('model_')}"] = more
     evaluation = Evaluation(config, data, context)
     results = Results(config, data.val, context.is_main)
     numbers = {name: number for number, name in enumerate(data.classes)}
@@ -239,6 +243,10 @@ def evaluate_checkpoint(
             logger.info("mean accuracy of the classes: %.2f%%", mean_class_accuracy(rows))
         if context.is_main:
             results.tell(model, metrics, rows, suffix)
+
+
+def _is_further_ema(name: str) -> bool:
+    return name.startswith("model_ema_")  # of --model_ema_more
 
 
 class Results:

@@ -238,8 +238,7 @@ def _check(config: Config) -> None:
     if config.data.is_multi_label:
         _check_multi_label(config)
     _check_channels(config)
-    if flat["bce_target_thresh"] is not None and flat["loss"] != "bce":
-        raise UserError("--bce_target_thresh needs --loss bce")
+    _check_needs(flat)
     if flat["class_weights"] and flat["loss"] == "focal":
         raise UserError("--class_weights: --loss focal has its own, --focal_alpha")
     if flat["focal_alpha"] < 0 and flat["focal_alpha"] != -1:
@@ -248,8 +247,6 @@ def _check(config: Config) -> None:
         raise UserError(f"--schedule_unit epoch is P2P's, for cosine: --sched {flat['sched']}?")
     if flat["sched"] == "plateau" and flat["disable_eval"]:
         raise UserError("--sched plateau needs evaluations: give --disable_eval false")
-    if flat["model_ema_more"] and not flat["model_ema"]:
-        raise UserError("--model_ema_more needs --model_ema true")
     if len({*flat["model_ema_more"]}) < len(flat["model_ema_more"]):
         raise UserError(f"--model_ema_more {flat['model_ema_more']}: a decay occurs twice")
     if not all(0 <= decay <= 1 for decay in flat["model_ema_more"]):
@@ -277,6 +274,36 @@ def _check(config: Config) -> None:
             raise UserError(f"--{name} needs --eval true")
     if flat["eval"] and not flat["resume"]:
         raise UserError("--eval true needs a checkpoint: give --resume PATH")
+
+
+def _check_needs(flat: dict[str, Any]) -> None:
+    """Refuse flags, other than their defaults, that would have no effect."""
+    sched = flat["sched"]
+    learns = "--teacher", bool(flat["teacher"])
+    focal, has_ema = (
+        ("--loss focal", flat["loss"] == "focal"),
+        ("--model_ema true", flat["model_ema"]),
+    )
+    needs = {
+        "bce_target_thresh": ("--loss bce", flat["loss"] == "bce"),
+        "focal_gamma": focal,
+        "focal_alpha": focal,
+        "distill": learns,
+        "distill_alpha": learns,
+        "distill_temperature": (
+            "--teacher and --distill soft",
+            learns[1] and flat["distill"] == "soft",
+        ),
+        "decay_epochs": ("--sched wsd or step", sched in ("wsd", "step")),
+        "decay_rate": ("--sched step or plateau", sched in ("step", "plateau")),
+        "patience_epochs": ("--sched plateau", sched == "plateau"),
+        "model_ema_more": has_ema,
+        "model_ema_warmup": has_ema,
+    }
+    defaults = Config().flat()
+    for name, (what, is_met) in needs.items():
+        if flat[name] != defaults[name] and not is_met:
+            raise UserError(f"--{name} {flat[name]} needs {what}")
 
 
 def _check_channels(config: Config) -> None:

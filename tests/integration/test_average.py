@@ -91,6 +91,19 @@ def test_one_of_several_emas(run, tmp_path):
         assert torch.equal(weight, wanted[name])
 
 
+def test_all_emas_of_a_checkpoint_are_evaluated(run, tmp_path, capsys):
+    flags = ["--config", str(run / "config.yaml"), "--eval", "true", "--model_ema_eval", "true"]
+    saved = run / "checkpoint-2.pth"
+    trainer.run(parse_args([*flags, "--resume", str(saved), "--output_dir", str(tmp_path / "a")]))
+    told = capsys.readouterr().out
+    assert "test EMA on" in told
+    assert main([str(saved), "--key", "model_ema_0.5", "--output", str(tmp_path / "e.pth")]) == 0
+    flags += ["--model_ema_eval", "false", "--resume", str(tmp_path / "e.pth")]
+    trainer.run(parse_args([*flags, "--output_dir", str(tmp_path / "b")]))
+    one, other = tmp_path / "a/predictions_ema_0.5.csv", tmp_path / "b/predictions.csv"
+    assert one.read_text() == other.read_text()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
