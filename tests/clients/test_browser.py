@@ -73,6 +73,24 @@ def shown(tab):
     return [(name, float(share.removesuffix(" %")) / 100) for name, share in texts]
 
 
+def test_an_image_of_several_classes(tab, site, checkpoint, tmp_path):
+    saved = torch.load(checkpoint, weights_only=True)
+    saved["args"] |= {"data_set": "multi_label", "input_size": [48, 80]}
+    torch.save(saved, tmp_path / "several.pth")
+    arguments = ["--checkpoint", str(tmp_path / "several.pth"), "--target", "web"]
+    assert main([*arguments, "--output", str(site[0] / "model.onnx")]) == 0
+    photo = tmp_path / "photo.png"
+    Image.new("RGB", (90, 70), "orange").save(photo)
+    classifier = load_classifier(str(tmp_path / "several.pth"))
+    with torch.no_grad():
+        shares = classifier.model(classifier.inputs([photo])).sigmoid()[0].tolist()
+    tab.goto(site[1])
+    tab.get_by_role("status").filter(has_text="3 classes, 48 x 80 pixels").wait_for(timeout=30_000)
+    tab.set_input_files("#image", photo)
+    wanted = dict(zip(classifier.classes, shares, strict=True))
+    assert dict(shown(tab)) == pytest.approx(wanted, abs=0.005)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float16", "int8"])
 def test_the_answer_is_that_of_pytorch(tab, site, checkpoint, tmp_path, dtype):
     folder, address = site
@@ -117,16 +135,18 @@ IMAGES = {
 }
 
 
-@pytest.mark.parametrize("crop_pct", [None, 0.875])
-def test_images_are_prepared_as_by_pillow(tab, site, tmp_path, crop_pct):
+@pytest.mark.parametrize(
+    ("size", "crop_pct"), [(32, None), (SIDE, 0.875), ((48, 80), 0.875), ((90, 40), 0.8)]
+)
+def test_images_are_prepared_as_by_pillow(tab, site, tmp_path, size, crop_pct):
     """To one of 255 steps in a few places."""
-    view = Preprocessing(SIDE if crop_pct else 32, *mean_std(DataConfig()), crop_pct)
+    view = Preprocessing(size, *mean_std(DataConfig()), crop_pct)
     facts = {"input_size": view.input_size, "mean": view.mean, "std": view.std,
              "crop_pct": view.crop_pct, "background": "white"}  # fmt: skip
     tab.goto(site[1])
-    for name, (size, mode, options) in IMAGES.items():
+    for name, (shape, mode, options) in IMAGES.items():
         noise = np.random.default_rng(0).integers(0, 256, (12, 17, 4), np.uint8)
-        image = Image.fromarray(noise).resize(size, Image.Resampling.BICUBIC).convert(mode)
+        image = Image.fromarray(noise).resize(shape, Image.Resampling.BICUBIC).convert(mode)
         if options.get("exif"):
             options = {"exif": Image.Exif()}
             options["exif"][0x0112] = 6
