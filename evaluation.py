@@ -299,7 +299,7 @@ class Results:
     def _add_row(self, model: nn.Module, metrics: dict[str, float], suffix: str) -> None:
         size, resume = self.config.model.input_size, self.config.checkpoint.resume
         name = resume if resume in timm.list_pretrained() else self.config.model.model
-        name += " (EMA)" if suffix else ""
+        name += f" ({suffix.strip('_').replace('_', ' ').upper()})" if suffix else ""
         acc1, acc5 = metrics["acc1"], metrics["acc5"]
         share = crop_pct_of(self.config.data, self.config.augment) or CROP_PCT
         share = 1.0 if is_warped(size) else share

@@ -14,8 +14,6 @@ from runtime.distributed import DistributedContext
 from runtime.errors import UserError
 from runtime.files import write_table
 
-THRESHOLD = 0.5  # probability from which on a class is predicted
-
 
 def evaluate(
     model: nn.Module, batches: Iterable[Batch], context: DistributedContext, **options: Any
@@ -23,9 +21,9 @@ def evaluate(
     """Evaluate a classifier on images with multi-hot labels, negative for unreadable images.
 
     The arguments are those of `engine.collect`. Returns, in per cent, mAP (the mean over the
-    classes of `average_precisions`), f1_micro (of all decisions together) and f1_macro (the mean
-    over these classes), further the mean binary cross entropy (loss), images and unreadable
-    (counts); and a tensor (images, 2, classes) of labels and probabilities. Raises UserError if no
+    classes of `average_precisions`), f1_micro (of all decisions at a probability of 0.5 together)
+    and f1_macro (the mean over these classes), further the mean binary cross entropy (loss), images
+    and unreadable (counts); and a tensor (images, 2, classes) of labels and logits. UserError if no
     image can be read, or none has a class.
     """
 
@@ -41,37 +39,36 @@ def evaluate(
     labels, logits = readable.unbind(1)
     if not labels.any():
         raise UserError("no evaluation image that can be read has a class")
-    shares = logits.sigmoid()
-    hits, guesses, truths = counts(labels, shares)
+    hits, guesses, truths = counts(labels, logits)
     present = truths > 0
     metrics = {
         "loss": nn.functional.binary_cross_entropy_with_logits(logits, labels).item(),
-        "mAP": 100 * average_precisions(labels, shares).nanmean().item(),
+        "mAP": 100 * average_precisions(labels, logits).nanmean().item(),
         "f1_micro": 100 * (2 * hits.sum() / (guesses + truths).sum()).item(),
         "f1_macro": 100 * (2 * hits / (guesses + truths))[present].mean().item(),
         "images": len(readable),
         "unreadable": len(results) - len(readable),
     }
-    results = results.clone()
-    results[:, 1] = results[:, 1].sigmoid()
     return metrics, results
 
 
-def counts(labels: Tensor, shares: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def counts(labels: Tensor, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return of each class the correct predictions, all predictions, and the images, (classes)."""
-    guesses = shares >= THRESHOLD
+    guesses = logits >= 0
     return (guesses & labels.bool()).sum(0), guesses.sum(0), labels.bool().sum(0)
 
 
-def average_precisions(labels: Tensor, shares: Tensor) -> Tensor:
+def average_precisions(labels: Tensor, logits: Tensor) -> Tensor:
     """Return the average precision of each class, NaN for a class that no image has.
 
-    Labels and probabilities are (images, classes). It is the mean precision at the images of the
-    class, sorted by probability, without interpolation (scikit-learn's).
+    Labels and logits are (images, classes). It is the mean precision at the images of the class,
+    sorted by logit, without interpolation (scikit-learn's). Probabilities would have ties: of large
+    logits they are all 1. NaN counts as the smallest logit.
     """
+    scores = logits.nan_to_num(nan=torch.finfo(logits.dtype).min)
     return torch.tensor([
-        average_precision_score(truth, share) if truth.any() else float("nan")
-        for truth, share in zip(labels.T.numpy(), shares.T.numpy(), strict=True)
+        average_precision_score(truth, score) if truth.any() else float("nan")
+        for truth, score in zip(labels.T.numpy(), scores.T.numpy(), strict=True)
     ])  # fmt: skip
 
 
@@ -82,8 +79,8 @@ def write_tables(
 
     `rows` are those of `evaluate`, of readable images.
     """
-    labels, shares = rows.unbind(1)
-    guesses = shares >= THRESHOLD
+    labels, logits = rows.unbind(1)
+    shares, guesses = logits.sigmoid(), logits >= 0
 
     def names(row: Tensor) -> str:
         return ";".join(classes[i] for i in row.nonzero().flatten().tolist())
@@ -92,9 +89,9 @@ def write_tables(
         (file, names(label), names(guess), *(f"{share:.4f}" for share in probabilities.tolist()))
         for file, label, guess, probabilities in zip(files, labels, guesses, shares, strict=True)
     ]
-    hits, guessed, truths = counts(labels, shares)
+    hits, guessed, truths = counts(labels, logits)
     # 0 / 0, of a class that is not predicted or that no image has, is NaN
-    columns = (average_precisions(labels, shares), hits / guessed, hits / truths,
+    columns = (average_precisions(labels, logits), hits / guessed, hits / truths,
                2 * hits / (guessed + truths))  # fmt: skip
     per_class = [("class", "images", "AP", "precision", "recall", "f1")] + [
         (name, count, *(f"{100 * value:.2f}" for value in values))

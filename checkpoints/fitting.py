@@ -170,20 +170,19 @@ def load_start_weights(
 
 
 def _fit_channels(weights: Weights, model: nn.Module) -> tuple[Weights, str]:
-    """Fit the first layer to images of other channels, as timm does; return what was done.
+    """Fit a first layer for RGB to images of other channels, as timm does; return what was done.
 
     For one channel its weights are summed, for others they are repeated and scaled.
     """
     name = f"{(getattr(model, 'pretrained_cfg', None) or {}).get('first_conv')}.weight"
     own, given = model.state_dict().get(name), weights.get(name)
-    if own is None or given is None or given.ndim != 4 or own.shape[1] == given.shape[1]:
+    if own is None or given is None or own.ndim != 4 or given.ndim != 4:
         return weights, ""
-    try:
-        fitted = adapt_input_conv(own.shape[1], given)
-    except NotImplementedError:  # given for other than RGB
+    channels = own.shape[1]
+    if given.shape[1] != 3 or channels == 3:
         return weights, ""
-    what = f"its first layer for {given.shape[1]} channels is adapted to {own.shape[1]}"
-    return weights | {name: fitted}, what
+    what = f"its first layer for RGB is adapted to {channels} channels"
+    return weights | {name: adapt_input_conv(channels, given)}, what
 
 
 def _of_base_model(found: Weights, model: Any) -> tuple[Weights, set[str]]:

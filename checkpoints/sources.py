@@ -123,6 +123,11 @@ def continued(config: Config, context: DistributedContext) -> tuple[Config, Save
     saved = _read_saved(source, config.model.model, context) if source else None
     if saved:
         config = replace(config, data=_as_before(config.data, saved))
+        channels = saved.flags.get("in_chans") or 3
+        if channels != config.data.in_chans:
+            raise UserError(
+                f"--in_chans is {config.data.in_chans}, {saved.source} was trained with {channels}"
+            )
         _warn_of_changes(config, saved)
     if config.model.model != "auto":
         return config, saved
@@ -154,18 +159,14 @@ def _as_before(config: DataConfig, saved: SavedRun) -> DataConfig:
 def _warn_of_changes(config: Config, saved: SavedRun) -> None:
     """Warn of flags by which results mean something else than those of the checkpoint's run."""
     flags, now = saved.flags, config.flat()
-    names = [
-        "input_size",
-        "crop_pct",
-        "imagenet_default_mean_and_std",
-        "value_range",
-        "mean",
-        "std",
-    ]
+    names = ["input_size", "crop_pct", "imagenet_default_mean_and_std", "value_range"]
     if flags.get("data_set") == now["data_set"]:
-        names += ["exif_orientation", "background"]
+        names += ["exif_orientation", "background", "mean", "std"]
     for name in names if config.evaluation.eval else []:
-        if name in flags and flags[name] != now[name]:
+        before = flags.get(name)
+        if name == "input_size" and isinstance(before, list):
+            before = before[0] if len({*before}) == 1 else before
+        if name in flags and before != now[name]:
             logger.warning(
                 "--%s is %s, %s was trained with %s", name, now[name], saved.source, flags[name]
             )

@@ -67,6 +67,7 @@ def parse_args_with(
     built = [section(**{f.name: flat[f.name] for f in fields(section)}) for section in sections]
     config = kind(**dict(zip(own, built, strict=False)))
     _check(config)
+    _check_needs(config.flat(), {arg.partition("=")[0][2:] for arg in argv})
     return config, built[len(own) :]
 
 
@@ -238,7 +239,6 @@ def _check(config: Config) -> None:
     if config.data.is_multi_label:
         _check_multi_label(config)
     _check_channels(config)
-    _check_needs(flat)
     if flat["class_weights"] and flat["loss"] == "focal":
         raise UserError("--class_weights: --loss focal has its own, --focal_alpha")
     if flat["focal_alpha"] < 0 and flat["focal_alpha"] != -1:
@@ -276,8 +276,11 @@ def _check(config: Config) -> None:
         raise UserError("--eval true needs a checkpoint: give --resume PATH")
 
 
-def _check_needs(flat: dict[str, Any]) -> None:
-    """Refuse flags, other than their defaults, that would have no effect."""
+def _check_needs(flat: dict[str, Any], given: set[str]) -> None:
+    """Refuse flags `given` on the command line that would have no effect.
+
+    Recipes may have them: config.yaml of a run has all flags.
+    """
     sched = flat["sched"]
     learns = "--teacher", bool(flat["teacher"])
     focal, has_ema = (
@@ -302,7 +305,7 @@ def _check_needs(flat: dict[str, Any]) -> None:
     }
     defaults = Config().flat()
     for name, (what, is_met) in needs.items():
-        if flat[name] != defaults[name] and not is_met:
+        if name in given and flat[name] != defaults[name] and not is_met:
             raise UserError(f"--{name} {flat[name]} needs {what}")
 
 
@@ -313,8 +316,10 @@ def _check_channels(config: Config) -> None:
     for name, values in (("mean", data.mean), ("std", data.std)):
         if values is not None and len(values) not in (1, data.in_chans):
             raise UserError(f"--{name}: {len(values)} numbers for --in_chans {data.in_chans}")
-    if data.std is not None and not min(data.std) > 0:
-        raise UserError(f"--std {data.std}: has to be above 0")
+    if data.mean is not None and not all(0 <= mean <= 1 for mean in data.mean):
+        raise UserError(f"--mean {data.mean}: has to be from 0 to 1, as the values are")
+    if data.std is not None and not all(0 < std <= 1 for std in data.std):
+        raise UserError(f"--std {data.std}: has to be above 0, and at most 1")
     if data.value_range is not None and not data.value_range[0] < data.value_range[1]:
         raise UserError(f"--value_range {data.value_range}: give the smaller number first")
     if not data.as_arrays:

@@ -122,13 +122,13 @@ class DataConfig:
     in_chans: Positive = 3
     """Channels of the images and of the network. 3: RGB, into which files are converted; 1: grey,
     likewise; others: files with so many channels. With other than 3, or with value_range, images
-    are arrays, for `--aa none --color_jitter 0` (image_folder, tar and multi_label)."""
+    are arrays, for `--aa none --color_jitter 0` (folders, tar and multi_label)."""
     value_range: tuple[float, float] | None = None
     """Pixel values that become 0 and 1 before the normalisation; others are clipped. Float images
     need it; if not given, it is that of 8 or 16 bits."""
     mean: tuple[float, ...] | None = None
     """Mean of each channel, or one for all, of values from 0 to 1. If not given: see
-    imagenet_default_mean_and_std; 0.5 for other than three channels."""
+    imagenet_default_mean_and_std, and 0.5 for other than three channels."""
     std: tuple[float, ...] | None = None
     """Standard deviation of each channel, or one for all, given together with mean."""
     imagenet_default_mean_and_std: bool = True

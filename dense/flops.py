@@ -31,8 +31,8 @@ def table(config: Any, size: tuple[int, int] | None = None) -> str:
         side = config.model.data_preprocessor.size[0]
         size = (side, 4 * side)
     height, width = size or (800, 1280)
-    with torch.device("meta"):
-        model: Any = MODELS.build(config.model)
+    # built on the CPU: Swin computes its drop path rates by tensors
+    model: Any = MODELS.build(config.model).to("meta")
     text = COLUMNS.format("part", "input", "parameters", "GMACs")
     rest, total = count_parameters(model), 0.0
     for name, module, given in _parts(model, torch.empty(1, 3, height, width, device="meta")):

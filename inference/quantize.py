@@ -23,16 +23,16 @@ class Quality:
     images: int
     before: float | None  # accuracy; None if the images are not in class folders
     after: float | None
-    same: float  # share of images with the same predicted class
+    same: float  # share of images with the same predicted class, or of equal decisions
     error: float  # largest difference of logits, relative to the largest logit
 
     def __str__(self) -> str:
-        accuracy = "unknown: they are not in class folders"
+        accuracy = "unknown"
         if self.before is not None:
             accuracy = f"{self.before:.2%} before, {self.after:.2%} after"
         return (
-            f"{self.images} images not used for calibration: accuracy {accuracy}; the same class "
-            f"for {self.same:.2%}; largest error {self.error:.1e} of the largest logit"
+            f"{self.images} images not used for calibration: accuracy {accuracy}; the same "
+            f"predictions for {self.same:.2%}; largest error {self.error:.1e} of the largest logit"
         )
 
 
@@ -90,7 +90,7 @@ def quality(classifier: Classifier, after: nn.Module, files: list[Path], size: i
     logits = [(classifier.model(batch), after(batch)) for batch in every]
     first, second = (torch.cat(parts)[: len(files)] for parts in zip(*logits, strict=True))
     error = float((second - first).abs().max() / first.abs().max())
-    labels = [first.argmax(1), second.argmax(1)]
+    labels = [x >= 0 if classifier.multi_label else x.argmax(1) for x in (first, second)]
     same = float((labels[0] == labels[1]).float().mean())
     truth = classifier.truth(files)
     right = [None if truth is None else float((x == truth).float().mean()) for x in labels]

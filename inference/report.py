@@ -50,9 +50,7 @@ def report(run: Path, source: str | None, images: Path | None, count: int) -> st
     files = readable_files(pictures.spread(every, MOST_COUNTED), classifier.preprocessing.decoding)
     examples = pictures.examples_of(classifier, pictures.spread(files, count))
     log = read_log(run)
-    metric = (
-        ("mAP", "test_mAP") if flags.get("data_set") == "multi_label" else ("top-1", "test_acc1")
-    )
+    metric = ("mAP", "test_mAP") if classifier.multi_label else ("top-1", "test_acc1")
     measured = [record[metric[1]] for record in log if record.get(metric[1]) is not None]
     facts = {
         "model": classifier.config.model,

@@ -12,7 +12,7 @@ from inference.preprocessing import Preprocessing
 from input_pipeline.transforms import mean_std
 from runtime.distributed import DistributedContext, first_on_each_machine
 from runtime.errors import UserError, reason_of, some
-from runtime.sizes import as_size, size_text
+from runtime.sizes import as_size, sides, size_text
 from training.distillation import Distillation, Teacher
 from utils import are_names, numbered_classes
 
@@ -42,23 +42,41 @@ def load_distillation(
     except UserError as error:
         raise UserError(f"--teacher: {error}") from None
     view, by_features = trained.preprocessing, config.distill.distill == "features"
+    _check_pixels(view, config)
     rows = [] if by_features else _rows(trained, classes, config)
     teacher = Teacher(
         trained.model, view.input_size, mean_std(config.data), (view.mean, view.std), rows
     )
     if by_features and not hasattr(trained.model, "head_hidden_size"):
         raise UserError(f"--distill features: --teacher {source} has no pooled features")
-    if view.decoding.channels != config.data.in_chans:
-        raise UserError(
-            f"--teacher {source} takes images of {view.decoding.channels} channels, not of "
-            f"--in_chans {config.data.in_chans}"
-        )
     logger.info("teacher %s: %s at %s pixels", source, trained.config.model,
                 size_text(view.input_size))  # fmt: skip
     teacher.to(context.device)
     if config.compute.compile:
         teacher.compile()
     return Distillation(teacher, config.distill)
+
+
+def _check_pixels(view: Preprocessing, config: Config) -> None:
+    """UserError if the teacher takes other channels or values; warn of another aspect ratio."""
+    source, data = config.distill.teacher, config.data
+    if view.decoding.channels != data.in_chans:
+        raise UserError(
+            f"--teacher {source} takes images of {view.decoding.channels} channels, not of "
+            f"--in_chans {data.in_chans}"
+        )
+    if view.decoding.value_range != data.value_range:
+        raise UserError(
+            f"--teacher {source} was trained with --value_range {view.decoding.value_range}, not "
+            f"{data.value_range}"
+        )
+    (height, width), (own_height, own_width) = (
+        sides(config.model.input_size),
+        sides(view.input_size),
+    )
+    if height * own_width != width * own_height:
+        logger.warning("--teacher %s sees the images of %d x %d pixels warped to %d x %d", source,
+                       height, width, own_height, own_width)  # fmt: skip
 
 
 def _of_timm(name: str, context: DistributedContext) -> Classifier:

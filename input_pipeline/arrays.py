@@ -24,11 +24,11 @@ def is_tiff(file: Any) -> bool:
     return start in TIFF
 
 
-def read_tiff(file: Any) -> tuple[np.ndarray, int]:
-    """Return the pixels (H, W, C) of the first image of a TIFF, and its EXIF orientation.
+def read_tiff(file: Any) -> tuple[np.ndarray, int, bool]:
+    """Return the first image of a TIFF: pixels (H, W, C), EXIF orientation, whether it has colours.
 
     Channels may be beside each other, in planes, or in pages of their own. Raises ValueError for
-    images with more axes.
+    images with more axes, and for colours other than RGB and those of a palette.
     """
     try:
         import tifffile
@@ -43,20 +43,42 @@ def read_tiff(file: Any) -> tuple[np.ndarray, int]:
         # without axes of one element
         kept = [i for i, axis in enumerate(series.axes) if axis in "YX" or series.shape[i] > 1]
         pixels = series.asarray().reshape([series.shape[i] for i in kept])
-        tag = first.tags.get("Orientation")
+        tag, bits = first.tags.get("Orientation"), first.bitspersample
+        kind = getattr(first.photometric, "name", str(first.photometric))
+        palette = first.colormap
     axes = "".join(series.axes[i] for i in kept)
     others = axes.replace("Y", "").replace("X", "")
     if len(others) > 1 or len(axes) != 2 + len(others):
         raise ValueError(f"its axes are {series.axes}, {series.shape}: more than one of channels")
     pixels = pixels.transpose([axes.index(axis) for axis in "YX" + others])
-    return pixels if others else pixels[..., None], int(tag.value) if tag else 1
+    pixels = pixels if others else pixels[..., None]
+    if pixels.dtype == bool:
+        pixels, bits = pixels.astype(np.uint8) * 255, 8
+    if kind == "PALETTE" and palette is not None and not others:
+        pixels, bits = (palette[:, pixels[..., 0]] >> 8).astype(np.uint8).transpose(1, 2, 0), 8
+    elif kind == "MINISWHITE" and pixels.dtype.kind == "u":
+        pixels = pixels.dtype.type(2**bits - 1) - pixels
+    elif kind not in ("MINISBLACK", "RGB"):
+        raise ValueError(f"its pixels are {kind}: save it as RGB or as MINISBLACK")
+    if bits < 8 * pixels.dtype.itemsize:  # the range of their type is not theirs
+        pixels = pixels.astype(np.int32)
+    return pixels, int(tag.value) if tag else 1, kind in ("PALETTE", "RGB")
 
 
-def check_bits(image: Image.Image) -> None:
-    """ValueError for an image, not loaded yet, whose colours have 16 bits: Pillow reads 8."""
+EIGHT_BITS = ("BMP", "GIF", "JPEG", "PNG", "WEBP")
+"""Formats of which Pillow gives the pixels themselves; of PNG except colours of 16 bits."""
+
+
+def check_pixels(image: Image.Image, value_range: tuple[float, float] | None) -> None:
+    """ValueError for an image, not loaded yet, of which Pillow may give other values or fewer bits.
+
+    It reads 8 of 16 bits of colours, and stretches PGM files to 16 bits.
+    """
     tiles: Any = getattr(image, "tile", None)
     if tiles and ";16" in str(tiles[0][3]) and image.mode in ("RGB", "RGBA", "LA"):
         raise ValueError("its colours have 16 bits, of which only 8 would be read: save it as TIFF")
+    if value_range and image.format not in EIGHT_BITS:
+        raise ValueError(f"{image.format} files do not keep their values: save it as TIFF or PNG")
 
 
 def read_plain(image: Image.Image) -> np.ndarray:

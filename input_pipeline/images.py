@@ -16,7 +16,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageFile, PngImagePlugin
 from torch import Tensor
 
-from input_pipeline.arrays import check_bits, is_tiff, read_plain, read_tiff, scaled, turned
+from input_pipeline.arrays import check_pixels, is_tiff, read_plain, read_tiff, scaled, turned
 from runtime.errors import UserError, reason_of
 
 with suppress(ImportError):  # HEIC, if its plug-in is installed
@@ -144,23 +144,29 @@ def _opened(file: Any) -> Iterator[Image.Image]:
 
 
 def _decoded_as_array(file: Any, decoding: Decoding) -> Tensor:
+    channels, converts = decoding.channels, decoding.channels in (1, 3)
     if is_tiff(file):
-        pixels, orientation = read_tiff(file)
+        pixels, orientation, has_colours = read_tiff(file)
+        if converts and has_colours and pixels.dtype == np.uint8 and pixels.shape[2] in (3, 4):
+            pixels = _converted(Image.fromarray(pixels), decoding)
     else:
         with _opened(file) as image:
-            check_bits(image)
+            check_pixels(image, decoding.value_range)
             orientation = orientation_of(image)
-            is_gray = image.mode in ("L", "F") or image.mode.startswith("I")
-            if is_gray or decoding.channels not in (1, 3):
-                pixels = read_plain(image)
-            else:
-                colours = _in_rgb(image, decoding.background)
-                pixels = np.asarray(colours.convert("L" if decoding.channels == 1 else "RGB"))
-                pixels = pixels if pixels.ndim == 3 else pixels[..., None]
-    _check_aspect(*pixels.shape[:2])
+            is_grey = image.mode in ("L", "F") or image.mode.startswith("I")
+            # as people see it; other numbers of channels are the file's own
+            takes_own = is_grey or not converts
+            pixels = read_plain(image) if takes_own else _converted(image, decoding)
+    _check_aspect(pixels.shape[1], pixels.shape[0])
     if decoding.exif_orientation:
         pixels = turned(pixels, orientation)
-    return scaled(pixels, decoding.channels, decoding.value_range)
+    return scaled(pixels, channels, decoding.value_range)
+
+
+def _converted(image: Image.Image, decoding: Decoding) -> np.ndarray:
+    """Return colours of 8 bits as RGB or grey, (H, W, C)."""
+    colours = _in_rgb(image, decoding.background)
+    return read_plain(colours.convert("L") if decoding.channels == 1 else colours)
 
 
 def _check_aspect(width: int, height: int) -> None:

@@ -6,6 +6,7 @@ import os
 import unicodedata
 from array import array
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +127,7 @@ def _with_numbers(lines: Any, path: str, columns: int) -> Iterator[tuple[int, li
 
 
 def _rows_of_json(file: Any, path: str) -> tuple[list[str], Rows]:
-    content = json.load(file)
+    content = json.load(file, object_pairs_hook=partial(_without_doubles, path=path))
     if not isinstance(content, dict):
         raise UserError(f"{path}: not an object, file -> list of class names")
     for name, labels in content.items():
@@ -134,6 +135,15 @@ def _rows_of_json(file: Any, path: str) -> tuple[list[str], Rows]:
             raise UserError(f"{path}: {name} has no list of class names")
     rows = {name: {_clean(label) for label in labels} - {""} for name, labels in content.items()}
     return sorted(set().union(*rows.values())), rows
+
+
+def _without_doubles(pairs: list[tuple[str, Any]], path: str) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise UserError(f"{path}: {twice} occurs a second time")
+    return found
 
 
 def _clean(name: str) -> str:

@@ -31,13 +31,13 @@ WARPED_INPUT = 384  # from this size on, evaluation warps the whole image to a s
 def mean_std(config: DataConfig) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return mean and standard deviation per channel, for normalisation."""
     count = config.in_chans
-    if config.mean is not None and config.std is not None:
-        return tuple(values * (count // len(values)) for values in (config.mean, config.std))  # type: ignore[return-value]
-    if count != 3:
-        return (0.5,) * count, (0.5,) * count
-    if config.imagenet_default_mean_and_std:
-        return constants.IMAGENET_DEFAULT_MEAN, constants.IMAGENET_DEFAULT_STD
-    return constants.IMAGENET_INCEPTION_MEAN, constants.IMAGENET_INCEPTION_STD
+    mean = std = (0.5,) * count  # for RGB, Inception's
+    if count == 3 and config.imagenet_default_mean_and_std:
+        mean, std = constants.IMAGENET_DEFAULT_MEAN, constants.IMAGENET_DEFAULT_STD
+    given_mean, given_std = (
+        values and values * (count // len(values)) for values in (config.mean, config.std)
+    )
+    return given_mean or mean, given_std or std
 
 
 def train_transform(
@@ -47,7 +47,7 @@ def train_transform(
     std: tuple[float, ...],
     as_array: bool = False,
 ) -> transforms.Compose:
-    """Return random crop, flip, RandAugment and erasing: image -> float tensor (3, H, W).
+    """Return random crop, flip, RandAugment and erasing: image -> float tensor (C, H, W).
 
     With `as_array` images are tensors (C, H, W) from 0 to 1, and there is no RandAugment.
     """

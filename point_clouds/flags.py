@@ -56,6 +56,7 @@ def parse_args(argv: list[str]) -> PointCloudConfig:
         "eval_data_path",
         "exif_orientation",
         "background",
+        *("in_chans", "value_range", "mean", "std"),
     ]
     flat, default = config.flat(), PointCloudConfig().flat()
     for name in without_effect:
@@ -68,6 +69,8 @@ def parse_args(argv: list[str]) -> PointCloudConfig:
         raise UserError("point clouds cannot be mixed: give --mixup 0 --cutmix 0")
     if config.runtime.smoke:
         raise UserError("--smoke is for images: `make demo-points` trains on drawn clouds")
+    if not isinstance(config.model.input_size, int):
+        raise UserError("--input_size: the image of a point cloud is a square, give one number")
     points = config.points
     if points.num_points < points.local_size:
         raise UserError(

@@ -16,6 +16,7 @@ METRICS = {
     "mAP (%)": "test_mAP",
     "best (%)": "max_accuracy",
     "EMA top-1 (%)": "test_acc1_ema",
+    "EMA mAP (%)": "test_mAP_ema",
     "best EMA (%)": "max_ema_accuracy",
 }
 """Title of a column -> key of the last record in log.txt."""

@@ -12,7 +12,8 @@ PANELS = {
     "mAP (%)": {"test_mAP": "test", "test_mAP_ema": "EMA"},
     "learning rate": {"train_lr": "last layers", "train_min_lr": "first layers"},
 }
-"""Title of a panel -> key in log.txt -> label. Panels without values are left out."""
+"""Title of a panel -> key in log.txt -> label. Other panels than the loss are left out if they
+have no values."""
 
 
 def draw_curves(runs: list[Path]) -> Any:
@@ -38,7 +39,8 @@ def draw_curves(runs: list[Path]) -> Any:
     panels = {
         title: series
         for title, series in PANELS.items()
-        if any(record.get(key) is not None for record in records for key in series)
+        if title == "loss"
+        or any(record.get(key) is not None for record in records for key in series)
     }
     figure = Figure(figsize=(4.3 * len(panels), 4), layout="constrained")
     grid = figure.subplots(1, len(panels), squeeze=False)[0]

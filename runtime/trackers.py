@@ -91,11 +91,16 @@ class Trackers:
             return
         new = {name: value for name, value in values.items() if not self.before.has(name, step)}
         names = [*self.sent.names, *new] if step == self.sent.step else [*new]
-        if self.tensorboard:
+        try:
             # what is later than the checkpoint was hidden
             for name, value in (values if step > self.step else new).items():
-                self.tensorboard.add(name, value, step)
-            self.tensorboard.flush()  # a kill would lose it
+                if self.tensorboard:
+                    self.tensorboard.add(name, value, step)
+            if self.tensorboard:
+                self.tensorboard.flush()  # a kill would lose it
+        except OSError as error:  # a full disk
+            logger.warning("nothing more is written to --log_dir: %s", error)
+            self.tensorboard = None
         # after TensorBoard, where a point written twice is still one; before Weights & Biases,
         # which takes no step twice
         self._save(replace(self.sent, step=step, names=names))
@@ -141,9 +146,10 @@ class _TensorBoard:
 
         self._event, self._scalar = Event, scalar
         try:
-            Path(folder).mkdir(parents=True, exist_ok=True)
+            if "://" not in folder:  # tensorboardX writes to buckets, too
+                Path(folder).mkdir(parents=True, exist_ok=True)
             # without a suffix, a start within the same second would overwrite the file
-            self._writer = EventsWriter(str(Path(folder) / "events"), f".{time.time_ns()}")
+            self._writer = EventsWriter(f"{folder}/events", f".{time.time_ns()}")
         except OSError as error:
             raise UserError(f"--log_dir {folder} cannot be written: {error}") from None
         if purge_step is not None:

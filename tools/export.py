@@ -103,6 +103,8 @@ def main(arguments: Namespace) -> None:
     target = _check(arguments)
     classifier, output = _classifier(arguments), arguments.output
     dynamic, kind = arguments.dynamic, target.format
+    if arguments.target == "web" and classifier.preprocessing.decoding.as_array:
+        raise UserError("--target web: browsers read 8-bit colours only, not this network's pixels")
     options = Options(
         arguments.dtype,
         None if dynamic else arguments.batch_size or 1,

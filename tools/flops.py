@@ -5,7 +5,7 @@ python -m tools.flops object_detection/configs/hornet/CONFIG.py --input-size 800
 """
 
 import sys
-from argparse import Namespace
+from argparse import ArgumentTypeError, Namespace
 
 import timm
 import torch
@@ -27,10 +27,17 @@ def parser() -> Parser:
     this = Parser("python -m tools.flops", description=__doc__.splitlines()[0])
     add = this.add_argument
     add("model", help="name of a registered model, or a config of mmdet or mmseg")
-    add("--input-size", type=int, nargs="+", metavar="PIXELS",
+    add("--input-size", type=_side_or_two, nargs="+", metavar="PIXELS",
         help="side, or height and width; by default the model's own")  # fmt: skip
     add("--num-classes", type=int, default=1000, help="classes of the head (1000)")
     return this
+
+
+def _side_or_two(text: str) -> list[int]:
+    try:
+        return [int(side) for side in text.split("x")]
+    except ValueError:
+        raise ArgumentTypeError(f"{text}: give pixels, as in 224 or 224x320") from None
 
 
 def parts(model: nn.Module) -> dict[str, nn.Module]:
@@ -68,7 +75,7 @@ def _row(name: str, shape: str, part: nn.Module, products: float, transforms: fl
 
 @program(parser)
 def main(arguments: Namespace) -> None:
-    name, sizes = arguments.model, arguments.input_size or []
+    name, sizes = arguments.model, [s for some in arguments.input_size or [] for s in some]
     try:
         if name.endswith(".py"):
             need_stack()

@@ -9,7 +9,7 @@ import timm.data
 import torch
 from PIL import Image, ImageOps
 
-import models
+import models  # noqa: F401 - registers the HorNets
 from checkpoints.fitting import load_start_weights
 from config.command_line import parse_args
 from inference.classifier import load_classifier
@@ -206,6 +206,36 @@ def test_unfit_images_are_one_line(tmp_path, pixels, options, message):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("mode", ["1", "P", "L", "RGB", "RGBA"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_tiffs_of_8_bits_are_read_as_other_formats(tmp_path, mode, channels):
+    colours = np.random.default_rng(0).integers(0, 255, (5, 7, 4), dtype=np.uint8)
+    image = Image.fromarray(colours).convert("RGBA" if mode == "RGBA" else "RGB").convert(mode)
+    found = []
+    for suffix in ("png", "tif"):
+        image.save(tmp_path / f"a.{suffix}")
+        decoding = Decoding(channels=channels, value_range=(0, 255))
+        found.append(load_image(str(tmp_path / f"a.{suffix}"), decoding))
+    torch.testing.assert_close(*found, rtol=0, atol=0)
+
+
+def test_dark_on_white_tiffs_are_turned_over(tmp_path):
+    pixels = np.arange(35, dtype=np.uint16).reshape(5, 7) * 1000
+    tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="miniswhite")
+    found = load_image(str(tmp_path / "a.tif"), Decoding(channels=1))
+    torch.testing.assert_close(found[0], 1 - torch.from_numpy(pixels / np.float32(65535)))
+
+
+def test_files_whose_values_are_lost_are_refused(tmp_path):
+    (tmp_path / "a.pgm").write_bytes(b"P5 2 1 4095 " + bytes([0, 60, 0, 120]))
+    with pytest.raises(UserError, match="PPM files do not keep their values"):
+        load_image(str(tmp_path / "a.pgm"), Decoding(channels=1, value_range=(0, 4095)))
+    pixels = np.zeros((4, 4, 3), np.uint8)
+    tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="cielab")
+    with pytest.raises(UserError, match="its pixels are CIELAB: save it as RGB"):
+        load_image(str(tmp_path / "a.tif"), Decoding(value_range=(0, 255)))
+
+
 def test_colours_of_16_bits_in_png_are_refused(tmp_path):
     cv2 = pytest.importorskip("cv2")
     cv2.imwrite(str(tmp_path / "image.png"), np.full((4, 4, 4), 999, np.uint16))
@@ -231,7 +261,31 @@ def test_start_weights_for_other_channels_are_those_of_timm(tmp_path):
     image = torch.randn(1, 1, 32, 32)
     with torch.no_grad():
         torch.testing.assert_close(grey.eval()(image), whole.eval()(image.expand(1, 3, 32, 32)))
-    assert models.HorNet is type(grey)
+
+
+def test_a_teacher_takes_the_same_pixels(trained, tmp_path):
+    folder, output = trained
+    flags = ["--data_path", folder, "--teacher", output / "checkpoint-5.pth"]
+    with pytest.raises(UserError, match="takes images of 5 channels, not of --in_chans 3"):
+        run(config_of(*flags, "--value_range", "-1", "3"))
+    with pytest.raises(UserError, match="was trained with --value_range"):
+        run(config_of(*flags, "--in_chans", "5", "--value_range", "0", "3"))
+
+
+def test_the_channels_of_a_checkpoint_are_told(trained):
+    flags = ["--eval", "true", "--resume", trained[1] / "checkpoint-5.pth"]
+    with pytest.raises(UserError, match="--in_chans is 3, .* was trained with 5"):
+        run(config_of("--data_path", trained[0], *flags))
+
+
+def test_weights_for_some_channels_fit_no_others(tmp_path):
+    four = timm.create_model("hornet_atto_7x7", num_classes=4, in_chans=4)
+    torch.save({"model": four.state_dict()}, tmp_path / "four.pth")
+    for channels in (1, 3, 5):
+        config = config_of("--finetune", tmp_path / "four.pth", "--in_chans", channels)
+        model = timm.create_model("hornet_atto_7x7", num_classes=4, in_chans=channels)
+        with pytest.raises(UserError, match=r"\[32, 4, 4, 4\] instead of"):
+            load_start_weights(model, config.finetune, list("abcd"), SINGLE_PROCESS)
 
 
 @pytest.mark.parametrize(
@@ -244,6 +298,7 @@ def test_start_weights_for_other_channels_are_those_of_timm(tmp_path):
         (["--mean", "0.5"], "--mean and --std go together"),
         (["--mean", "0.5", "0.5", "--std", "1"], "2 numbers for --in_chans 3"),
         (["--mean", "0.5", "--std", "0"], "has to be above 0"),
+        (["--mean", "127", "--std", "60"], "--mean .* has to be from 0 to 1"),
         (["--in_chans", "4", "--fast_decode", "true"], "--fast_decode true is for 8-bit RGB"),
         (["--in_chans", "4", "--train_interpolation", "random"], "bicubic, bilinear or nearest"),
         (["--input_size", "48", "64", "--size_schedule", "32@0"], "sizes are of squares"),

@@ -184,7 +184,16 @@ def test_metrics_are_those_of_scikit_learn():
     loss = torch.nn.BCEWithLogitsLoss()(logits[readable], labels[readable])
     assert metrics["loss"] == pytest.approx(float(loss))
     assert (metrics["images"], metrics["unreadable"]) == (59, 1)
-    torch.testing.assert_close(rows[readable, 1], logits[readable].sigmoid())
+    torch.testing.assert_close(rows[readable, 1], logits[readable])
+
+
+def test_large_and_undefined_logits_have_an_order():
+    labels = torch.tensor([[1.0, 0, 1]]).T
+    # their probabilities are all 1 in float32
+    precision = multi_label.average_precisions(labels, torch.tensor([[25.0, 20, 30]]).T)
+    assert precision.item() == 1
+    precision = multi_label.average_precisions(labels, torch.tensor([[2.0, 1, float("nan")]]).T)
+    assert precision.item() == pytest.approx((1 + 2 / 3) / 2)
 
 
 @pytest.mark.parametrize("kind", ["bce", "focal"])
@@ -214,6 +223,7 @@ def test_smoothing_moves_each_label_towards_a_half(kind):
         ({"train.csv": "\xff"}, "cannot be read"),
         ({"train.json": "[1]"}, "not an object"),
         ({"train.json": '{"b.png": "cat"}'}, "b.png has no list of class names"),
+        ({"train.json": '{"b.png": ["x"], "b.png": ["y"]}'}, "b.png occurs a second time"),
         ({"train.json": '{"b.png": '}, "cannot be read"),
     ],
 )
