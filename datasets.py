@@ -1,6 +1,7 @@
 """build_data: opens the data sets that a run needs."""
 
 import logging
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -115,9 +116,30 @@ def build_data(
     else:
         open_part = _open_cifar if prefix == "CIFAR" else open_timm_set
         parts = {part: open_part(config, part, transform) for part, transform in transforms.items()}
+    for images in parts.values() if config.as_arrays else ():
+        if isinstance(images, ImageSet):
+            _warn_of_range(config, images)
     if augment.size_schedule and isinstance(parts.get("train"), ImageStream):
         raise UserError("--size_schedule: the images of a stream do not know their epoch")
     return numbered(config, parts, saved)
+
+
+def _warn_of_range(config: DataConfig, images: ImageSet) -> None:
+    """Warn if --value_range, or that of the files' type, does not seem to fit some images."""
+    tops = []
+    for index in range(0, len(images), max(1, len(images) // 8)):
+        with suppress(UserError):  # told when it is used
+            image = images.read(index)[0]
+            tops.append((image.max().item(), (image == 1).float().mean().item()))
+    if not tops:
+        return
+    largest, white = max(top for top, _ in tops), sum(share for _, share in tops) / len(tops)
+    what = f"--value_range {config.value_range or 'of the type of the files'}"
+    if white > 0.5:
+        logger.warning("%s: %.0f%% of the pixels of some images are at its upper end", what,
+                       100 * white)  # fmt: skip
+    elif largest < 0.1:
+        logger.warning("%s: no pixel of some images is above %.2g%% of it", what, 100 * largest)
 
 
 def numbered(config: DataConfig, parts: dict[str, Images], saved: SavedRun | None) -> Data:

@@ -13,6 +13,7 @@ from checkpoints.reading import (
     classes_in,
     flags_in,
     heads_of,
+    is_multi_label,
     read_checkpoint,
     rows_in,
 )
@@ -159,6 +160,11 @@ def _as_before(config: DataConfig, saved: SavedRun) -> DataConfig:
 def _warn_of_changes(config: Config, saved: SavedRun) -> None:
     """Warn of flags by which results mean something else than those of the checkpoint's run."""
     flags, now = saved.flags, config.flat()
+    kinds = ["any number of classes" if several else "one class"
+             for several in (is_multi_label(flags), config.data.is_multi_label)]  # fmt: skip
+    if kinds[0] != kinds[1]:
+        logger.warning("%s was trained for %s per image, --data_set %s has %s", saved.source,
+                       kinds[0], config.data.data_set, kinds[1])  # fmt: skip
     names = ["input_size", "crop_pct", "imagenet_default_mean_and_std", "value_range"]
     if flags.get("data_set") == now["data_set"]:
         names += ["exif_orientation", "background", "mean", "std"]

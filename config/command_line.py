@@ -201,7 +201,9 @@ def _one_line(message: str, flags: dict[str, Field]) -> str:
         expected = kind.__name__ if isinstance(kind, type) else str(kind).replace("typing.", "")
         if "tuple" in expected:
             expected = "numbers" if "..." in expected else "two numbers"
-            expected = "a number, or two" if value[1] == "input_size" else expected
+            expected = "a number, or two as in 224 320" if value[1] == "input_size" else expected
+        if "Literal" in expected:
+            expected = "one of " + ", ".join(re.findall(r"'(\w+)'", expected))
         return f"--{value[1]} {value[2]}: expected {expected}"
     return re.sub(r'^Parser key "(\w+)": ', r"--\1: ", message)
 
@@ -300,6 +302,7 @@ def _check_needs(flat: dict[str, Any], given: set[str]) -> None:
         "decay_epochs": ("--sched wsd or step", sched in ("wsd", "step")),
         "decay_rate": ("--sched step or plateau", sched in ("step", "plateau")),
         "patience_epochs": ("--sched plateau", sched == "plateau"),
+        "layer_decay_min": ("--layer_decay below 1", flat["layer_decay"] < 1),
         "model_ema_more": has_ema,
         "model_ema_warmup": has_ema,
     }

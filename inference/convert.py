@@ -36,7 +36,7 @@ license: {license}
 An image classifier: HorNet, with recursive gated convolutions ([paper](https://arxiv.org/abs/2207.14284)).
 
 - Model: `{model}`, {parameters} M parameters
-- Images: {height} x {width} pixels
+- Images: {images}
 - Classes: {classes}
 
 ```python
@@ -46,10 +46,12 @@ from PIL import Image
 import hornet  # registers the models: pip install . in a clone of HorNet for PyTorch
 
 model = timm.create_model("hf-hub:USER/{name}", pretrained=True).eval()  # or local-dir:FOLDER
-transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
-logits = model(transform(Image.open("image.jpg").convert("RGB"))[None])
+{use}
 ```
 """  # noqa: E501
+USE_OF_RGB = """transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+logits = model(transform(Image.open("image.jpg").convert("RGB"))[None])"""
+USE_OF_ARRAYS = "logits = model(images)  # float32 {shape}, resized, scaled and normalised as above"
 
 
 def convert(
@@ -167,13 +169,23 @@ def _write_folder(classifier: Classifier, folder: Path, is_published: bool) -> N
     config_file.write_text(json.dumps(content, indent=2) + "\n")
     # timm's file is readable by its owner only
     (folder / reading.FOLDER_WEIGHTS).chmod((folder / reading.FOLDER_CONFIG).stat().st_mode)
+    images, use = f"{size[0]} x {size[1]} pixels", USE_OF_RGB
+    view = classifier.preprocessing
+    if view.decoding.as_array:
+        span = "from {:g} to {:g}".format(*view.decoding.value_range or (0, 1))
+        span += "" if view.decoding.value_range else " (of 8 or 16 bits, divided by their largest)"
+        images += f", {view.decoding.channels} channels; values {span} become 0 to 1, and are "
+        images += f"normalised by the mean {list(view.mean)} and deviation {list(view.std)}"
+        use = USE_OF_ARRAYS.format(shape=(1, view.decoding.channels, *size))
     card = CARD.format(
         name=folder.name,
         license="mit" if is_published else "unknown  # say under which licence you give it",
         model=config.model,
         parameters=f"{count_parameters(model) / 1e6:.1f}",
-        height=size[0],
-        width=size[1],
-        classes=len(classes),
+        images=images,
+        use=use,
+        classes=f"{len(classes)}, any number of them per image: take the sigmoid of the logits"
+        if classifier.multi_label
+        else len(classes),
     )
     (folder / "README.md").write_text(card)

@@ -171,7 +171,7 @@ def draw_confusion(classifier: Classifier, files: list[Path], most: int = 8) -> 
 def _truth(classifier: Classifier, files: list[Path]) -> Tensor:
     truth, known = classifier.truth(files), classifier.folders
     if classifier.multi_label:
-        raise UserError("it needs a network that gives each image one class")
+        raise UserError("confusions and mistakes need a network that gives each image one class")
     if truth is None:
         unknown = next(file for file in files if file.parent.name not in known)
         some = ", ".join(known[:5]) + (", ..." if len(known) > 5 else "")

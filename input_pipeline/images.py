@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import ExifTags, Image, ImageFile, PngImagePlugin
+from PIL import ExifTags, Image, ImageFile, PngImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
 from input_pipeline.arrays import check_pixels, is_tiff, read_plain, read_tiff, scaled, turned
@@ -138,9 +138,21 @@ def _opened(file: Any) -> Iterator[Image.Image]:
     # Pillow maps a path of an uncompressed image into memory, and garbles TIFFs that it turns there
     with (
         open(file, "rb") if isinstance(file, str) else nullcontext(file) as opened,
-        Image.open(opened) as image,
+        _identified(opened) as image,
     ):
         yield image
+
+
+def _identified(file: Any) -> Image.Image:
+    try:
+        return Image.open(file)
+    except UnidentifiedImageError:
+        file.seek(0)
+        if is_tiff(file):
+            raise ValueError(
+                "Pillow does not know such a TIFF: give --in_chans or --value_range LOW HIGH"
+            ) from None
+        raise
 
 
 def _decoded_as_array(file: Any, decoding: Decoding) -> Tensor:

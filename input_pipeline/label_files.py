@@ -2,6 +2,7 @@
 
 import csv
 import json
+import logging
 import os
 import unicodedata
 from array import array
@@ -16,6 +17,8 @@ from input_pipeline.image_sets import UNREADABLE, ListedImages
 from input_pipeline.images import Decoding
 from input_pipeline.listing import Listing
 from runtime.errors import UserError, reason_of
+
+logger = logging.getLogger(__name__)
 
 SEPARATOR = ";"  # between the classes of an image
 
@@ -53,15 +56,23 @@ def list_labelled(folder: Path, part: str) -> Listing:
     """
     found = [path for path in (folder / f"{part}.csv", folder / f"{part}.json") if path.is_file()]
     if len(found) != 1:
-        what = "both" if found else "neither"
-        raise UserError(f"--data_set multi_label: {folder} has {what} {part}.csv and {part}.json")
+        what = f"both {part}.csv and" if found else f"neither {part}.csv nor"
+        raise UserError(f"--data_set multi_label: {folder} has {what} {part}.json")
     path = found[0]
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             read = _rows_of_csv if path.suffix == ".csv" else _rows_of_json
             classes, rows = read(file, str(path))
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} cannot be read: save it as UTF-8 ({error.reason})") from None
     except (OSError, ValueError, csv.Error, RecursionError) as error:
         raise UserError(f"{path} cannot be read: {reason_of(error)}") from None
+    bad = [name for name in classes if SEPARATOR in name]
+    if bad:
+        raise UserError(f"{path}: the class {bad[0]!r} has a {SEPARATOR} in its name")
+    odd = [name for name in classes if "|" in name or "," in name]
+    if odd and all(len(own) < 2 for own in rows.values()):
+        logger.warning("%s: %r is one class; classes are separated by %s", path, odd[0], SEPARATOR)
     numbers = {name: number for number, name in enumerate(classes)}
     text, ends, labels, label_ends = bytearray(), array("q"), array("i"), array("q")
     for name, own in rows.items():
@@ -75,7 +86,7 @@ def list_labelled(folder: Path, part: str) -> Listing:
         raise UserError(f"{path}: no image has a label")
     first = folder / next(iter(rows))
     if not first.is_file():
-        raise UserError(f"{path}: there is no file {first}: paths are relative to {folder}")
+        raise UserError(f"{path}: there is no file {str(first)!r}: paths are relative to {folder}")
     return Listing(
         str(folder), classes, torch.frombuffer(text, dtype=torch.uint8),
         torch.frombuffer(ends, dtype=torch.int64), torch.frombuffer(labels, dtype=torch.int32), {},
@@ -97,7 +108,7 @@ def _rows_of_csv(file: Any, path: str) -> tuple[list[str], Rows]:
         raise UserError(f"{path}: two columns have the same name")
     place, rows = columns.index("labels") if is_named else -1, Rows()
     for number, line in _with_numbers(lines, path, len(header)):
-        name, values = line[0], line[1:]
+        name, values = line[0].strip(), line[1:]
         if name in rows:
             raise UserError(f"{path}, line {number}: {name} occurs a second time")
         if is_named:

@@ -41,8 +41,8 @@ def parser() -> Parser:
     add("--key", default=FinetuneConfig.model_key,
         help="key of the weights: model, model_ema, model_ema_0.99, ...")  # fmt: skip
     add("--greedy", action="store_true",
-        help="from the best one on, leave out those that lower the top-1 accuracy of the average "
-        "on the evaluation images (greedy soup)")  # fmt: skip
+        help="from the best one on, leave out those that lower the top-1 accuracy (mAP of several "
+        "classes per image) of the average on the evaluation images (greedy soup)")  # fmt: skip
     add("--data_path", "--data-path", help="of the evaluation images; that of the run by default")
     add("--device", choices=["auto", "cpu", "cuda"], default="auto")
     return this

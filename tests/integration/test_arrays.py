@@ -24,6 +24,7 @@ from runtime.distributed import SINGLE_PROCESS
 from runtime.errors import UserError
 from runtime.logging import read_log
 from tools import predict, visualize
+from tools.export import main as export_main
 
 FLAGS = [
     *("--data_set", "image_folder", "--model", "hornet_atto_gf", "--device", "cpu"),
@@ -95,6 +96,12 @@ def test_the_tools_take_the_same_images(trained, tmp_path, capsys):
     config = json.loads((tmp_path / "folder" / "config.json").read_text())
     assert config["pretrained_cfg"]["input_size"] == [5, 48, 64]
     assert config["model_args"]["in_chans"] == 5
+    card = (tmp_path / "folder" / "README.md").read_text()
+    assert "48 x 64 pixels, 5 channels; values from -1 to 3 become 0 to 1" in card
+    assert "float32 (1, 5, 48, 64)" in card
+    web = ["--checkpoint", checkpoint, "--target", "web", "--output", str(tmp_path / "w.onnx")]
+    assert export_main(web) == 1
+    assert "--target web: browsers read 8-bit colours only" in capsys.readouterr().err
 
 
 def test_evaluation_and_views_of_a_rectangle(trained, capsys):
@@ -261,6 +268,26 @@ def test_start_weights_for_other_channels_are_those_of_timm(tmp_path):
     image = torch.randn(1, 1, 32, 32)
     with torch.no_grad():
         torch.testing.assert_close(grey.eval()(image), whole.eval()(image.expand(1, 3, 32, 32)))
+
+
+@pytest.mark.parametrize(
+    ("span", "message"),
+    [((-3, -1), "of the pixels of some images are at its upper end"),
+     ((-1, 90), "no pixel of some images is above"), ((-1, 3), "")],
+)  # fmt: skip
+def test_a_range_that_does_not_fit_is_told(trained, span, message, capsys):
+    flags = ["--input_size", "48", "64", "--in_chans", "5", "--value_range", *span]
+    flags += ["--eval", "true", "--resume", trained[1] / "checkpoint-5.pth"]
+    run(config_of(*flags, "--data_path", trained[0]))
+    told = capsys.readouterr().out
+    assert message in told
+    assert ("pixel" in told) == bool(message)
+
+
+def test_float_tiffs_are_told_how_to_be_read(tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", np.zeros((4, 4, 3), np.float32), photometric="rgb")
+    with pytest.raises(UserError, match="give --in_chans or --value_range LOW HIGH"):
+        load_image(str(tmp_path / "a.tif"))
 
 
 def test_a_teacher_takes_the_same_pixels(trained, tmp_path):

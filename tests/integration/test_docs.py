@@ -83,10 +83,10 @@ def test_all_code_is_tested():
 
 @pytest.fixture
 def elsewhere(tmp_path):
-    """A folder with an image and two checkpoints, and what runs there, knowing hornet alone."""
+    """A folder with an image and three checkpoints, and what runs there, knowing hornet alone."""
     image = draw("cross", np.random.RandomState(0), size=120).crop((0, 0, 120, 90))
     image.save(tmp_path / "image.jpg", quality=95)
-    for name, size in (("crop", 64), ("warp", 32)):
+    for name, size in (("crop", 64), ("warp", 32), ("rectangle", [48, 80])):
         torch.manual_seed(0)
         model = timm.create_model("hornet_atto_7x7", num_classes=3, layer_scale_init_value=0.5)
         flags = {"model": "hornet_atto_7x7", "input_size": size}
@@ -107,7 +107,7 @@ def elsewhere(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["crop", "warp"])
+@pytest.mark.parametrize("name", ["crop", "warp", "rectangle"])
 def test_code_of_deploy_runs_without_this_project(elsewhere, name):
     pytest.importorskip("onnxruntime")
     folder, run = elsewhere

@@ -208,7 +208,7 @@ def test_smoothing_moves_each_label_towards_a_half(kind):
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({}, "has neither train.csv and train.json"),
+        ({}, "has neither train.csv nor train.json"),
         ({"train.csv": "file,labels\n", "train.json": "{}"}, "has both train.csv and train.json"),
         ({"train.csv": ""}, "its header needs two columns"),
         ({"train.csv": "file,labels\n"}, "names no images"),
@@ -220,7 +220,8 @@ def test_smoothing_moves_each_label_towards_a_half(kind):
         ({"train.csv": "file,tags\nb.png,cat dog\n"}, "name the column labels"),
         ({"train.csv": "file,cat,cat\nb.png,1,0\n"}, "two columns have the same name"),
         ({"train.csv": "file,labels\n,x\n"}, "line 2: no file is named"),
-        ({"train.csv": "\xff"}, "cannot be read"),
+        ({"train.csv": "\xff"}, "cannot be read: save it as UTF-8"),
+        ({"train.csv": "file,x;y,z\nb.png,1,0\n"}, "the class 'x;y' has a ; in its name"),
         ({"train.json": "[1]"}, "not an object"),
         ({"train.json": '{"b.png": "cat"}'}, "b.png has no list of class names"),
         ({"train.json": '{"b.png": ["x"], "b.png": ["y"]}'}, "b.png occurs a second time"),
@@ -234,6 +235,27 @@ def test_wrong_label_files_are_one_line(tmp_path, files, message):
     with pytest.raises(UserError, match=message) as error:
         list_labelled(tmp_path, "train")
     assert "\n" not in str(error.value)
+
+
+def test_another_separator_is_told(tmp_path, caplog):
+    (tmp_path / "b.png").touch()
+    (tmp_path / "val.csv").write_text("file,labels\r\n b.png ,cat|dog\r\n")
+    assert list_labelled(tmp_path, "val").classes == ["cat|dog"]
+    assert "'cat|dog' is one class; classes are separated by ;" in caplog.text
+
+
+def test_the_other_kind_of_network_is_told(trained, folder, digits, capsys):
+    flags = ["--eval", "true", "--resume", trained / "checkpoint-7.pth"]
+    for kind in ("more", "images"):
+        for colour in CLASSES:
+            target = folder / "single" / kind / colour
+            target.mkdir(parents=True)
+            (target / "a.png").write_bytes((folder / "more" / "1.png").read_bytes())
+    data = ["--data_set", "image_folder", "--data_path", folder / "single", "--eval_data_path",
+            folder / "single" / "more"]  # fmt: skip
+    run(config_of(*data, *flags))
+    told = capsys.readouterr().out
+    assert "trained for any number of classes per image, --data_set image_folder has one" in told
 
 
 def test_json_and_images_without_classes(tmp_path):

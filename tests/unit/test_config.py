@@ -143,7 +143,7 @@ def test_saved_config_is_a_recipe(tmp_path):
         (["--zzzzzz", "1"], "there is no flag zzzzzz; see --help"),
         (["--mod", "x"], "there is no flag mod"),
         (["--lr", "fast"], "--lr fast: expected float"),
-        (["--clip_mode", "never"], "--clip_mode never: expected Literal['step', 'micro']"),
+        (["--clip_mode", "never"], "--clip_mode never: expected one of step, micro"),
         (["--scale", "0.5"], "--scale [0.5]: expected two numbers"),
         (["--scale", "1", "0.5"], "--scale [1.0, 0.5]: give the smaller number first"),
         (["--cutmix_minmax", "0.9", "0.1"], "--cutmix_minmax"),
