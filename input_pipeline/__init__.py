@@ -7,7 +7,8 @@ listing.py      the images as a few arrays; which of them are held out
 timm_sets.py    data sets that timm reads: WebDataset, Hugging Face, TensorFlow
 hugging_face.py, timm_patches.py   workarounds for these
 digits.py       scikit-learn's handwritten digits as class folders
-images.py       image files -> images
+label_files.py  images with any number of classes each, from CSV and JSON files
+images.py, arrays.py   image files -> images of Pillow, or tensors of other channels and values
 transforms.py   images -> inputs of the model
 unreadable.py   the list of unreadable images
 loaders.py      samplers and loaders: which rank loads which images in which order
