@@ -1,6 +1,7 @@
 """Images of other shapes, channels and pixels than squares of 8-bit RGB."""
 
 import json
+import tarfile
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from PIL import Image, ImageOps
 import models  # noqa: F401 - registers the HorNets
 from checkpoints.fitting import load_start_weights
 from config.command_line import parse_args
+from datasets import build_data
 from inference.classifier import load_classifier
 from inference.convert import convert
 from inference.export import export
@@ -164,6 +166,23 @@ def test_tiffs_of_all_layouts(tmp_path, kind, layout):
     if channels == 4 and not span:
         again = load_image(str(path), Decoding(channels=4))
         torch.testing.assert_close(again, found, rtol=0, atol=0)
+
+
+def test_tiffs_in_tar_files(tmp_path):
+    write_spectra(tmp_path / "a", images=4)
+    for part in ("train", "val"):
+        with tarfile.open(tmp_path / f"{part}.tar", "w") as tar:
+            tar.add(tmp_path / "a" / part, part)
+    flags = ["--data_set", "tar", "--data_path", tmp_path, "--in_chans", "5"]
+    config = config_of(*flags, "--value_range", "-1", "3", "--input_size", "48", "64")
+    images = build_data(config.data, config.augment, config.model.input_size, saved=None).val
+    file = tmp_path / "a/val/a/0.tif"
+    image, label = images[0]
+    expected = load_image(str(file), Decoding(channels=5, value_range=(-1, 3)))
+    mean = (0.5,) * 5
+    torch.testing.assert_close(image, eval_transform((48, 64), mean, mean, as_array=True)(expected))
+    assert label == 0
+    assert images.blank().shape == (5, 48, 64)
 
 
 def test_files_of_pillow(tmp_path):

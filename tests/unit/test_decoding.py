@@ -59,6 +59,12 @@ def test_uncompressed_grey_tiffs_are_turned(tmp_path, tag):
     assert_same(load_image(str(tmp_path / "a.tif")), ImageOps.exif_transpose(grey).convert("RGB"))
 
 
+def test_a_mean_alone_of_timm_is_kept():
+    flags = {"img_size": 224, "mean": [0.1, 0.2, 0.3]}
+    view = preprocessing_of(flags, 224, Path("c.pth"))
+    assert (view.mean, view.std) == ((0.1, 0.2, 0.3), (0.229, 0.224, 0.225))
+
+
 def test_damaged_exif_does_no_harm(tmp_path):
     PHOTO.save(tmp_path / "plain.png")
     for number, exif in enumerate(
