@@ -25,6 +25,7 @@ from engine import clip_gradient
 from input_pipeline.folders import list_classes
 from input_pipeline.image_sets import ListedImages
 from input_pipeline.loaders import TrainImages
+from input_pipeline.packing import Packing, packed
 from input_pipeline.transforms import allow_zero_bits, mean_std, train_transform
 from input_pipeline.unreadable import UnreadableImages
 from optim_factory import create_optimizer
@@ -78,11 +79,20 @@ def loader(rounds: int, _: torch.device) -> Iterator[Row]:
         allow_zero_bits(transform)  # the policy needs it with Pillow >= 13
         contenders: dict[str, Dataset] = {"peer": ImageFolder(folder, transform)}
         unreadable = UnreadableImages(Path(folder) / "bad_images.txt", 0)
-        for name, fast in (("same pixels", False), ("--fast_decode", True)):
+        small = Path(folder) / "small"
+        (small / "a").mkdir(parents=True)
+        for file in (Path(folder) / "a").iterdir():
+            (small / "a" / file.name).write_bytes(packed(str(file), Packing())[0])
+        for name, root, fast in (
+            ("same pixels", Path(folder), False),
+            ("--fast_decode", Path(folder), True),
+            ("tools.pack", small, False),
+            ("tools.pack, --fast_decode", small, True),
+        ):
             try:
                 view = train_transform(replace(config, fast_decode=fast), 224,
                                        *mean_std(DataConfig()))  # fmt: skip
-                images = ListedImages(list_classes(Path(folder)), view)
+                images = ListedImages(list_classes(root, small if root != small else None), view)
                 contenders[name] = TrainImages(images, 0, unreadable)
             except UserError as error:  # packages are missing
                 yield Row(case, f"loader, {name}", None, str(error))

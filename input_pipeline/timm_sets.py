@@ -1,6 +1,7 @@
 """Data sets that timm reads: wds/, hfds/, hfids/, tfds/ and torch/."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from timm.data import create_dataset
@@ -19,6 +20,7 @@ from input_pipeline.image_sets import (
 )
 from input_pipeline.images import AS_RELEASED, decoded, readable
 from input_pipeline.listing import Listing
+from input_pipeline.packing import CLASSES
 from input_pipeline.timm_patches import list_damaged_shards
 from input_pipeline.unreadable import UnreadableImages
 from runtime.errors import UserError, reason_of
@@ -94,7 +96,7 @@ def open_timm_set(config: DataConfig, part: str, transform: Any) -> Images:
         if prefix == "wds":
             reason += f"; shards are named as in --{part}_split '{part}-{{000..099}}.tar|50000'"
         raise UserError(f"--data_set {config.data_set}, split {split}: {reason}") from None
-    classes = _class_names(source) or numbered_classes(config.nb_classes)
+    classes = _class_names(source) or _packed_classes(config) or numbered_classes(config.nb_classes)
     images: Images
     if isinstance(source, IterableImageDataset):
         images = ReaderStream(source, transform, classes)
@@ -108,6 +110,20 @@ def open_timm_set(config: DataConfig, part: str, transform: Any) -> Images:
     # spawned workers would import this project's datasets.py instead of Hugging Face's package
     images.needs_fork = prefix in ("wds", "hfds", "hfids")
     return images
+
+
+def _packed_classes(config: DataConfig) -> list[str]:
+    """Return the class names that tools.pack has written beside shards."""
+    file = Path(config.data_path) / CLASSES
+    if not config.data_set.startswith("wds/") or not file.is_file():
+        return []
+    try:
+        classes = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} cannot be read: {reason_of(error)}") from None
+    if len(classes) != config.nb_classes:
+        raise UserError(f"{file} names {len(classes)} classes: give --nb_classes {len(classes)}")
+    return classes
 
 
 def _class_names(source: Any) -> list[str]:

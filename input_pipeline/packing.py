@@ -1,0 +1,334 @@
+"""Packed copies of class folders: smaller images, in files that are read faster.
+
+An image job is a range of the listing. It leaves a small file in OUT/.pack when it is done, so a
+pack that was killed goes on with the other jobs.
+"""
+
+import io
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import tarfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import ExifTags, Image
+from torch import Tensor
+
+from input_pipeline.folders import list_classes, suffix_of
+from input_pipeline.image_sets import ListedImages
+from input_pipeline.images import AS_RELEASED, load_image, orientation_of, readable
+from input_pipeline.listing import Listing
+from input_pipeline.parts import find_parts
+from input_pipeline.tar_files import TarImages, list_tars
+from runtime.errors import UserError
+from runtime.files import written_whole
+from runtime.signals import SIGNALS, signals_blocked
+
+FACTS = "pack.json"
+UNREADABLE_FILE = "unreadable.txt"
+DONE = ".pack"
+"""Folder in that of a pack for what its finished jobs tell."""
+CLASSES = "classes.txt"
+"""File in a pack for WebDataset: a class name per line."""
+PER_JOB = 2000  # images
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How images are packed."""
+
+    format: str = "tar"
+    """folders, tar or wds."""
+    short_side: int = 288
+    """Pixels; smaller images are copied."""
+    quality: int = 92
+    """Of JPEG."""
+    all_parts: bool = False
+    """Make evaluation images smaller, too; otherwise they are copied."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """Images start to end - 1 of a listing, packed into `target`: a tar file, or a folder."""
+
+    listing: Listing
+    start: int
+    end: int
+    target: Path
+    done: Path
+    packing: Packing
+    shrinks: bool
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What became of the images: `difference` is the largest mean one of a sample, of 255 steps."""
+
+    images: int
+    unreadable: int
+    difference: float
+    classes: int
+    shards: dict[str, tuple[int, int]]
+    """Part -> number of jobs, and images."""
+
+
+def pack(
+    source: Path,
+    output: Path,
+    packing: Packing,
+    workers: int,
+    tell: Callable[[int, int], None] = lambda done, total: None,
+) -> Summary:
+    """Pack the class folders of `source`, and of its parts train, val and test.
+
+    `tell` gets the images done and all of them, after each job. A pack that was begun with the
+    same options goes on. Raises UserError if another one, or anything else, is in `output`, if it
+    cannot be written, or if what was written is not what was to be.
+    """
+    parts = find_parts(source, guesses=False) or {"": source}
+    listings = {part: list_classes(folder) for part, folder in parts.items()}
+    total = sum(map(len, listings.values()))
+    facts = {"source": str(source.resolve()), "images": total, **asdict(packing)}
+    _begin(output, facts)
+    jobs = [
+        job for part, listing in listings.items() for job in _jobs(part, listing, output, packing)
+    ]
+    todo = [job for job in jobs if not job.done.is_file()]
+    done = total - sum(job.end - job.start for job in todo)
+    tell(done, total)
+    try:
+        with signals_blocked():
+            size = min(workers, len(todo) or 1)
+            pool = multiprocessing.get_context("spawn").Pool(size, initializer=_ready)
+        with pool:
+            for count in pool.imap_unordered(_run, todo):
+                done += count
+                tell(done, total)
+    finally:  # what ended processes have left
+        for folder in output.glob("*/.*.tmp"):
+            shutil.rmtree(folder, ignore_errors=True)
+    return _finish(output, listings, jobs)
+
+
+def _ready() -> None:
+    """Leave Ctrl-C, in a worker, to the process that has started it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    torch.set_num_threads(1)
+
+
+def _begin(output: Path, facts: dict[str, Any]) -> None:
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        names = [path.name for path in output.iterdir()]
+        if names and FACTS not in names:
+            raise UserError(f"{output} is not empty: give a new folder")
+        if names:
+            before = json.loads((output / FACTS).read_text())
+            changed = [name for name, value in facts.items() if before.get(name) != value]
+            if changed:
+                told = ", ".join(f"{n} {before.get(n)} (now {facts[n]})" for n in changed)
+                raise UserError(f"{output} holds a pack of other {told}: give a new folder")
+        (output / FACTS).write_text(json.dumps(facts, indent=2) + "\n")
+        (output / DONE).mkdir(exist_ok=True)
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError(f"{output} cannot be written, or its {FACTS} read: {error}") from None
+
+
+def _jobs(part: str, listing: Listing, output: Path, packing: Packing) -> Iterator[Job]:
+    folder = output / (part or ("" if packing.format == "folders" else "train"))
+    shrinks = packing.all_parts or part in ("", "train")
+    for number, start in enumerate(range(0, len(listing), PER_JOB)):
+        end, name = min(start + PER_JOB, len(listing)), f"{number:06d}"
+        if packing.format == "folders":
+            target = folder
+        elif packing.format == "tar":
+            target = folder / f"{name}.tar"
+        else:
+            target = output / f"{part or 'train'}-{name}.tar"
+        done = output / DONE / f"{part or 'all'}-{name}.json"
+        yield Job(listing, start, end, target, done, packing, shrinks)
+
+
+def _run(job: Job) -> int:
+    """Pack the images of a job; return how many there were."""
+    unreadable: dict[str, str] = {}
+    write = _write_folder if job.packing.format == "folders" else _write_tar
+    try:
+        counts = write(job, _images(job, unreadable))
+        with written_whole(job.done) as written:
+            written.write_text(json.dumps({"unreadable": unreadable, "counts": counts}))
+    except OSError as error:
+        raise UserError(f"{job.target} cannot be written: {error.strerror or error}") from None
+    return job.end - job.start
+
+
+def _images(job: Job, unreadable: dict[str, str]) -> Iterator[tuple[int, int, bytes, str]]:
+    """Yield index, label, content and suffix of each image that can be read."""
+    for index in range(job.start, job.end):
+        path = job.listing[index]
+        try:
+            content, suffix = packed(path, job.packing, job.shrinks)
+        except UserError as error:
+            unreadable[os.fsencode(path).decode(errors="backslashreplace")] = str(error)
+            continue
+        yield index, int(job.listing.labels[index]), content, suffix
+
+
+def packed(path: str, packing: Packing, shrinks: bool = True) -> tuple[bytes, str]:
+    """Return a smaller JPEG of an image file, or its own content, and the suffix.
+
+    Small images are copied, and those that a JPEG cannot hold: with transparency, or of more than 8
+    bits. A JPEG keeps the EXIF orientation, and no other metadata. UserError if it is unreadable.
+    """
+    with readable(path):
+        content = Path(path).read_bytes()
+        with Image.open(io.BytesIO(content)) as image:
+            image.load()
+            small = not shrinks or min(image.size) <= packing.short_side
+            deep = image.mode == "F" or image.mode.startswith("I")
+            if not small and not deep and not image.has_transparency_data:
+                return _smaller(image, packing), ".jpg"
+            suffix = suffix_of(path)
+            if packing.format == "wds" and suffix not in (".jpg", ".jpeg", ".png"):
+                lossless = io.BytesIO()
+                image.save(lossless, "PNG", exif=_exif(image))
+                return lossless.getvalue(), ".png"
+            return content, suffix
+
+
+def _smaller(image: Image.Image, packing: Packing) -> bytes:
+    colours = image.convert("L" if image.mode in ("1", "L") else "RGB")
+    factor = packing.short_side / min(colours.size)
+    size = [max(1, round(factor * side)) for side in colours.size]
+    data = io.BytesIO()
+    colours.resize(size, Image.Resampling.BICUBIC).save(
+        data, "JPEG", quality=packing.quality, exif=_exif(image)
+    )
+    return data.getvalue()
+
+
+def _exif(image: Image.Image) -> Image.Exif:
+    exif, orientation = Image.Exif(), orientation_of(image)
+    if orientation != 1:
+        exif[ExifTags.Base.Orientation] = orientation
+    return exif
+
+
+def _inside(job: Job, index: int, suffix: str) -> str:
+    """Return the path of a packed image in its folder or tar file.
+
+    It is that of the source, except that `.png` becomes `.png.jpg`, and that tar files, in which
+    the innermost folder is the class, have no folders below it.
+    """
+    path = os.fsdecode(job.listing.path(index))
+    if suffix_of(path) != suffix and {suffix_of(path), suffix} != {".jpg", ".jpeg"}:
+        path += suffix
+    if job.packing.format == "folders":
+        return path
+    label = int(job.listing.labels[index])
+    return f"{job.listing.classes[label]}/{'__'.join(path.split('/')[1:])}"
+
+
+def _write_folder(job: Job, images: Iterator[tuple[int, int, bytes, str]]) -> Counter[str]:
+    counts = Counter[str]()
+    for index, label, content, suffix in images:
+        file = job.target / _inside(job, index, suffix)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(content)
+        counts[str(label)] += 1
+    return counts
+
+
+def _write_tar(job: Job, images: Iterator[tuple[int, int, bytes, str]]) -> Counter[str]:
+    counts = Counter[str]()
+    job.target.parent.mkdir(parents=True, exist_ok=True)
+    with written_whole(job.target) as written, tarfile.open(written, "w") as tar:
+        for index, label, content, suffix in images:
+            if job.packing.format == "wds":
+                suffix = ".jpg" if suffix == ".jpeg" else suffix
+                _add(tar, f"{index:09d}{suffix}", content)
+                _add(tar, f"{index:09d}.cls", str(label).encode())
+            else:
+                _add(tar, _inside(job, index, suffix), content)
+            counts[str(label)] += 1
+    return counts
+
+
+def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+    member = tarfile.TarInfo(name)
+    member.size = len(content)
+    tar.addfile(member, io.BytesIO(content))
+
+
+def _finish(output: Path, listings: dict[str, Listing], jobs: list[Job]) -> Summary:
+    """Compare the pack with its source, and write unreadable.txt and, for wds, classes.txt."""
+    unreadable: dict[str, str] = {}
+    worst, shards = 0.0, {}
+    for part, listing in listings.items():
+        own = [job for job in jobs if job.listing is listing]
+        told = [json.loads(job.done.read_text()) for job in own]
+        for one in told:
+            unreadable |= one["unreadable"]
+        wanted = torch.zeros(len(listing.classes), dtype=torch.int64)
+        for label, count in (item for one in told for item in one["counts"].items()):
+            wanted[int(label)] += count
+        if own[0].packing.format == "wds":
+            found = sum((_counts_of_wds(job.target, len(wanted)) for job in own), 0 * wanted)
+            (output / CLASSES).write_text("".join(f"{name}\n" for name in listing.classes))
+        else:
+            is_tar = own[0].packing.format == "tar"
+            packed_set = (list_tars if is_tar else list_classes)(_folder(own[0]))
+            numbers = [listing.classes.index(name) for name in packed_set.classes]
+            found = 0 * wanted
+            found[numbers] = packed_set.counts()
+            worst = max(worst, *(_difference(job, packed_set) for job in own))
+        shards[part or "train"] = len(own), int(wanted.sum())
+        if not torch.equal(found, wanted):
+            raise UserError(
+                f"{output}: {part or 'the pack'} has {int(found.sum())} images, not the "
+                f"{int(wanted.sum())} that were packed, by class: remove it, and pack again"
+            )
+    text = "".join(f"{path}\t{why}\n" for path, why in sorted(unreadable.items()))
+    if text:
+        (output / UNREADABLE_FILE).write_text(text)
+    images, classes = sum(n for _, n in shards.values()), len(wanted)
+    return Summary(images, len(unreadable), worst, classes, shards)
+
+
+def _folder(job: Job) -> Path:
+    return job.target if job.packing.format == "folders" else job.target.parent
+
+
+def _counts_of_wds(path: Path, classes: int) -> Tensor:
+    with tarfile.open(path) as tar:
+        labels = [int(tar.extractfile(m).read()) for m in tar if m.name.endswith(".cls")]  # type: ignore
+    return torch.bincount(torch.tensor(labels, dtype=torch.int64), minlength=classes)
+
+
+def _difference(job: Job, packed_set: Listing) -> float:
+    """Return the mean difference of an image of the job to that of the source, of 255 steps."""
+    names = {packed_set.path(i): i for i in range(len(packed_set))}
+    shard = f"{job.target.stem}/" if packed_set.tars else ""
+    for index in range(job.start, job.end):
+        for suffix in (".jpg", suffix_of(job.listing[index])):
+            number = names.get(os.fsencode(shard + _inside(job, index, suffix)))
+            if number is not None:
+                images = (TarImages if packed_set.tars else ListedImages)(
+                    packed_set, None, AS_RELEASED
+                )
+                image = images.read(number)[0]
+                source = load_image(job.listing[index], AS_RELEASED).resize(
+                    image.size, Image.Resampling.BICUBIC
+                )
+                pair = (np.asarray(x, dtype=np.float32) for x in (image, source))
+                return float(np.abs(np.subtract(*pair)).mean())
+    return 0.0  # none of its images could be read
