@@ -5,21 +5,26 @@ python -m tools.predict IMAGE... | FOLDER --checkpoint runs/mine/checkpoint-best
 
 import csv
 import json
+import os
 import sys
 from argparse import Namespace
 from pathlib import Path
 
 import torch
 from PIL import ImageDraw, ImageFont, ImageOps
+from tqdm import tqdm
 
 from inference.classifier import Classifier, add_flags, classifier_of
 from inference.labels import as_unicode, drawable, font_file
+from inference.prediction import COLUMNS, FORMATS, predictions, rows_of, write_predictions
 from input_pipeline.arrays import as_picture
 from input_pipeline.folders import find_images
+from runtime.distributed import close_distributed, init_distributed
 from runtime.errors import Parser, UserError, check_positive, program
-from runtime.sizes import size_text
 
 CAPTION_WIDTH = 320  # pixels
+FEW = 64  # images that are read without workers, whose start takes longer
+SHOWN = 10  # unreadable images that are named, if there may be many
 Predictions = dict[Path, list[tuple[str, float]]]
 """The most probable classes of each file, with their probabilities."""
 
@@ -32,41 +37,36 @@ def parser() -> Parser:
     add("--topk", type=int, default=5, help="classes per image (5)")
     add("--batch-size", type=int, default=32, help="images at a time (32)")
     add("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    add("--num-workers", "--num_workers", type=int,
+        help="processes that read images; by default all cores, none for a few images")  # fmt: skip
     output = this.add_mutually_exclusive_group()
     output.add_argument("--json", action="store_true", help="print JSON instead of a table")
     output.add_argument("--csv", action="store_true", help="print CSV instead of a table")
+    add_output = output.add_argument
+    add_output("--output", type=Path, metavar="FILE",
+               help="write FILE.csv or FILE.jsonl part by part, for any number of images; goes on "
+               "after a stop, and torchrun -m tools.predict shares the images")  # fmt: skip
     add("--show-dir", type=Path, help="folder for the pictures with their classes")
     return this
 
 
-@torch.inference_mode()
 def predict(
-    classifier: Classifier, files: list[Path], device: torch.device, topk: int, batch_size: int
+    classifier: Classifier,
+    files: list[Path],
+    device: torch.device,
+    topk: int,
+    batch_size: int,
+    num_workers: int = 0,
 ) -> tuple[Predictions, dict[Path, str]]:
     """Return the most probable classes of each file, and what is wrong with unreadable files."""
-    model, names = classifier.model.to(device), classifier.labels
-    view = classifier.preprocessing
-    predictions: Predictions = {}
+    found: Predictions = {}
     unreadable: dict[Path, str] = {}
-    for start in range(0, len(files), batch_size):
-        batch: dict[Path, torch.Tensor] = {}
-        for file in files[start : start + batch_size]:
-            try:
-                batch[file] = view.transform(view.load(file))
-            except UserError as error:
-                unreadable[file] = str(error)
-        if not batch:
-            continue
-        images = torch.stack(list(batch.values()))
-        try:
-            probabilities = classifier.probabilities(model(images.to(device)).float())
-        except (ValueError, RuntimeError, AssertionError) as error:
-            size = size_text(view.input_size)
-            raise UserError(f"--input-size {size}: the model fails: {error}") from None
-        values, labels = probabilities.topk(min(topk, len(names)))
-        for file, shares, found in zip(batch, values.tolist(), labels.tolist(), strict=True):
-            predictions[file] = [(names[i], p) for i, p in zip(found, shares, strict=True)]
-    return predictions, unreadable
+    for file, own in predictions(classifier, files, device, topk, batch_size, num_workers):
+        if isinstance(own, str):
+            unreadable[file] = own
+        else:
+            found[file] = own
+    return found, unreadable
 
 
 def as_table(predictions: Predictions) -> str:
@@ -94,10 +94,9 @@ def as_json(predictions: Predictions, unreadable: dict[Path, str]) -> str:
 
 def print_csv(predictions: Predictions) -> None:
     writer = csv.writer(sys.stdout, lineterminator="\n")
-    writer.writerow(("image", "rank", "class", "probability"))
+    writer.writerow(COLUMNS)
     for file, found in predictions.items():
-        for rank, (name, share) in enumerate(found, start=1):
-            writer.writerow((file, rank, name, f"{share:.4f}"))
+        writer.writerows(rows_of(file, found))
 
 
 def save_captioned(predictions: Predictions, folder: Path, classifier: Classifier) -> None:
@@ -118,16 +117,63 @@ def save_captioned(predictions: Predictions, folder: Path, classifier: Classifie
         raise UserError(f"--show-dir {folder} cannot be written: {error}") from None
 
 
+def _workers(arguments: Namespace, count: int) -> int:
+    if arguments.num_workers is None:
+        return 0 if count < FEW else os.cpu_count() or 1
+    return arguments.num_workers
+
+
+def _command(arguments: Namespace) -> str:
+    """Return what the predictions depend on, beside the files."""
+    source = Path(arguments.checkpoint)
+    state = source.stat() if source.is_file() else None
+    changed = (state.st_size, state.st_mtime_ns) if state else ()
+    return repr((str(source), changed, arguments.model, arguments.ema, arguments.input_size))
+
+
+def _to_file(arguments: Namespace) -> int:
+    output = arguments.output
+    if output.suffix not in FORMATS:
+        raise UserError(f"--output {output}: give FILE{' or FILE'.join(FORMATS)}")
+    if not output.absolute().parent.is_dir():
+        raise UserError(f"--output {output}: {output.parent} is not a folder")
+    if arguments.show_dir:
+        raise UserError("--show-dir needs a table, --json or --csv, not --output")
+    context = init_distributed(arguments.device)
+    files, classifier = find_images(arguments.images), classifier_of(arguments)
+    workers = _workers(arguments, len(files))
+    # that of this process stands for all of them
+    own = -(-len(files) // context.world_size)
+    with tqdm(total=own, unit="image", disable=None if context.is_main else True) as bar:
+        unreadable = write_predictions(
+            classifier, files, output, context, _command(arguments), arguments.topk,
+            arguments.batch_size, workers, bar.update,
+        )  # fmt: skip
+    close_distributed()
+    for reason in [*unreadable.values()][:SHOWN]:
+        sys.stderr.write(f"skipped: {reason}\n")
+    if len(unreadable) > SHOWN:
+        sys.stderr.write(f"skipped: {len(unreadable) - SHOWN} more\n")
+    return 0 if len(unreadable) < len(files) else 1
+
+
 @program(parser)
 def main(arguments: Namespace) -> int:
     check_positive(arguments, "topk", "batch_size")
+    if arguments.num_workers is not None and arguments.num_workers < 0:
+        raise UserError(f"--num-workers {arguments.num_workers}: at least 0")
+    if arguments.output:
+        return _to_file(arguments)
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise UserError("several processes need --output FILE.csv or FILE.jsonl")
     has_gpu = torch.cuda.is_available()
     if arguments.device == "cuda" and not has_gpu:
         raise UserError("--device cuda: this machine has no GPU")
     device = torch.device("cuda" if has_gpu and arguments.device != "cpu" else "cpu")
     files = find_images(arguments.images)
     classifier, topk, size = classifier_of(arguments), arguments.topk, arguments.batch_size
-    predictions, unreadable = predict(classifier, files, device, topk, size)
+    workers = _workers(arguments, len(files))
+    predictions, unreadable = predict(classifier, files, device, topk, size, workers)
     if arguments.json:
         sys.stdout.write(as_json(predictions, unreadable))
     elif arguments.csv:

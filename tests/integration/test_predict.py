@@ -15,6 +15,7 @@ from PIL import Image
 import main
 from checkpoints.reading import read_checkpoint
 from config.command_line import parse_args
+from inference import prediction
 from inference.classifier import Classifier, in_words, load_classifier
 from tests.integration.conftest import launch
 from tools import predict
@@ -165,6 +166,63 @@ def test_view_follows_the_flags_of_the_run(tmp_path):
     assert views[1.0].mean() > views[0.5].mean() + 0.5
 
 
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_files_of_predictions(digits, trained, tmp_path, capsys, processes, workers):
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no image")
+    images = [digits / "val", broken, "--checkpoint", trained, "--topk", 2]
+    table = run(capsys, *images, "--csv")[1]
+    output = tmp_path / "found.csv"
+    arguments = [*images, "--output", output, "--num-workers", workers, "--batch-size", 5]
+    if processes == 1:
+        status, _, errors = run(capsys, *arguments)
+    else:
+        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+        code = "import os, sys; sys.path.insert(0, os.getcwd())\n"
+        code += "from inference import prediction; prediction.PER_PART = 4\n"
+        code += "from tools.predict import main; sys.exit(main())"
+        (tmp_path / "small.py").write_text(code)
+        done = launch(*launcher, tmp_path / "small.py", *arguments)
+        status, errors = done.returncode, done.stderr
+    assert status == 0, errors
+    assert "skipped: image" in errors
+    assert output.read_text() == table
+    assert not output.with_name("found.csv.parts").exists()
+
+
+def test_a_stopped_file_of_predictions_goes_on(digits, trained, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(prediction, "PER_PART", 4)
+    output = tmp_path / "found.jsonl"
+    arguments = [digits / "val", "--checkpoint", trained, "--output", output, "--num-workers", 0]
+    seen = []
+    predictions = prediction.predictions
+
+    def stops(classifier, files, *rest):
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+        seen.append(files)
+        return predictions(classifier, files, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(prediction, "predictions", stops)
+        assert run(capsys, *arguments)[0] == 130
+    assert not output.exists()
+    status, _, errors = run(capsys, *arguments, "--topk", 1)
+    assert (status, "found.jsonl.parts is of other images or options" in errors) == (1, True)
+    with monkeypatch.context() as patch:
+        patch.setattr(prediction, "predictions", lambda c, f, *r: seen.append(f) or
+                      predictions(c, f, *r))  # fmt: skip
+        assert run(capsys, *arguments)[0] == 0
+    assert len(seen) == 9  # of 33 images, none twice
+    assert len({file for files in seen for file in files}) == 33
+    wanted = json.loads(run(capsys, digits / "val", "--checkpoint", trained, "--json")[1])
+    found = [json.loads(line) for line in output.read_text().splitlines()]
+    assert found == wanted["images"]
+    status, _, errors = run(capsys, *arguments)
+    assert (status, "exists already: give another name" in errors) == (1, True)
+
+
 def test_names_of_classes():
     assert in_words(["cat", "dog"]) == ["cat", "dog"]
     assert in_words(["0", "1"]) == ["0", "1"]
@@ -194,6 +252,9 @@ def test_mistakes_are_one_line(digits, trained, tmp_path, capsys):
         ([image, "--checkpoint", trained, "--model", "hornet_atto_gf"], "another model"),
         ([tmp_path / "empty", "--checkpoint", trained], "has no images"),
         ([image, "--checkpoint", trained, "--show-dir", image / "x"], "--show-dir"),
+        ([image, "--checkpoint", trained, "--output", "a.txt"], "give FILE.csv or FILE.jsonl"),
+        ([image, "--checkpoint", trained, "--output", "none/a.csv"], "none is not a folder"),
+        ([image, "--checkpoint", trained, "--num-workers", "-1"], "--num-workers -1"),
     ):
         status, _, errors = run(capsys, *argv)
         assert status == 1
