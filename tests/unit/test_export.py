@@ -19,6 +19,7 @@ from inference.classifier import load_classifier
 from inference.exported import FORMATS, Exported, Facts, companions, quiet_library
 from inference.portable import portable
 from inference.targets import OPSETS, Options
+from input_pipeline.images import Decoding
 from models.layers import ChannelLinear
 from runtime.errors import MissingPackageError, UserError
 from tests.drawings import CLASSES as SHAPES
@@ -428,7 +429,7 @@ def test_int8_with_its_accuracy(tmp_path, capsys):
     assert main([*command, *INT8, str(tmp_path / "images"), "--dynamic", "batch"]) == 0
     first = capsys.readouterr().out.splitlines()[0]
     images = [path for path in sorted((tmp_path / "images").rglob("*.png"))]
-    held_out = quantize.split(tmp_path / "images")[1]
+    held_out = quantize.split(tmp_path / "images", Decoding())[1]
     assert len(images) == 2 * len(held_out) == 30
     # what it says is what tools.predict finds, before and after
     shares, found = [], []
