@@ -443,7 +443,7 @@ def test_int8_with_its_accuracy(tmp_path, capsys):
     assert first.startswith(f"15 images not used for calibration: accuracy {shares[0]:.2%} before")
     assert f"{shares[1]:.2%} after" in first
     same = sum(a == b for a, b in zip(*found, strict=True)) / 15
-    assert f"the same class for {same:.2%}" in first
+    assert f"the same predictions for {same:.2%}" in first
     assert same > 0.8
     operators = [node.op_type for node in onnx.load(file).graph.node]
     assert operators.count("QuantizeLinear") > 50
