@@ -25,7 +25,7 @@ from point_clouds import prepare
 from run_with_submitit import plan
 from tests.drawings import draw, write_drawings
 from tests.integration.conftest import ROOT, launch
-from tools import average, compare, convert, export, flops, predict, visualize, web
+from tools import average, compare, convert, export, flops, pack, predict, visualize, web
 
 PAGES = sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))
 DOCS = ["README.md", "TRAINING.md", "CONTRIBUTING.md", "point_clouds/README.md", *PAGES]
@@ -33,7 +33,7 @@ DOCS = ["README.md", "TRAINING.md", "CONTRIBUTING.md", "point_clouds/README.md",
 POINT_CLOUDS = ("point_clouds.train", "point_clouds.test")
 TOOLS = {
     f"tools.{name.__name__.rpartition('.')[2]}": name.parser
-    for name in (average, predict, flops, export, convert, visualize, web, compare)
+    for name in (average, predict, flops, export, convert, visualize, web, compare, pack)
 } | {"benchmarks": benchmarks.parser, "point_clouds.prepare": prepare.parser}
 
 
@@ -173,6 +173,8 @@ def clone(tmp_path, monkeypatch):
 @pytest.mark.parametrize(("name", "command"), commands())
 def test_command_parses(name, command, clone, tmp_path):
     words = shlex.split(command.partition(" > ")[0])
+    if words[0] == "torchrun" and "-m" in words:
+        words = ["python", *words[words.index("-m") :]]
     module = words[2] if words[:2] == ["python", "-m"] else ""
     if words[0] == "make":
         (targets,) = re.findall(r"^\.PHONY: (.*)", (ROOT / "Makefile").read_text(), re.MULTILINE)
