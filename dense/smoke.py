@@ -5,12 +5,23 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from dense.configs import dicts
 from dense.shapes import write_coco, write_masks
 from runtime.errors import UserError
 
 WIDTHS = [16, 32, 64, 128]
 """Channels of the shrunk backbone's outputs."""
+SMALL: dict[str, dict[str, Any]] = {
+    "HorNet": {"base_dim": WIDTHS[0], "depths": (1, 1, 1, 1), "pretrained": None},
+    "ResNet": {"depth": 50, "base_channels": WIDTHS[0] // 4},
+    "ResNetV1c": {"depth": 50, "base_channels": WIDTHS[0] // 4},
+    "SwinTransformer": {
+        "embed_dims": WIDTHS[0], "depths": (1, 1, 1, 1), "num_heads": (1, 2, 4, 8),
+    },
+}  # fmt: skip
+"""Arguments of a backbone with these WIDTHS, by its type."""
 SIZES = {"scale", "scales", "crop_size", "size", "max_size", "stride"}
 """Sizes of images and crops, divided by 8, but no smaller than 64."""
 MOST = {"max_per_img": 20, "max_per_image": 10, "nms_pre": 100, "num": 32}
@@ -41,10 +52,20 @@ def shrink(config: Any) -> None:
             begin = int(scheduler.begin > 0 or len(config.param_scheduler) == 1)
             scheduler.update(begin=begin, end=begin + 1)
     config.default_hooks.logger.interval = 1
+    wrapper = config.optim_wrapper
+    if wrapper.type == "AmpOptimWrapper" and not torch.cuda.is_available():  # it needs a GPU
+        wrapper.type = "OptimWrapper"
+        for name in {"loss_scale", "dtype"} & wrapper.keys():
+            del wrapper[name]
 
 
 def _shrink_model(model: Any) -> None:
-    model.backbone.update(base_dim=WIDTHS[0], depths=(1, 1, 1, 1), pretrained=None)
+    kind = model.backbone.type
+    model.backbone.update(**SMALL.get(kind, SMALL["HorNet"]))
+    if kind != "HorNet" and kind in SMALL:  # their start weights
+        model.backbone.init_cfg = None
+    if "pretrained" in model:
+        model.pretrained = None
     used = [WIDTHS[i] for i in model.backbone.get("out_indices", range(4))]
     for part in ("neck", "decode_head"):
         if part in model:
