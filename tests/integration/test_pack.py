@@ -108,6 +108,7 @@ def test_files_that_a_jpeg_cannot_hold_are_copied(source):
     assert load_image(str(folder / "turned.jpg")).size == (60, 40)
 
 
+@pytest.mark.slow
 def test_shards_of_webdataset(source, tmp_path, capsys):
     output = tmp_path / "packed"
     assert run(source, output, "--format", "wds") == 0
@@ -124,6 +125,7 @@ def test_shards_of_webdataset(source, tmp_path, capsys):
     assert labels == [0] * 12 + [1] * 7
 
 
+@pytest.mark.slow
 def test_a_stopped_pack_goes_on(source, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(packing, "PER_JOB", 5)
     whole, output = tmp_path / "whole", tmp_path / "packed"
@@ -140,6 +142,7 @@ def test_a_stopped_pack_goes_on(source, tmp_path, monkeypatch, capsys):
     assert json.loads((output / "pack.json").read_text())["images"] == 24
 
 
+@pytest.mark.slow
 def test_a_damaged_pack_is_told(source, tmp_path, capsys):
     output = tmp_path / "packed"
     assert run(source, output, "--format", "folders") == 0
