@@ -1,6 +1,7 @@
 """build_data: opens the data sets that a run needs."""
 
 import logging
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -28,7 +29,7 @@ from input_pipeline.image_sets import (
 from input_pipeline.imagenet_sets import CLASSES, list_set, synsets
 from input_pipeline.images import Decoding
 from input_pipeline.label_files import MultiLabelImages, list_labelled
-from input_pipeline.listing import held_out, held_out_by_draw, listed_once
+from input_pipeline.listing import Listing, held_out, held_out_by_draw, listed_once
 from input_pipeline.parts import find_parts
 from input_pipeline.tar_files import TarImages, list_tars
 from input_pipeline.timm_sets import PREFIXES, open_timm_set
@@ -107,16 +108,17 @@ def build_data(
     if prefix in FOLDERS:
         parts = {**_open_folders(config, transforms, context)}
     elif prefix == "tar":
-        parts = {**_open_tars(config, transforms, context)}
+        parts = {**_open_listed(config, transforms, context, _list_tars_of, TarImages)}
     elif config.is_multi_label:
-        parts = {**_open_labelled(config, transforms, context)}
+        parts = {**_open_listed(config, transforms, context, list_labelled, MultiLabelImages)}
     elif prefix in CLASSES:
         listing = listed_once(partial(list_set, prefix, Path(config.data_path)), context)
         parts = {"val": ListedImages(listing, transforms["val"], decoding_of(config))}
     else:
         open_part = _open_cifar if prefix == "CIFAR" else open_timm_set
         parts = {part: open_part(config, part, transform) for part, transform in transforms.items()}
-    for images in parts.values() if config.as_arrays else ():
+    # each process would read the same images
+    for images in parts.values() if config.as_arrays and context.is_main else ():
         if isinstance(images, ImageSet):
             _warn_of_range(config, images)
     if augment.size_schedule and isinstance(parts.get("train"), ImageStream):
@@ -278,26 +280,24 @@ def _warn_unused_fraction(config: DataConfig, val: Path | None) -> None:
     )
 
 
-def _open_tars(
-    config: DataConfig, transforms: dict[str, Any], context: DistributedContext
+def _open_listed(
+    config: DataConfig,
+    transforms: dict[str, Any],
+    context: DistributedContext,
+    list_part: Callable[[Path, str], Listing],
+    kind: Callable[..., ImageSet],
 ) -> dict[str, ImageSet]:
+    """Open the parts that `list_part` finds in --data_path, as sets of this kind."""
     opened: dict[str, ImageSet] = {}
     for part, transform in transforms.items():
-        file = Path(config.data_path) / f"{part}.tar"
-        path = file if file.is_file() else file.with_suffix("")
-        listing = listed_once(partial(list_tars, path), context)
-        opened[part] = TarImages(listing, transform, decoding_of(config))
+        listing = listed_once(partial(list_part, Path(config.data_path), part), context)
+        opened[part] = kind(listing, transform, decoding_of(config))
     return opened
 
 
-def _open_labelled(
-    config: DataConfig, transforms: dict[str, Any], context: DistributedContext
-) -> dict[str, ImageSet]:
-    folder, opened = Path(config.data_path), {}
-    for part, transform in transforms.items():
-        listing = listed_once(partial(list_labelled, folder, part), context)
-        opened[part] = MultiLabelImages(listing, transform, decoding_of(config))
-    return {**opened}
+def _list_tars_of(folder: Path, part: str) -> Listing:
+    file = folder / f"{part}.tar"
+    return list_tars(file if file.is_file() else file.with_suffix(""))
 
 
 def _open_cifar(config: DataConfig, part: str, transform: Any) -> ImageSet:
@@ -403,9 +403,7 @@ def _check_classes(config: DataConfig, parts: dict[str, Images], classes: list[s
 
 def _check_counts(path: str, part: str, images: Images) -> None:
     """Refuse class folders without training images, and tell of those without evaluation images."""
-    labels = images.labels if isinstance(images, ListedImages | Part) else None
-    if isinstance(images, MultiLabelImages):
-        labels = images.all_labels()
+    labels = images.all_labels() if isinstance(images, ListedImages | Part) else None
     if labels is None:
         return
     counts = torch.bincount(labels, minlength=len(images.classes)).tolist()

@@ -220,9 +220,9 @@ def evaluate_checkpoint(
             raise UserError(f"--model_ema_eval true: checkpoint {path} has no EMA")
         evaluated["_ema"] = ema
         for name in checkpoint:
-            more = reading.ema_weights_in(checkpoint, path, name) if _is_further_ema(name) else None
-            if more is not None:
-                evaluated[f"_{name.removeprefix('model_')}"] = more
+            if name.startswith("model_ema_"):  # of --model_ema_more
+                more = reading.ema_weights_in(checkpoint, path, name)
+                evaluated |= {f"_{name.removeprefix('model_')}": more} if more else {}
     evaluation = Evaluation(config, data, context)
     results = Results(config, data.val, context.is_main)
     numbers = {name: number for number, name in enumerate(data.classes)}
@@ -243,10 +243,6 @@ def evaluate_checkpoint(
             logger.info("mean accuracy of the classes: %.2f%%", mean_class_accuracy(rows))
         if context.is_main:
             results.tell(model, metrics, rows, suffix)
-
-
-def _is_further_ema(name: str) -> bool:
-    return name.startswith("model_ema_")  # of --model_ema_more
 
 
 class Results:

@@ -54,9 +54,8 @@ class Facts:
     background: str | None = "white"
     multi_label: bool = False  # whether probabilities are the sigmoid of the logits
     channels: int = 3
-    value_range: list[float] | None = (
-        None  # pixel values of 0 and 1; None for those of 8 or 16 bits
-    )
+    # pixel values that become 0 and 1; None for those of 8 or 16 bits
+    value_range: list[float] | None = None
 
     def dumps(self) -> str:
         return json.dumps(asdict(self))

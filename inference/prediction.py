@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from inference.classifier import Classifier
 from inference.labels import as_unicode
-from runtime.distributed import DistributedContext, all_gather, barrier
+from input_pipeline.loaders import loader_of
+from runtime.distributed import DistributedContext, barrier
 from runtime.errors import UserError
 from runtime.files import written_whole
-from runtime.signals import end_workers_at_exit, ignore_signals, signals_blocked
 from runtime.sizes import size_text
 
 Prediction = list[tuple[str, float]] | str
@@ -48,11 +48,6 @@ def _as_lists(batch: list[tuple[Path, Any]]) -> tuple[list[Path], list[Any]]:
     return [*files], [*inputs]
 
 
-def _start_worker(_: int) -> None:
-    ignore_signals()
-    torch.set_num_threads(1)
-
-
 @torch.inference_mode()
 def predictions(
     classifier: Classifier,
@@ -64,15 +59,9 @@ def predictions(
 ) -> Iterator[tuple[Path, Prediction]]:
     """Yield the prediction of each file, in order; UserError if the model takes no such images."""
     model, names = classifier.model.to(device), classifier.labels
-    loader = DataLoader(
-        _Inputs(files, classifier), batch_size, num_workers=num_workers, collate_fn=_as_lists,
-        worker_init_fn=_start_worker,
-    )  # fmt: skip
-    if num_workers:
-        end_workers_at_exit()
-    with signals_blocked():
-        batches = iter(loader)
-    for part, inputs in batches:
+    source = _Inputs(files, classifier)
+    loader = loader_of(source, num_workers, batch_size=batch_size, collate_fn=_as_lists)
+    for part, inputs in loader:
         readable = [x for x in inputs if not isinstance(x, str)]
         found: Iterator[Prediction] = iter(())
         if readable:
@@ -133,7 +122,7 @@ def write_predictions(
                     written.write_text(content, encoding="utf-8", errors="surrogateescape")
             else:
                 tell(len(own))
-        all_gather(None, context)  # wait for all
+        barrier()
         return _join(output, folder, len(starts)) if context.is_main else {}
     except OSError as error:
         raise UserError(f"{output} cannot be written: {error.strerror or error}") from None

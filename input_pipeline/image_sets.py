@@ -58,6 +58,10 @@ class ImageSet(Dataset[Sample]):
         """Return what takes the place of an unreadable image in a batch."""
         return self.transform(Image.new("RGB", (256, 256)))
 
+    def all_labels(self) -> torch.Tensor | None:
+        """Return the labels of all images, one after another; None if they are not known yet."""
+        return self.labels
+
     @property
     def no_label(self) -> Any:
         """The label of `blank`."""

@@ -37,7 +37,6 @@ class MultiLabelImages(ListedImages):
         return self.load(index), target
 
     def all_labels(self) -> torch.Tensor:
-        """Return the labels of all images, one after another."""
         numbers = torch.tensor([self.numbered(i) for i in range(len(self.source.classes))])
         return numbers[self.source.labels.long()]
 

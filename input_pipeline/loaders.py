@@ -232,6 +232,15 @@ def _start_worker(_: int) -> None:
     gc.freeze()  # garbage collection would write to, and so copy, what is shared with the parent
 
 
+def loader_of(source: Dataset, num_workers: int, **options: Any) -> DataLoader:
+    """Return a loader whose workers leave signals to this process, and end with it."""
+    if num_workers:
+        end_workers_at_exit()
+        # where workers are not forked, from Python 3.14 on, each would import these by itself
+        multiprocessing.set_forkserver_preload(["torch", "torchvision", "timm.data"])
+    return _Loader(source, num_workers=num_workers, worker_init_fn=_start_worker, **options)
+
+
 def _loader(
     images: Images,
     source: Dataset,
@@ -240,16 +249,11 @@ def _loader(
     persistent: bool = True,
     **options: Any,
 ) -> DataLoader:
-    if config.num_workers:
-        end_workers_at_exit()
-        # where workers are not forked, from Python 3.14 on, each would import these by itself
-        multiprocessing.set_forkserver_preload(["torch", "torchvision", "timm.data"])
-    return _Loader(
+    return loader_of(
         source,
-        num_workers=config.num_workers,
+        config.num_workers,
         persistent_workers=persistent and config.num_workers > 0,
         pin_memory=config.pin_mem and context.device.type == "cuda",
         multiprocessing_context="fork" if images.needs_fork and config.num_workers else None,
-        worker_init_fn=_start_worker,
         **options,
     )

@@ -91,16 +91,15 @@ class Trackers:
             return
         new = {name: value for name, value in values.items() if not self.before.has(name, step)}
         names = [*self.sent.names, *new] if step == self.sent.step else [*new]
-        try:
-            # what is later than the checkpoint was hidden
-            for name, value in (values if step > self.step else new).items():
-                if self.tensorboard:
+        if self.tensorboard:
+            try:
+                # what is later than the checkpoint was hidden
+                for name, value in (values if step > self.step else new).items():
                     self.tensorboard.add(name, value, step)
-            if self.tensorboard:
                 self.tensorboard.flush()  # a kill would lose it
-        except OSError as error:  # a full disk
-            logger.warning("nothing more is written to --log_dir: %s", error)
-            self.tensorboard = None
+            except OSError as error:  # a full disk
+                logger.warning("nothing more is written to --log_dir: %s", error)
+                self.tensorboard = None
         # after TensorBoard, where a point written twice is still one; before Weights & Biases,
         # which takes no step twice
         self._save(replace(self.sent, step=step, names=names))

@@ -8,6 +8,7 @@ import json
 import os
 import sys
 from argparse import Namespace
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -16,7 +17,14 @@ from tqdm import tqdm
 
 from inference.classifier import Classifier, add_flags, classifier_of
 from inference.labels import as_unicode, drawable, font_file
-from inference.prediction import COLUMNS, FORMATS, predictions, rows_of, write_predictions
+from inference.prediction import (
+    COLUMNS,
+    FORMATS,
+    Prediction,
+    predictions,
+    rows_of,
+    write_predictions,
+)
 from input_pipeline.arrays import as_picture
 from input_pipeline.folders import find_images
 from runtime.distributed import close_distributed, init_distributed
@@ -50,18 +58,11 @@ def parser() -> Parser:
     return this
 
 
-def predict(
-    classifier: Classifier,
-    files: list[Path],
-    device: torch.device,
-    topk: int,
-    batch_size: int,
-    num_workers: int = 0,
-) -> tuple[Predictions, dict[Path, str]]:
+def sorted_out(every: Iterable[tuple[Path, Prediction]]) -> tuple[Predictions, dict[Path, str]]:
     """Return the most probable classes of each file, and what is wrong with unreadable files."""
     found: Predictions = {}
     unreadable: dict[Path, str] = {}
-    for file, own in predictions(classifier, files, device, topk, batch_size, num_workers):
+    for file, own in every:
         if isinstance(own, str):
             unreadable[file] = own
         else:
@@ -173,18 +174,19 @@ def main(arguments: Namespace) -> int:
     files = find_images(arguments.images)
     classifier, topk, size = classifier_of(arguments), arguments.topk, arguments.batch_size
     workers = _workers(arguments, len(files))
-    predictions, unreadable = predict(classifier, files, device, topk, size, workers)
+    every = predictions(classifier, files, device, topk, size, workers)
+    found, unreadable = sorted_out(every)
     if arguments.json:
-        sys.stdout.write(as_json(predictions, unreadable))
+        sys.stdout.write(as_json(found, unreadable))
     elif arguments.csv:
-        print_csv(predictions)
+        print_csv(found)
     else:
-        sys.stdout.write(as_table(predictions))
+        sys.stdout.write(as_table(found))
     for reason in unreadable.values():
         sys.stderr.write(f"skipped: {reason}\n")
     if arguments.show_dir:
-        save_captioned(predictions, arguments.show_dir, classifier)
-    return 0 if predictions else 1
+        save_captioned(found, arguments.show_dir, classifier)
+    return 0 if found else 1
 
 
 if __name__ == "__main__":

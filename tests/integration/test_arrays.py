@@ -18,6 +18,7 @@ from inference.classifier import load_classifier
 from inference.convert import convert
 from inference.export import export
 from inference.exported import Exported
+from inference.prediction import predictions
 from inference.targets import Options
 from input_pipeline.images import Decoding, load_image
 from input_pipeline.transforms import eval_transform, train_transform
@@ -75,7 +76,7 @@ def test_the_tools_take_the_same_images(trained, tmp_path, capsys):
     assert classifier.preprocessing.input_size == (48, 64)
     files = sorted((folder / "val").rglob("*.tif"))
     assert classifier.inputs(files).shape == (len(files), 5, 48, 64)
-    found, problems = predict.predict(classifier, files, torch.device("cpu"), 1, 8)
+    found, problems = predict.sorted_out(predictions(classifier, files, torch.device("cpu"), 1, 8))
     assert not problems
     assert [found[file][0][0] for file in files] == [file.parent.name for file in files]
     expected = {file: dict(shares) for file, shares in found.items()}
@@ -90,8 +91,8 @@ def test_the_tools_take_the_same_images(trained, tmp_path, capsys):
     convert(checkpoint, tmp_path / "folder")
     convert(checkpoint, tmp_path / "m.safetensors")
     for other in ("m.onnx", "folder", "m.safetensors"):
-        again, _ = predict.predict(
-            load_classifier(str(tmp_path / other)), files, torch.device("cpu"), 1, 8
+        again, _ = predict.sorted_out(
+            predictions(load_classifier(str(tmp_path / other)), files, torch.device("cpu"), 1, 8)
         )
         for file in files:
             assert dict(again[file]) == pytest.approx(expected[file], abs=1e-5)

@@ -16,6 +16,7 @@ from inference.classifier import load_classifier
 from inference.convert import convert
 from inference.export import export
 from inference.exported import Exported
+from inference.prediction import predictions
 from inference.targets import Options
 from input_pipeline.label_files import list_labelled
 from main import run
@@ -137,15 +138,15 @@ def test_predictions_and_exports_are_probabilities_of_each_class(trained, folder
     files = sorted((folder / "more").iterdir())[:6]
     with torch.no_grad():
         expected = classifier.model(classifier.inputs(files)).sigmoid()
-    found, _ = predict.predict(classifier, files, torch.device("cpu"), 3, 4)
+    found, _ = predict.sorted_out(predictions(classifier, files, torch.device("cpu"), 3, 4))
     for file, row in zip(files, expected, strict=True):
         assert dict(found[file]) == pytest.approx(dict(zip(CLASSES, row.tolist(), strict=True)))
     shares, _ = web.answer(classifier, files[0])
     assert shares == pytest.approx(expected[0].tolist())
     export(classifier, tmp_path / "model.onnx", Options())
     assert Exported(tmp_path / "model.onnx").facts.multi_label
-    again, _ = predict.predict(
-        load_classifier(str(tmp_path / "model.onnx")), files, torch.device("cpu"), 3, 4
+    again, _ = predict.sorted_out(
+        predictions(load_classifier(str(tmp_path / "model.onnx")), files, torch.device("cpu"), 3, 4)
     )
     for file in files:
         assert dict(again[file]) == pytest.approx(dict(found[file]), abs=1e-5)

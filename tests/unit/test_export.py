@@ -18,6 +18,7 @@ from inference import export, quantize
 from inference.classifier import load_classifier
 from inference.exported import FORMATS, Exported, Facts, companions, quiet_library
 from inference.portable import portable
+from inference.prediction import predictions
 from inference.targets import OPSETS, Options
 from input_pipeline.images import Decoding
 from models.layers import ChannelLinear
@@ -434,10 +435,10 @@ def test_int8_with_its_accuracy(tmp_path, capsys):
     # what it says is what tools.predict finds, before and after
     shares, found = [], []
     for checkpoint in (tmp_path / "a.pth", file):
-        predictions, _ = predict.predict(
-            load_classifier(str(checkpoint)), held_out, torch.device("cpu"), 1, 7
+        answers, _ = predict.sorted_out(
+            predictions(load_classifier(str(checkpoint)), held_out, torch.device("cpu"), 1, 7)
         )
-        found.append([predictions[path][0][0] for path in held_out])
+        found.append([answers[path][0][0] for path in held_out])
         right = [path.parent.name == name for path, name in zip(held_out, found[-1], strict=True)]
         shares.append(sum(right) / len(right))
     assert first.startswith(f"15 images not used for calibration: accuracy {shares[0]:.2%} before")
