@@ -218,6 +218,7 @@ def test_data_sets_that_are_not_there_are_one_line(network, tmp_path, data_set, 
     assert message in str(caught.value)
 
 
+@pytest.mark.slow
 def test_hugging_face_set_that_is_not_there(network):
     done = launch("main.py", *network, "--data_set", "hfds/no/such", HF_HUB_OFFLINE="1")
     assert done.returncode == 1

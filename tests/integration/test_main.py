@@ -128,6 +128,7 @@ def test_resumed_run_equals_an_undisturbed_one(flags, tmp_path, capsys, case):
     ],
     ids=lambda case: case[0][2:] if isinstance(case, list) else "",
 )
+@pytest.mark.slow
 def test_ways_to_compute_that_change_no_result(flags, tmp_path, case, tolerance):
     for model in ("hornet_atto_7x7", "hornet_atto_gf"):
         plain = train([*flags, "--model", model], tmp_path / f"{model}-plain", *EVERYTHING)
@@ -525,6 +526,7 @@ def test_broken_images_are_listed(flags, digits, tmp_path):
     assert sorted(line.split("\t")[0] for line in lines) == sorted(map(str, broken))
 
 
+@pytest.mark.slow
 def test_as_a_user_types_it(flags, tmp_path):
     done = launch("main.py", *flags, "--data_path", tmp_path / "none")
     assert done.returncode == 1

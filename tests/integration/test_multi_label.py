@@ -86,6 +86,7 @@ def test_training_learns_all_classes_of_an_image(trained):
     assert (trained / "curves.png").is_file()
 
 
+@pytest.mark.slow
 def test_a_resumed_run_is_the_same(trained, folder, tmp_path):
     flags = ["--data_path", folder, "--output_dir", tmp_path, "--epochs", 8]
     run(config_of(*flags, "--resume", trained / "checkpoint-5.pth"))

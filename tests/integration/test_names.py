@@ -66,6 +66,7 @@ def test_names_in_files_of_an_evaluation(run, data):
     assert parse_args(["--config", str(run / "config.yaml")]).data.data_path == str(data)
 
 
+@pytest.mark.slow
 def test_names_in_predictions(run, data, tmp_path):
     folder = data / "val" / NAMES[0]
     command = [str(folder), "--checkpoint", str(run / "checkpoint-0.pth")]

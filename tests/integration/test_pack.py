@@ -151,6 +151,7 @@ def test_a_damaged_pack_is_told(source, tmp_path, capsys):
     assert "train has 18 images, not the 19 that were packed" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_mistakes_are_one_line(source, tmp_path, capsys):
     full = tmp_path / "full"
     full.mkdir()

@@ -170,6 +170,7 @@ def backbone(config, tmp_path):
     return tmp_path / "backbone.pth"
 
 
+@pytest.mark.slow
 def test_start_weights_of_the_backbone_stay_frozen_and_need_not_be_saved(
     config, backbone, tmp_path, capsys
 ):

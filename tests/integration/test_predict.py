@@ -40,6 +40,7 @@ def read_csv(text):
 
 
 @pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_evaluation_and_predict_agree(flags, digits, trained, tmp_path, capsys, processes):
     out = tmp_path / "evaluation"
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]

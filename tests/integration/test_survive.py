@@ -198,6 +198,7 @@ def test_a_signal_in_an_evaluation(undisturbed, tmp_path, monkeypatch, asked):
     assert_same(folder, tmp_path)
 
 
+@pytest.mark.slow
 def test_processes_that_start_again_do_not_call_dead_ones(tmp_path):
     script = tmp_path / "worker.py"
     script.write_text(
@@ -253,6 +254,7 @@ def test_other_numbers_of_processes(undisturbed, tmp_path):
     assert ours[-1]["train_loss"] == pytest.approx(theirs[-1]["train_loss"], rel=0.3)
 
 
+@pytest.mark.slow
 def test_a_run_whose_gradients_are_not_finite_says_where(undisturbed, tmp_path):
     processes, flags, _ = undisturbed
     wild = ["--layer_scale_init_value", "1e38", "--max_bad_steps", "3", "--output_dir", tmp_path]

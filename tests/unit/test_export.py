@@ -274,6 +274,7 @@ def test_other_runtimes_get_constants(model):
 
 
 @pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.slow
 def test_an_accelerated_model_has_the_same_program(strict):
     network = models.accelerate(export.random_classifier("hornet_atto_7x7", 64).model)
     program = torch.export.export(network, (torch.randn(1, 3, 64, 64),), strict=strict)

@@ -45,7 +45,9 @@ def results(function, x, *parameters):
     return [y, *gradients]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("shape", [(2, 20, 3, 5), (1, 5, 2, 18), (1, 33, 3, 1)])
 @pytest.mark.parametrize("kernel", [7, 3])
 def test_depthwise_convolution(shape, dtype, kernel):
@@ -63,7 +65,9 @@ def test_depthwise_convolution(shape, dtype, kernel):
         assert_near(actual.float(), expected.float(), 1e-5 if dtype == torch.float32 else 2e-2)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("size", [(7, 7), (6, 8), (14, 14), (5, 3), (1, 1)])
 def test_global_filter(size, dtype):
     x = channels_last_slice(2, 5, *size, dtype)

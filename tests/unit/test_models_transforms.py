@@ -80,6 +80,7 @@ def test_jit_script_of_features():
 
 
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.slow
 def test_export_with_dynamic_height_and_width(model, x):
     dynamic = {2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
     exported = torch.export.export(model, (x,), dynamic_shapes=(dynamic,))
