@@ -58,6 +58,7 @@ def compare(folder):
 
 
 @pytest.mark.parametrize("processes", [2, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_metrics_are_those_of_one_process(processes, tmp_path):
     script = f"from {__name__} import compare; compare({str(tmp_path)!r})"
     (tmp_path / "worker.py").write_text(script)

@@ -184,6 +184,7 @@ def test_released_checkpoint_is_resumed(flags, tmp_path, capsys):
     )
 
 
+@pytest.mark.slow
 def test_released_checkpoint_with_a_word_for_its_epoch(flags, tmp_path, monkeypatch):
     train(flags, tmp_path / "whole", "--epochs", "1")
     state = read_checkpoint(tmp_path / "whole/checkpoint-start.pth")

@@ -58,7 +58,7 @@ def data_of(kind, path):
     return build_data(config.data, config.augment, config.model.input_size)
 
 
-@pytest.mark.parametrize("form", ["tar", "folders"])
+@pytest.mark.parametrize("form", ["tar", pytest.param("folders", marks=pytest.mark.slow)])
 def test_a_pack_is_the_same_data_set(source, tmp_path, form, capsys):
     output = tmp_path / "packed"
     assert run(source, output, "--format", form) == 0

@@ -388,6 +388,7 @@ with RunFolder(CheckpointConfig(output_dir=sys.argv[1]), is_main=True).claimed()
 """
 
 
+@pytest.mark.slow
 def test_a_folder_that_another_run_writes_to_is_refused(tmp_path, monkeypatch, caplog):
     folder = RunFolder(CheckpointConfig(output_dir=str(tmp_path)), is_main=True)
     with subprocess.Popen([sys.executable, "-c", WRITES, tmp_path], stdout=subprocess.PIPE) as run:

@@ -364,6 +364,7 @@ def test_an_onnx_file_for_others(tmp_path):
     assert len({*factors}) == 32  # OpenCV 4 refuses one that two products share
 
 
+@pytest.mark.slow
 def test_every_layer_affects_the_logits_of_random_weights():
     network = export.random_classifier("hornet_atto_gf", 64).model
     images = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(1))
