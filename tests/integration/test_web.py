@@ -18,9 +18,9 @@ from PIL import Image
 
 from inference import insight, pictures
 from inference.classifier import load_classifier
+from inference.prediction import predictions
 from tests.integration.conftest import ROOT
 from tools import visualize, web
-from tools.predict import predict
 
 
 @pytest.fixture(scope="module")
@@ -90,9 +90,9 @@ def test_answer_is_that_of_predict(weights, digits):
     classifier = load_classifier(str(weights))
     file = next(digits.glob("val/3/*.png"))
     shares, picture = web.answer(classifier, file)
-    found, _ = predict(classifier, [file], torch.device("cpu"), topk=3, batch_size=1)
+    ((_, found),) = predictions(classifier, [file], torch.device("cpu"), topk=3, batch_size=1)
     top = sorted(shares, reverse=True)[:3]
-    assert found[file] == [
+    assert found == [
         (classifier.labels[shares.index(share)], pytest.approx(share)) for share in top
     ]
     # of each class its own heat over the same pixels, whose blend is undone here
