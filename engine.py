@@ -12,6 +12,7 @@ from torch import nn
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from input_pipeline.loaders import Batch
 from runtime.distributed import DistributedContext, all_gather_shards
 from runtime.errors import UserError
 from runtime.logging import Throughput
@@ -21,8 +22,6 @@ from training.state import TrainState
 from utils import seed_everything, stream_seed
 
 logger = logging.getLogger(__name__)
-
-Batch = tuple[torch.Tensor, torch.Tensor]
 
 
 def train_one_epoch(

@@ -24,7 +24,7 @@ class ImageSet(Dataset[Sample]):
 
     Args:
         source: What the images are read from, with a length.
-        transform: Image -> tensor (3, H, W).
+        transform: Image -> tensor (3, H, W). Of a `SplitTransform` a sample has had the first part.
         classes: Class names in the order of the labels.
         labels: Label per image (N), if the source has no `targets`; None if only known after
             reading.
@@ -54,9 +54,13 @@ class ImageSet(Dataset[Sample]):
         """Return the file of an image, or its index if it has none."""
         return str(index)
 
+    def for_batch(self, image: Any) -> torch.Tensor:
+        """Transform an image as far as it is done before images are put together."""
+        return getattr(self.transform, "for_batch", self.transform)(image)
+
     def blank(self) -> torch.Tensor:
         """Return what takes the place of an unreadable image in a batch."""
-        return self.transform(Image.new("RGB", (256, 256)))
+        return self.for_batch(Image.new("RGB", (256, 256)))
 
     def all_labels(self) -> torch.Tensor | None:
         """Return the labels of all images, one after another; None if they are not known yet."""
@@ -82,20 +86,21 @@ class ImageSet(Dataset[Sample]):
 
     def __getitem__(self, index: int) -> Sample:
         image, label = self.read(index)
-        return self.transform(image), label
+        return self.for_batch(image), label
 
 
 class ImageStream(IterableDataset[Sample]):
     """Images that can only be read from the start, without names.
 
-    `classes` are in the order of the labels; `length` is the images per epoch, of all ranks.
+    `classes` are in the order of the labels; `length` is the images per epoch, of all ranks;
+    `transform` is that of an `ImageSet`.
     Subclasses define `__iter__`, which yields the samples of this rank and loader worker.
     """
 
     needs_fork = False
 
-    def __init__(self, classes: list[str], length: int) -> None:
-        self.classes, self.length = classes, length
+    def __init__(self, classes: list[str], length: int, transform: Any) -> None:
+        self.classes, self.length, self.transform = classes, length, transform
 
     def number_by(self, classes: list[str]) -> None:
         """Refuse classes in another order than this stream's."""
@@ -138,7 +143,7 @@ class ListedImages(ImageSet):
 
     def blank(self) -> torch.Tensor:
         if self.decoding.as_array:
-            return self.transform(torch.zeros(self.decoding.channels, 256, 256))
+            return self.for_batch(torch.zeros(self.decoding.channels, 256, 256))
         return super().blank()
 
     def load(self, index: int) -> Any:

@@ -1,30 +1,35 @@
 """Samplers and loaders: which rank loads which images in which order.
 
 The order of an epoch depends on the seed and the epoch only, and ranks take its images in turn. The
-augmentation of an image depends on seed, epoch and index. So a run can resume inside an epoch, with
+augmentation of an image depends on seed, epoch and index; only random erasing, which whole batches
+take on their device, depends on the batch and the rank. So a run can resume inside an epoch, with
 any world size and number of workers, at `position`: the images that all ranks have used.
 """
 
+import copy
 import gc
 import math
 import multiprocessing
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
 import torch
+from torch import nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from config.flags import DataConfig, SamplingConfig
 from input_pipeline.image_sets import Images, ImageSet, ImageStream, Sample, labels_of
-from input_pipeline.transforms import SizeSchedule
+from input_pipeline.transforms import Finish, SizeSchedule
 from input_pipeline.unreadable import UnreadableImages
 from runtime.distributed import DistributedContext, shard
 from runtime.errors import UserError
 from runtime.signals import end_workers_at_exit, ignore_signals, signals_blocked
 from utils import seed_everything, seed_host, stream_seed
+
+Batch = tuple[torch.Tensor, torch.Tensor]  # images (N, C, H, W) and labels, (N) or (N, classes)
 
 
 class TrainImages(Dataset[Sample]):
@@ -136,7 +141,7 @@ def draw_balanced(labels: torch.Tensor, count: int, generator: torch.Generator) 
 
 
 class TrainLoader:
-    """Shuffled full batches of this rank, one epoch at a time."""
+    """Shuffled full batches of this rank, one epoch at a time; the images on its device."""
 
     def __init__(
         self,
@@ -159,20 +164,25 @@ class TrainLoader:
         else:
             source = TrainImages(images, seed, unreadable)
             self.loader = _loader(images, source, config, context, sampler=self.order, **options)
+        self.finish = finish_on(context.device, images)
 
-    def batches(self, epoch: int, position: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def batches(self, epoch: int, position: int) -> Iterator[Batch]:
         """Yield the batches of an epoch after `position`.
 
         Of streams, the batches up to `position` are read and discarded; with the same world size
         and number of workers, that repeats the order of an uninterrupted run.
         """
         self.order.epoch, self.order.position = epoch, position
-        if not isinstance(self.images, ImageStream):
-            return iter(self.loader)
-        seed_everything(stream_seed("epoch", self.seed, epoch, self.context.rank))
-        self.images.set_epoch(epoch)
         total_batch = self.loader.batch_size * self.context.world_size  # type: ignore[operator]
-        return islice(self.loader, position // total_batch, None)
+        first = position // total_batch
+        batches: Iterable[Any] = self.loader
+        if isinstance(self.images, ImageStream):
+            seed_everything(stream_seed("epoch", self.seed, epoch, self.context.rank))
+            self.images.set_epoch(epoch)
+            batches = islice(self.loader, first, None)
+        for number, (images, labels) in enumerate(batches, start=first):
+            seed_everything(stream_seed("batch", self.seed, epoch, number, self.context.rank))
+            yield self.finish(images), labels
 
     def names_of_step(self, total_batch: int, position: int, steps_since: int) -> list[str]:
         """Return the images, of all ranks, of the step `steps_since` steps before `position`.
@@ -192,7 +202,7 @@ def eval_loader(
     context: DistributedContext,
     unreadable: UnreadableImages,
     dist_eval: bool = True,
-) -> DataLoader:
+) -> "FinishedBatches":
     """Load all images once: each rank its `shard`, or all of them without dist_eval.
 
     Of a stream each rank loads all images: timm's readers would repeat or miss some if the shards
@@ -201,11 +211,35 @@ def eval_loader(
     batch_size = int(1.5 * config.batch_size)
     if isinstance(images, ImageStream):
         images.prepare(config.num_workers, share=False, unreadable=unreadable)
-        return _loader(images, images, config, context, batch_size=batch_size)
+        loader = _loader(images, images, config, context, batch_size=batch_size)
+        return FinishedBatches(loader, finish_on(context.device, images))
     rank, world_size = (context.rank, context.world_size) if dist_eval else (0, 1)
     indices = shard(len(images), batch_size, rank, world_size)
     source = EvalImages(images, unreadable)
-    return _loader(images, source, config, context, batch_size=batch_size, sampler=indices)
+    loader = _loader(images, source, config, context, batch_size=batch_size, sampler=indices)
+    return FinishedBatches(loader, finish_on(context.device, images))
+
+
+def finish_on(device: torch.device, images: Images) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Return what takes a loader's batches to the device, and there to inputs of the model."""
+    finish = getattr(images.transform, "finish", None)
+    # a copy, since the transform itself stays with the workers
+    on_device = copy.deepcopy(finish).to(device) if isinstance(finish, Finish) else nn.Identity()
+    return lambda batch: on_device(batch.to(device, non_blocking=True))
+
+
+class FinishedBatches:
+    """The batches of a loader, their images finished on the device."""
+
+    def __init__(self, loader: DataLoader, finish: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        self.loader, self.finish = loader, finish
+        self.batch_size = loader.batch_size
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return ((self.finish(images), labels) for images, labels in self.loader)
 
 
 @contextmanager

@@ -45,9 +45,9 @@ class ReaderStream(ImageStream):
     """The images of a streaming timm reader, whose labels are checked."""
 
     def __init__(self, source: IterableImageDataset, transform: Any, classes: list[str]) -> None:
-        super().__init__(classes, int(source.reader.num_samples))
+        super().__init__(classes, int(source.reader.num_samples), transform)
         self.source = source
-        source.transform = transform
+        source.transform = transform.for_batch
 
     def __iter__(self) -> Iterator[Sample]:
         for image, label in self.source:

@@ -11,10 +11,12 @@ from timm.data import constants, create_transform
 from timm.data.auto_augment import posterize
 from timm.data.random_erasing import RandomErasing
 from timm.data.transforms import (
+    MaybePILToTensor,
     RandomResizedCropAndInterpolation,
     ResizeKeepRatio,
     interp_mode_to_str,
 )
+from torch import nn
 from torchvision import transforms
 from torchvision.transforms import CenterCrop, Compose
 
@@ -26,6 +28,53 @@ from runtime.sizes import Size, sides
 SMALL_INPUT = 32  # up to this size, images are warped, and padded and cropped in training
 CROP_PCT = 224 / 256  # default fraction of the short side in evaluation
 WARPED_INPUT = 384  # from this size on, evaluation warps the whole image to a square
+
+
+class Finish(nn.Module):
+    """The last steps of a transform: normalisation and, in training, random erasing.
+
+    They take whole batches, on their device, so that workers send a quarter of the bytes.
+    """
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(
+        self,
+        mean: Sequence[float],
+        std: Sequence[float],
+        erasing: RandomErasing | None = None,
+    ) -> None:
+        super().__init__()
+        self.erasing = erasing
+        self.register_buffer("mean", torch.tensor(mean)[:, None, None])
+        self.register_buffer("std", torch.tensor(std)[:, None, None])
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Images (N, C, H, W), uint8 or float32 from 0 to 1 -> float32 inputs of the model."""
+        is_float = images.is_floating_point()
+        inputs = images.clone() if is_float else images.to(torch.float32).div_(255)
+        inputs = inputs.sub_(self.mean).div_(self.std)
+        if self.erasing:
+            self.erasing.device = inputs.device
+            inputs = self.erasing(inputs)
+        return inputs
+
+
+class SplitTransform(Compose):
+    """A transform of which a loader's workers do `for_batch`, and the device does `finish`."""
+
+    def __init__(self, steps: Sequence[Any], finish: Finish) -> None:
+        super().__init__([*steps])
+        self.finish = finish
+
+    def for_batch(self, image: Any) -> torch.Tensor:
+        """Image -> what `finish` takes batches of, (C, H, W)."""
+        return super().__call__(image)
+
+    def __call__(self, image: Any) -> torch.Tensor:
+        """Image -> input of the model, float32 (C, H, W)."""
+        return self.finish(self.for_batch(image)[None])[0]
 
 
 def mean_std(config: DataConfig) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -46,13 +95,15 @@ def train_transform(
     mean: tuple[float, ...],
     std: tuple[float, ...],
     as_array: bool = False,
-) -> transforms.Compose:
+) -> SplitTransform:
     """Return random crop, flip, RandAugment and erasing: image -> float tensor (C, H, W).
 
     With `as_array` images are tensors (C, H, W) from 0 to 1, and there is no RandAugment.
     """
+    erasing = RandomErasing(config.reprob, mode=config.remode, max_count=config.recount)
+    finish = Finish(mean, std, erasing if config.reprob else None)
     if as_array:
-        return _train_transform_of_arrays(config, size, mean, std)
+        return SplitTransform(_train_steps_of_arrays(config, size), finish)
     try:
         transform = create_transform(
             sides(size),
@@ -63,11 +114,8 @@ def train_transform(
             color_jitter=config.color_jitter,
             auto_augment=config.aa,
             interpolation=config.train_interpolation,
-            mean=mean,
-            std=std,
-            re_prob=config.reprob,
-            re_mode=config.remode,
-            re_count=config.recount,
+            mean=mean,  # the colour of pixels beyond a turned image
+            normalize=False,
         )
     except (AssertionError, KeyError, ValueError) as error:
         raise UserError(
@@ -80,23 +128,17 @@ def train_transform(
         transform.transforms[0] = Compose([_resize(sides(size)), crop])
     elif config.fast_decode:
         transform.transforms[0] = FastCrop(transform.transforms[0])
-    return transform
+    return SplitTransform(transform.transforms, finish)
 
 
-def _train_transform_of_arrays(
-    config: AugmentConfig, size: Size, mean: tuple[float, ...], std: tuple[float, ...]
-) -> transforms.Compose:
+def _train_steps_of_arrays(config: AugmentConfig, size: Size) -> list[Any]:
     if max(sides(size)) <= SMALL_INPUT and config.scale is None:
         crop: list[Any] = [_resize(sides(size)), transforms.RandomCrop(sides(size), padding=4)]
     else:
         mode = transforms.InterpolationMode(config.train_interpolation)
         scale, ratio = config.scale or (0.08, 1.0), config.ratio
         crop = [transforms.RandomResizedCrop(sides(size), scale, ratio, mode)]
-    erasing = RandomErasing(
-        config.reprob, mode=config.remode, max_count=config.recount, device="cpu"
-    )
-    flip, norm = transforms.RandomHorizontalFlip(config.hflip), transforms.Normalize(mean, std)
-    return Compose([*crop, _clip, flip, norm, erasing])
+    return [*crop, _clip, transforms.RandomHorizontalFlip(config.hflip)]
 
 
 def _clip(image: torch.Tensor) -> torch.Tensor:
@@ -109,16 +151,23 @@ class SizeSchedule:
     `transforms_by_epoch`: first epoch of a transform -> transform. Set `epoch` before each image.
     """
 
-    def __init__(self, transforms_by_epoch: dict[int, Compose]) -> None:
+    def __init__(self, transforms_by_epoch: dict[int, SplitTransform]) -> None:
         self.transforms_by_epoch, self.epoch = transforms_by_epoch, 0
 
     @property
-    def current(self) -> Compose:
+    def current(self) -> SplitTransform:
         return self.transforms_by_epoch[max(e for e in self.transforms_by_epoch if e <= self.epoch)]
 
     @property
     def transforms(self) -> list[Any]:
         return self.current.transforms
+
+    @property
+    def finish(self) -> Finish:
+        return self.current.finish
+
+    def for_batch(self, image: Any) -> torch.Tensor:
+        return self.current.for_batch(image)
 
     def __call__(self, image: Any) -> torch.Tensor:
         return self.current(image)
@@ -173,7 +222,7 @@ def eval_transform(
     crop_pct: float | None = None,
     crops: bool = False,
     as_array: bool = False,
-) -> transforms.Compose:
+) -> SplitTransform:
     """Return the evaluation's preprocessing: image -> float tensor (3, height, width).
 
     For several `crops` of that size height and width are those divided by crop_pct. With `as_array`
@@ -188,8 +237,7 @@ def eval_transform(
         _resize(larger[0]) if height == width else ResizeKeepRatio(larger, interpolation="bicubic")
     )
     view = [_resize(shown)] if is_warped(size) else [covers, CenterCrop(shown)]
-    to_tensor = _clip if as_array else transforms.ToTensor()
-    return Compose([*view, to_tensor, transforms.Normalize(mean, std)])
+    return SplitTransform([*view, _clip if as_array else MaybePILToTensor()], Finish(mean, std))
 
 
 def is_warped(size: Size) -> bool:

@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 from timm.data.distributed_sampler import RepeatAugSampler
+from timm.data.random_erasing import RandomErasing
 from torchvision import transforms
 
 from config.flags import AugmentConfig, DataConfig, MixupConfig, SamplingConfig
@@ -30,6 +31,7 @@ from runtime.distributed import DistributedContext, shard
 from runtime.errors import UserError
 from tests.drawings import write_drawings
 from training.build import build_mixup
+from utils import seed_host
 
 ZERO, ONE = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
 
@@ -255,8 +257,9 @@ def test_augmentation_flags_reach_the_transform():
         remode="const",
         recount=3,
     )
-    members = {type(t).__name__: t for t in train_transform(config, 64, ZERO, ONE).transforms}
-    crop, erase = members["RandomResizedCropAndInterpolation"], members["RandomErasing"]
+    transform = train_transform(config, 64, ZERO, ONE)
+    members = {type(t).__name__: t for t in transform.transforms}
+    crop, erase = members["RandomResizedCropAndInterpolation"], transform.finish.erasing
     assert (crop.scale, crop.ratio) == ((0.3, 0.7), (0.5, 2.0))
     assert "bilinear" in str(crop)
     assert members["RandomHorizontalFlip"].p == 0.3
@@ -271,7 +274,8 @@ def test_mean_and_deviation(tmp_path):
     for imagenet, expected in ((True, -0.485 / 0.229), (False, -1.0)):
         config = DataConfig("image_folder", str(tmp_path), imagenet_default_mean_and_std=imagenet)
         data = build_data(config, AugmentConfig(), 64, with_train=False)
-        assert data.val[0][0][0, 0, 0].item() == pytest.approx(expected, abs=1e-5)
+        loader = eval_loader(data.val, replace(config, num_workers=0), context(), NO_BAD)
+        assert next(iter(loader))[0][0, 0, 0, 0].item() == pytest.approx(expected, abs=1e-5)
 
 
 @pytest.mark.parametrize("length", [0, 1, 2, 7, 8, 9])
@@ -286,7 +290,7 @@ NO_BAD = UnreadableImages(Path("there_is_none.txt"), 0)
 
 
 class Numbers(ImageSet):
-    labels = None
+    labels = transform = None
 
     def __init__(self):
         pass
@@ -295,18 +299,22 @@ class Numbers(ImageSet):
         return 22
 
     def __getitem__(self, index):
-        return index
+        return torch.tensor(index), 0
+
+
+def images_of(batches):
+    return [images for images, _ in batches]
 
 
 def test_loaders_batch_sizes_and_shares():
     config = DataConfig(batch_size=4, num_workers=0, pin_mem=False)
-    batches = list(eval_loader(Numbers(), config, context(), NO_BAD))
+    batches = images_of(eval_loader(Numbers(), config, context(), NO_BAD))
     assert [len(batch) for batch in batches] == [6, 6, 6, 4]
     both = [TrainLoader(Numbers(), config, context(rank, 2), NO_BAD) for rank in range(2)]
     whole = TrainLoader(Numbers(), DataConfig(batch_size=8, num_workers=0), context(), NO_BAD)
     for position in (0, 8):
-        shares = [loader.batches(1, position) for loader in both]
-        joined_batches = list(whole.batches(1, position))
+        shares = [images_of(loader.batches(1, position)) for loader in both]
+        joined_batches = images_of(whole.batches(1, position))
         assert len(joined_batches) == (22 - position) // 8
         for left, right, joined in zip(*shares, joined_batches, strict=True):
             assert len(left) == len(right) == 4
@@ -316,7 +324,7 @@ def test_loaders_batch_sizes_and_shares():
 def test_an_epoch_goes_on_with_the_very_next_images():
     """In any number of processes: position counts the images of all of them."""
     loader = TrainLoader(Numbers(), DataConfig(batch_size=2, num_workers=0), context(), NO_BAD, 3)
-    order = [i for batch in loader.batches(4, 0) for i in batch.tolist()]
+    order = [i for batch in images_of(loader.batches(4, 0)) for i in batch.tolist()]
     assert sorted(order) == list(range(22))
     for world_size in (1, 2, 3):
         config = DataConfig(batch_size=2, num_workers=0)
@@ -324,7 +332,7 @@ def test_an_epoch_goes_on_with_the_very_next_images():
             TrainLoader(Numbers(), config, context(r, world_size), NO_BAD, 3)
             for r in range(world_size)
         ]
-        rest = [list(loader.batches(4, 6)) for loader in both]
+        rest = [images_of(loader.batches(4, 6)) for loader in both]
         used = [i for step in zip(*rest, strict=False) for batch in step for i in batch.tolist()]
         whole_steps = 16 // (2 * world_size) * 2 * world_size
         assert sorted(used) == sorted(order[6 : 6 + whole_steps])
@@ -332,7 +340,7 @@ def test_an_epoch_goes_on_with_the_very_next_images():
 
 class Random(Numbers):
     def __getitem__(self, index):
-        return torch.tensor([random.random(), np.random.rand(), torch.rand(()).item()])
+        return torch.tensor([random.random(), np.random.rand(), torch.rand(()).item()]), 0
 
 
 class Labelled(Numbers):
@@ -380,11 +388,11 @@ def test_views_of_one_image_differ_and_a_run_goes_on_with_them():
     config = DataConfig(batch_size=2, num_workers=0)
     images, sampling = Random(), SamplingConfig(aug_repeats=2)
     loader = TrainLoader(images, config, context(), NO_BAD, 0, sampling)
-    values = torch.cat([*loader.batches(0, 0)])
+    values = torch.cat(images_of(loader.batches(0, 0)))
     assert len({*values.flatten().tolist()}) == 66
-    assert torch.equal(values[6:], torch.cat([*loader.batches(0, 6)]))
+    assert torch.equal(values[6:], torch.cat(images_of(loader.batches(0, 6))))
     ranks = [TrainLoader(images, config, context(r, 2), NO_BAD, 0, sampling) for r in range(2)]
-    shares = [torch.cat([*loader.batches(0, 0)]) for loader in ranks]
+    shares = [torch.cat(images_of(loader.batches(0, 0))) for loader in ranks]
     assert torch.equal(torch.stack(shares, 1).flatten(0, 1), values[:20])
 
 
@@ -393,12 +401,12 @@ def test_augmentation_follows_from_seed_epoch_and_image(workers):
     def values(seed, epoch, position=0):
         config = DataConfig(batch_size=2, num_workers=workers, pin_mem=False)
         loader = TrainLoader(Random(), config, context(), NO_BAD, seed)
-        return torch.cat(list(loader.batches(epoch, position)))
+        return torch.cat(images_of(loader.batches(epoch, position)))
 
     first = values(0, 0)
     assert torch.equal(first[8:], values(0, 0, 8))
     by_hand = TrainLoader(Random(), DataConfig(batch_size=2, num_workers=0), context(), NO_BAD, 0)
-    assert torch.equal(first, torch.cat(list(by_hand.batches(0, 0))))
+    assert torch.equal(first, torch.cat(images_of(by_hand.batches(0, 0))))
     for other in (values(1, 0), values(0, 1)):
         assert not set(first.flatten().tolist()) & set(other.flatten().tolist())
     assert len(set(first.flatten().tolist())) == 66
@@ -407,7 +415,7 @@ def test_augmentation_follows_from_seed_epoch_and_image(workers):
 class Processes(Numbers):
     def __getitem__(self, index):
         values = [random.random(), os.getpid(), gc.get_freeze_count()]
-        return torch.tensor(values, dtype=torch.float64)
+        return torch.tensor(values, dtype=torch.float64), 0
 
 
 @pytest.mark.parametrize(
@@ -421,7 +429,9 @@ def test_workers_live_through_epochs(method):
         config = DataConfig(batch_size=2, num_workers=2, pin_mem=False)
         loader = TrainLoader(Processes(), config, context(), NO_BAD)
         next(loader.batches(0, 0))  # an epoch that is left early
-        epochs = [torch.cat(list(loader.batches(*place))) for place in ((0, 0), (1, 0), (1, 8))]
+        epochs = [
+            torch.cat(images_of(loader.batches(*place))) for place in ((0, 0), (1, 0), (1, 8))
+        ]
     finally:
         multiprocessing.set_start_method(before, force=True)
     pids = [set(epoch[:, 1].tolist()) for epoch in epochs]
@@ -431,7 +441,7 @@ def test_workers_live_through_epochs(method):
     assert epochs[0][:, 2].min() > 0  # garbage collection does not copy the parent's objects
     by_hand = TrainLoader(Processes(), replace(config, num_workers=0), context(), NO_BAD)
     for values, place in zip(epochs, ((0, 0), (1, 0), (1, 8)), strict=True):
-        assert torch.equal(values[:, 0], torch.cat(list(by_hand.batches(*place)))[:, 0])
+        assert torch.equal(values[:, 0], torch.cat(images_of(by_hand.batches(*place)))[:, 0])
 
 
 def test_order_follows_epoch_and_seed():
@@ -439,7 +449,7 @@ def test_order_follows_epoch_and_seed():
     orders = []
     for seed, epoch in ((0, 0), (0, 1), (1, 0), (0, 0)):
         loader = TrainLoader(Numbers(), config, context(), NO_BAD, seed)
-        orders.append(next(loader.batches(epoch, 0)).tolist())
+        orders.append(next(loader.batches(epoch, 0))[0].tolist())
     assert orders[0] == orders[3]
     assert len({tuple(order) for order in orders}) == 3
 
@@ -447,7 +457,48 @@ def test_order_follows_epoch_and_seed():
 def test_evaluation_not_shared_shows_all_images_to_each_process():
     config = DataConfig(batch_size=4, num_workers=0, pin_mem=False)
     loader = eval_loader(Numbers(), config, context(1, 2), NO_BAD, dist_eval=False)
-    assert sum(len(batch) for batch in loader) == 22
+    assert sum(len(images) for images, _ in loader) == 22
+
+
+def test_the_device_takes_the_last_steps():
+    """Bytes go there; the inputs are those of torchvision's steps, the erased ones timm's."""
+    image = Image.fromarray(np.random.RandomState(0).randint(0, 255, (40, 48, 3), np.uint8))
+    mean, std = (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)
+    view = eval_transform(32, mean, std)
+    part = view.for_batch(image)
+    assert (part.dtype, part.shape) == (torch.uint8, (3, 32, 32))
+    steps = [transforms.Resize((32, 32), transforms.InterpolationMode.BICUBIC)]
+    steps += [transforms.ToTensor(), transforms.Normalize(mean, std)]
+    expected = transforms.Compose(steps)(image)
+    assert torch.equal(view.finish(torch.stack([part, part])), torch.stack([expected] * 2))
+    assert torch.equal(view(image), expected)
+    augment = replace(plain(), reprob=1.0, remode="pixel")
+    finish = train_transform(augment, 32, mean, std).finish
+    seed_host(5)
+    found = finish(torch.stack([part, part]))
+    seed_host(5)
+    erased = torch.stack([expected] * 2)
+    RandomErasing(1.0, mode="pixel", device="cpu")(erased)
+    assert torch.equal(found, erased)
+    assert not torch.equal(found[0], found[1])
+
+
+def test_erasing_follows_from_seed_epoch_batch_and_rank(tmp_path):
+    for label in "ab":
+        (tmp_path / "train" / label).mkdir(parents=True)
+        for index in range(4):  # all the same, so that only the noise differs
+            Image.new("RGB", (32, 32)).save(tmp_path / "train" / label / f"{index}.png")
+    config = DataConfig("image_folder", str(tmp_path), batch_size=2, num_workers=0)
+    data = build_data(config, replace(plain(), reprob=1.0, remode="pixel"), 32, with_val=False)
+
+    def batches(seed=0, rank=0, epoch=0, position=0):
+        loader = TrainLoader(data.train, config, context(rank, 2), NO_BAD, seed)
+        return torch.stack(images_of(loader.batches(epoch, position)))
+
+    first = batches()
+    assert torch.equal(first[1:], batches(position=4))
+    others = batches(seed=1)[0], batches(rank=1)[0], batches(epoch=1)[0], first[1]
+    assert not any(torch.equal(first[0], other) for other in others)
 
 
 def test_mixup_makes_smoothed_soft_targets():
