@@ -178,6 +178,12 @@ def matrix_rates(device: torch.device, rounds: int) -> dict[str, Any]:
         x = torch.randn(rows, width, device=device, dtype=getattr(torch, dtype))
         weight = torch.randn(wide, width, device=device, dtype=getattr(torch, dtype))
         runs = {name: partial(way, x, weight) for name, way in ways.items()}
+        for name, run in list(runs.items()):
+            try:
+                run()
+            except RuntimeError:  # the processor has no instructions for this dtype
+                rates[f"{name}, {dtype}"] = "cannot run"
+                del runs[name]
         with torch.no_grad():
             timings = paired(runs, 5 * rounds, device, warm_up=3)
         for name, timing in timings.items():

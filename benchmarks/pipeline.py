@@ -1,13 +1,16 @@
 """What a training does beside the network: EMA and optimizer, the loader, the start."""
 
+import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
 import timm
@@ -16,7 +19,7 @@ from PIL import Image
 from timm.data import create_transform
 from timm.utils import ModelEmaV3
 from torch import nn
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 from torchvision.datasets import ImageFolder
 
 from benchmarks.measure import Row, paired
@@ -24,15 +27,17 @@ from config.flags import AugmentConfig, DataConfig, OptimConfig
 from engine import clip_gradient
 from input_pipeline.folders import list_classes
 from input_pipeline.image_sets import ListedImages
-from input_pipeline.loaders import TrainImages
+from input_pipeline.loaders import TrainLoader
 from input_pipeline.packing import Packing, packed
 from input_pipeline.transforms import allow_zero_bits, mean_std, train_transform
 from input_pipeline.unreadable import UnreadableImages
 from optim_factory import create_optimizer
+from runtime.distributed import SINGLE_PROCESS
 from runtime.errors import UserError
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parents[1]
+PHOTOS, BATCH = 256, 32
 
 
 def loop(rounds: int, device: torch.device) -> Iterator[Row]:
@@ -66,10 +71,12 @@ def loop(rounds: int, device: torch.device) -> Iterator[Row]:
 
 
 def loader(rounds: int, _: torch.device) -> Iterator[Row]:
-    """Measure images per second per core; the peer is timm's transform of the same policy."""
+    """Measure images per second of one worker; the peer is torch's with timm's transform."""
     case = "500 x 375 JPEG to 224, RandAugment"
     with tempfile.TemporaryDirectory() as folder:
         write_photos(Path(folder) / "a", 32)
+        for index in range(32, PHOTOS):
+            os.link(Path(folder) / "a" / f"{index % 32}.jpg", Path(folder) / "a" / f"{index}.jpg")
         config = AugmentConfig()
         transform = create_transform(
             224, is_training=True, auto_augment=config.aa, interpolation="bicubic",
@@ -77,7 +84,7 @@ def loader(rounds: int, _: torch.device) -> Iterator[Row]:
             color_jitter=config.color_jitter,
         )  # fmt: skip
         allow_zero_bits(transform)  # the policy needs it with Pillow >= 13
-        contenders: dict[str, Dataset] = {"peer": ImageFolder(folder, transform)}
+        contenders: dict[str, Any] = {"peer": _one_worker(ImageFolder(folder, transform))}
         unreadable = UnreadableImages(Path(folder) / "bad_images.txt", 0)
         small = Path(folder) / "small"
         (small / "a").mkdir(parents=True)
@@ -93,21 +100,29 @@ def loader(rounds: int, _: torch.device) -> Iterator[Row]:
                 view = train_transform(replace(config, fast_decode=fast), 224,
                                        *mean_std(DataConfig()))  # fmt: skip
                 images = ListedImages(list_classes(root, small if root != small else None), view)
-                contenders[name] = TrainImages(images, 0, unreadable)
+                ours = TrainLoader(
+                    images, DataConfig(batch_size=BATCH, num_workers=1), SINGLE_PROCESS, unreadable
+                )
+                contenders[name] = partial(ours.batches, 0, 0)
             except UserError as error:  # packages are missing
                 yield Row(case, f"loader, {name}", None, str(error))
-
-        def load(images: Dataset) -> None:
-            for index in range(32):
-                images[(0, index) if isinstance(images, TrainImages) else index]
-
-        runs = {name: partial(load, images) for name, images in contenders.items()}
+        runs = {
+            name: partial(lambda epoch: deque(epoch(), maxlen=0), epoch)
+            for name, epoch in contenders.items()
+        }
         timings = paired(runs, rounds, CPU)
     peer = timings.pop("peer")
     for name, own in timings.items():
-        detail = f"{32 / own.median:.0f} images/s per core, peer {32 / peer.median:.0f}"
+        detail = f"{PHOTOS / own.median:.0f} images/s, peer {PHOTOS / peer.median:.0f}"
         ratio = median(own.ratios_to(peer))
         yield Row(case, f"loader, {name}", ratio, f"{detail}, n = {rounds}")
+
+
+def _one_worker(source: Dataset) -> Callable[[], Iterator[Any]]:
+    loader = DataLoader(
+        source, BATCH, shuffle=True, num_workers=1, persistent_workers=True, drop_last=True
+    )
+    return lambda: iter(loader)
 
 
 def write_photos(folder: Path, count: int) -> None:

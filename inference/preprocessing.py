@@ -1,17 +1,21 @@
 """How an image becomes the input of a trained classifier."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import ImageColor
 
 from config.flags import DataConfig
 from input_pipeline.images import AS_RELEASED, Decoding, load_image
-from input_pipeline.transforms import CROP_PCT, eval_transform, is_warped, mean_std
+from input_pipeline.transforms import (
+    CROP_PCT,
+    SplitTransform,
+    eval_transform,
+    is_warped,
+    mean_std,
+)
 from runtime.errors import UserError
 from runtime.sizes import Size, as_size, size_text
 
@@ -42,7 +46,7 @@ class Preprocessing:
         return load_image(str(file), self.decoding)
 
     @cached_property
-    def transform(self) -> Callable[[Any], torch.Tensor]:
+    def transform(self) -> SplitTransform:
         return eval_transform(
             self.input_size, self.mean, self.std, self.crop_pct, as_array=self.decoding.as_array
         )

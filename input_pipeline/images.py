@@ -198,7 +198,7 @@ def _in_rgb(image: Image.Image, background: str | None) -> Image.Image:
             "its pixels are 32-bit numbers of an unknown range: convert it to 8 or 16 bits"
         )
     if background is None or not image.has_transparency_data:
-        return image.convert("RGB")
+        return image if image.mode == "RGB" else image.convert("RGB")  # which would copy it
     under = Image.new("RGBA", image.size, background)
     return Image.alpha_composite(under, image.convert("RGBA")).convert("RGB")
 

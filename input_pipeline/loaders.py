@@ -164,7 +164,7 @@ class TrainLoader:
         else:
             source = TrainImages(images, seed, unreadable)
             self.loader = _loader(images, source, config, context, sampler=self.order, **options)
-        self.finish = finish_on(context.device, images)
+        self.finish = finish_on(context.device, images.transform)
 
     def batches(self, epoch: int, position: int) -> Iterator[Batch]:
         """Yield the batches of an epoch after `position`.
@@ -212,17 +212,17 @@ def eval_loader(
     if isinstance(images, ImageStream):
         images.prepare(config.num_workers, share=False, unreadable=unreadable)
         loader = _loader(images, images, config, context, batch_size=batch_size)
-        return FinishedBatches(loader, finish_on(context.device, images))
+        return FinishedBatches(loader, finish_on(context.device, images.transform))
     rank, world_size = (context.rank, context.world_size) if dist_eval else (0, 1)
     indices = shard(len(images), batch_size, rank, world_size)
     source = EvalImages(images, unreadable)
     loader = _loader(images, source, config, context, batch_size=batch_size, sampler=indices)
-    return FinishedBatches(loader, finish_on(context.device, images))
+    return FinishedBatches(loader, finish_on(context.device, images.transform))
 
 
-def finish_on(device: torch.device, images: Images) -> Callable[[torch.Tensor], torch.Tensor]:
+def finish_on(device: torch.device, transform: Any) -> Callable[[torch.Tensor], torch.Tensor]:
     """Return what takes a loader's batches to the device, and there to inputs of the model."""
-    finish = getattr(images.transform, "finish", None)
+    finish = getattr(transform, "finish", None)
     # a copy, since the transform itself stays with the workers
     on_device = copy.deepcopy(finish).to(device) if isinstance(finish, Finish) else nn.Identity()
     return lambda batch: on_device(batch.to(device, non_blocking=True))

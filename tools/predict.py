@@ -8,7 +8,7 @@ import json
 import os
 import sys
 from argparse import Namespace
-from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,11 +16,15 @@ from PIL import ImageDraw, ImageFont, ImageOps
 from tqdm import tqdm
 
 from inference.classifier import Classifier, add_flags, classifier_of
+from inference.exported import Exported
 from inference.labels import as_unicode, drawable, font_file
 from inference.prediction import (
     COLUMNS,
+    EXACT,
+    FEATURE_FORMATS,
     FORMATS,
     Prediction,
+    lower_precision,
     predictions,
     rows_of,
     write_predictions,
@@ -33,8 +37,6 @@ from runtime.errors import Parser, UserError, check_positive, program
 CAPTION_WIDTH = 320  # pixels
 FEW = 64  # images that are read without workers, whose start takes longer
 SHOWN = 10  # unreadable images that are named, if there may be many
-Predictions = dict[Path, list[tuple[str, float]]]
-"""The most probable classes of each file, with their probabilities."""
 
 
 def parser() -> Parser:
@@ -45,6 +47,9 @@ def parser() -> Parser:
     add("--topk", type=int, default=5, help="classes per image (5)")
     add("--batch-size", type=int, default=32, help="images at a time (32)")
     add("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    add("--dtype", choices=["auto", "float32", "float16", "bfloat16"], default="auto",
+        help="of autocast; auto is float16 on a GPU, if the first images' probabilities differ by "
+        f"less than {EXACT}, else float32")  # fmt: skip
     add("--num-workers", "--num_workers", type=int,
         help="processes that read images; by default all cores, none for a few images")  # fmt: skip
     output = this.add_mutually_exclusive_group()
@@ -54,66 +59,58 @@ def parser() -> Parser:
     add_output("--output", type=Path, metavar="FILE",
                help="write FILE.csv or FILE.jsonl part by part, for any number of images; goes on "
                "after a stop, and torchrun -m tools.predict shares the images")  # fmt: skip
+    add("--features", type=Path, metavar="FILE",
+        help="write what the head takes, a row of float32 for each image, into FILE.npy or "
+        "FILE.safetensors, as --output; FILE.images.csv names the images")  # fmt: skip
     add("--show-dir", type=Path, help="folder for the pictures with their classes")
     return this
 
 
-def sorted_out(every: Iterable[tuple[Path, Prediction]]) -> tuple[Predictions, dict[Path, str]]:
-    """Return the most probable classes of each file, and what is wrong with unreadable files."""
-    found: Predictions = {}
-    unreadable: dict[Path, str] = {}
-    for file, own in every:
-        if isinstance(own, str):
-            unreadable[file] = own
-        else:
-            found[file] = own
-    return found, unreadable
-
-
-def as_table(predictions: Predictions) -> str:
-    width = max((len(str(file)) for file in predictions), default=0)
+def as_table(found: list[Prediction]) -> str:
+    width = max((len(str(one.file)) for one in found), default=0)
     return "".join(
-        f"{file!s:{width}}  " + "  ".join(f"{share:6.1%} {name}" for name, share in found) + "\n"
-        for file, found in predictions.items()
+        f"{one.file!s:{width}}  "
+        + "  ".join(f"{share:6.1%} {name}" for name, share in one.classes)
+        + "\n"
+        for one in found
     )
 
 
-def as_json(predictions: Predictions, unreadable: dict[Path, str]) -> str:
+def as_json(found: list[Prediction], unreadable: list[Prediction]) -> str:
     images = [
         {
-            "image": as_unicode(file),
-            "predictions": [{"class": as_unicode(c), "probability": p} for c, p in found],
+            "image": as_unicode(one.file),
+            "predictions": [{"class": as_unicode(c), "probability": p} for c, p in one.classes],
         }
-        for file, found in predictions.items()
+        for one in found
     ]
     problems = [
-        {"image": as_unicode(file), "reason": as_unicode(reason)}
-        for file, reason in unreadable.items()
+        {"image": as_unicode(one.file), "reason": as_unicode(one.problem)} for one in unreadable
     ]
     return json.dumps({"images": images, "unreadable": problems}, indent=2) + "\n"
 
 
-def print_csv(predictions: Predictions) -> None:
+def print_csv(found: list[Prediction]) -> None:
     writer = csv.writer(sys.stdout, lineterminator="\n")
     writer.writerow(COLUMNS)
-    for file, found in predictions.items():
-        writer.writerows(rows_of(file, found))
+    for one in found:
+        writer.writerows(rows_of(one))
 
 
-def save_captioned(predictions: Predictions, folder: Path, classifier: Classifier) -> None:
+def save_captioned(found: list[Prediction], folder: Path, classifier: Classifier) -> None:
     """Save each image with its classes below it as folder/<number>-<name>.png."""
     font = ImageFont.truetype(str(font_file()), 14)
     names = dict(zip(classifier.labels, drawable(classifier.labels), strict=True))
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for number, (file, found) in enumerate(predictions.items()):
-            image = as_picture(classifier.preprocessing.load(file))
+        for number, one in enumerate(found):
+            image = as_picture(classifier.preprocessing.load(one.file))
             height = max(1, round(CAPTION_WIDTH / image.width * image.height))
             image = image.resize((CAPTION_WIDTH, height))
-            picture = ImageOps.expand(image, (0, 0, 0, 18 * len(found) + 8), "white")
-            caption = "\n".join(f"{share:6.1%}  {names[name]}" for name, share in found)
+            picture = ImageOps.expand(image, (0, 0, 0, 18 * len(one.classes) + 8), "white")
+            caption = "\n".join(f"{share:6.1%}  {names[name]}" for name, share in one.classes)
             ImageDraw.Draw(picture).text((6, height + 4), caption, "black", font)
-            picture.save(folder / f"{number:04d}-{file.stem}.png")
+            picture.save(folder / f"{number:04d}-{one.file.stem}.png")
     except OSError as error:
         raise UserError(f"--show-dir {folder} cannot be written: {error}") from None
 
@@ -129,26 +126,60 @@ def _command(arguments: Namespace) -> str:
     source = Path(arguments.checkpoint)
     state = source.stat() if source.is_file() else None
     changed = (state.st_size, state.st_mtime_ns) if state else ()
-    return repr((str(source), changed, arguments.model, arguments.ema, arguments.input_size))
+    names = ("model", "ema", "input_size", "topk", "dtype", "output", "features")
+    return repr((str(source), changed, [getattr(arguments, name) for name in names]))
+
+
+def _check_outputs(arguments: Namespace) -> None:
+    for flag, formats in (("output", FORMATS), ("features", FEATURE_FORMATS)):
+        path = getattr(arguments, flag)
+        if path and path.suffix not in formats:
+            raise UserError(f"--{flag} {path}: give FILE{' or FILE'.join(formats)}")
+        if path and not path.absolute().parent.is_dir():
+            raise UserError(f"--{flag} {path}: {path.parent} is not a folder")
+    if arguments.show_dir:
+        raise UserError("--show-dir needs a table, --json or --csv, not --output or --features")
+    if arguments.json or arguments.csv:
+        raise UserError("--features goes with --output FILE, not with --json or --csv")
+
+
+def _precision(
+    arguments: Namespace, classifier: Classifier, files: list[Path], device: torch.device
+) -> torch.dtype | None:
+    """Return the dtype of autocast, None for float32, and tell of it if it was chosen here."""
+    if arguments.dtype != "auto":
+        if isinstance(classifier.model, Exported):
+            raise UserError("--dtype needs a checkpoint: an exported file has its own")
+        return None if arguments.dtype == "float32" else getattr(torch, arguments.dtype)
+    if device.type == "cpu" or isinstance(classifier.model, Exported):
+        return None
+    precision = lower_precision(classifier, files, device)
+    sys.stderr.write(f"computing in {'float16' if precision else 'float32'} (--dtype)\n")
+    return precision
 
 
 def _to_file(arguments: Namespace) -> int:
-    output = arguments.output
-    if output.suffix not in FORMATS:
-        raise UserError(f"--output {output}: give FILE{' or FILE'.join(FORMATS)}")
-    if not output.absolute().parent.is_dir():
-        raise UserError(f"--output {output}: {output.parent} is not a folder")
-    if arguments.show_dir:
-        raise UserError("--show-dir needs a table, --json or --csv, not --output")
+    _check_outputs(arguments)
     context = init_distributed(arguments.device)
     files, classifier = find_images(arguments.images), classifier_of(arguments)
-    workers = _workers(arguments, len(files))
+    if arguments.features and isinstance(classifier.model, Exported):
+        raise UserError("--features needs a checkpoint: an exported file has only logits")
+    predict = partial(
+        predictions,
+        classifier,
+        device=context.device,
+        topk=arguments.topk,
+        batch_size=arguments.batch_size,
+        num_workers=_workers(arguments, len(files)),
+        precision=_precision(arguments, classifier, files, context.device),
+        with_features=arguments.features is not None,
+    )
     # that of this process stands for all of them
     own = -(-len(files) // context.world_size)
     with tqdm(total=own, unit="image", disable=None if context.is_main else True) as bar:
         unreadable = write_predictions(
-            classifier, files, output, context, _command(arguments), arguments.topk,
-            arguments.batch_size, workers, bar.update,
+            predict, files, arguments.output, arguments.features, context, _command(arguments),
+            bar.update,
         )  # fmt: skip
     close_distributed()
     for reason in [*unreadable.values()][:SHOWN]:
@@ -163,27 +194,32 @@ def main(arguments: Namespace) -> int:
     check_positive(arguments, "topk", "batch_size")
     if arguments.num_workers is not None and arguments.num_workers < 0:
         raise UserError(f"--num-workers {arguments.num_workers}: at least 0")
-    if arguments.output:
+    if arguments.output or arguments.features:
         return _to_file(arguments)
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        raise UserError("several processes need --output FILE.csv or FILE.jsonl")
+        raise UserError("several processes need --output FILE.csv or FILE.jsonl, or --features")
     has_gpu = torch.cuda.is_available()
     if arguments.device == "cuda" and not has_gpu:
         raise UserError("--device cuda: this machine has no GPU")
     device = torch.device("cuda" if has_gpu and arguments.device != "cpu" else "cpu")
     files = find_images(arguments.images)
     classifier, topk, size = classifier_of(arguments), arguments.topk, arguments.batch_size
-    workers = _workers(arguments, len(files))
-    every = predictions(classifier, files, device, topk, size, workers)
-    found, unreadable = sorted_out(every)
+    workers, precision = (
+        _workers(arguments, len(files)),
+        _precision(arguments, classifier, files, device),
+    )
+    found: list[Prediction] = []
+    unreadable: list[Prediction] = []
+    for one in predictions(classifier, files, device, topk, size, workers, precision):
+        (unreadable if one.problem else found).append(one)
     if arguments.json:
         sys.stdout.write(as_json(found, unreadable))
     elif arguments.csv:
         print_csv(found)
     else:
         sys.stdout.write(as_table(found))
-    for reason in unreadable.values():
-        sys.stderr.write(f"skipped: {reason}\n")
+    for one in unreadable:
+        sys.stderr.write(f"skipped: {one.problem}\n")
     if arguments.show_dir:
         save_captioned(found, arguments.show_dir, classifier)
     return 0 if found else 1

@@ -76,10 +76,8 @@ def test_the_tools_take_the_same_images(trained, tmp_path, capsys):
     assert classifier.preprocessing.input_size == (48, 64)
     files = sorted((folder / "val").rglob("*.tif"))
     assert classifier.inputs(files).shape == (len(files), 5, 48, 64)
-    found, problems = predict.sorted_out(predictions(classifier, files, torch.device("cpu"), 1, 8))
-    assert not problems
-    assert [found[file][0][0] for file in files] == [file.parent.name for file in files]
-    expected = {file: dict(shares) for file, shares in found.items()}
+    found = [*predictions(classifier, files, torch.device("cpu"), 1, 8)]
+    assert [one.classes[0][0] for one in found] == [file.parent.name for file in files]
     predict.main([str(files[0]), "--checkpoint", checkpoint, "--show-dir", str(tmp_path / "shown")])
     assert len(list((tmp_path / "shown").iterdir())) == 1
     cam = ["cam", str(folder / "val"), "--checkpoint", checkpoint]
@@ -91,11 +89,11 @@ def test_the_tools_take_the_same_images(trained, tmp_path, capsys):
     convert(checkpoint, tmp_path / "folder")
     convert(checkpoint, tmp_path / "m.safetensors")
     for other in ("m.onnx", "folder", "m.safetensors"):
-        again, _ = predict.sorted_out(
-            predictions(load_classifier(str(tmp_path / other)), files, torch.device("cpu"), 1, 8)
+        again = predictions(
+            load_classifier(str(tmp_path / other)), files, torch.device("cpu"), 1, 8
         )
-        for file in files:
-            assert dict(again[file]) == pytest.approx(expected[file], abs=1e-5)
+        for one, other_one in zip(found, again, strict=True):
+            assert dict(other_one.classes) == pytest.approx(dict(one.classes), abs=1e-5)
     config = json.loads((tmp_path / "folder" / "config.json").read_text())
     assert config["pretrained_cfg"]["input_size"] == [5, 48, 64]
     assert config["model_args"]["in_chans"] == 5

@@ -23,7 +23,7 @@ from main import run
 from runtime.distributed import SINGLE_PROCESS
 from runtime.errors import UserError
 from runtime.logging import read_log
-from tools import predict, web
+from tools import web
 from training.loss import build_loss
 
 CLASSES = ["blue", "green", "red"]
@@ -139,16 +139,15 @@ def test_predictions_and_exports_are_probabilities_of_each_class(trained, folder
     files = sorted((folder / "more").iterdir())[:6]
     with torch.no_grad():
         expected = classifier.model(classifier.inputs(files)).sigmoid()
-    found, _ = predict.sorted_out(predictions(classifier, files, torch.device("cpu"), 3, 4))
-    for file, row in zip(files, expected, strict=True):
-        assert dict(found[file]) == pytest.approx(dict(zip(CLASSES, row.tolist(), strict=True)))
+    found = [*predictions(classifier, files, torch.device("cpu"), 3, 4)]
+    for one, row in zip(found, expected, strict=True):
+        assert dict(one.classes) == pytest.approx(dict(zip(CLASSES, row.tolist(), strict=True)))
     shares, _ = web.answer(classifier, files[0])
     assert shares == pytest.approx(expected[0].tolist())
     export(classifier, tmp_path / "model.onnx", Options())
     assert Exported(tmp_path / "model.onnx").facts.multi_label
-    again, _ = predict.sorted_out(
-        predictions(load_classifier(str(tmp_path / "model.onnx")), files, torch.device("cpu"), 3, 4)
-    )
+    exported = load_classifier(str(tmp_path / "model.onnx"))
+    again = [*predictions(exported, files, torch.device("cpu"), 3, 4)]
     for file in files:
         assert dict(again[file]) == pytest.approx(dict(found[file]), abs=1e-5)
     convert(str(trained / "checkpoint-7.pth"), tmp_path / "folder")

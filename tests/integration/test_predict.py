@@ -5,12 +5,15 @@ import io
 import json
 import shutil
 from argparse import Namespace
+from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import timm
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 import main
 from checkpoints.reading import read_checkpoint
@@ -199,21 +202,21 @@ def test_a_stopped_file_of_predictions_goes_on(digits, trained, tmp_path, capsys
     seen = []
     predictions = prediction.predictions
 
-    def stops(classifier, files, *rest):
+    def stops(classifier, files, **rest):
         if len(seen) == 3:
             raise KeyboardInterrupt
         seen.append(files)
-        return predictions(classifier, files, *rest)
+        return predictions(classifier, files, **rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(prediction, "predictions", stops)
+        patch.setattr(predict, "predictions", stops)
         assert run(capsys, *arguments)[0] == 130
     assert not output.exists()
     status, _, errors = run(capsys, *arguments, "--topk", 1)
     assert (status, "found.jsonl.parts is of other images or options" in errors) == (1, True)
     with monkeypatch.context() as patch:
-        patch.setattr(prediction, "predictions", lambda c, f, *r: seen.append(f) or
-                      predictions(c, f, *r))  # fmt: skip
+        patch.setattr(predict, "predictions", lambda c, f, **r: seen.append(f) or
+                      predictions(c, f, **r))  # fmt: skip
         assert run(capsys, *arguments)[0] == 0
     assert len(seen) == 9  # of 33 images, none twice
     assert len({file for files in seen for file in files}) == 33
@@ -222,6 +225,66 @@ def test_a_stopped_file_of_predictions_goes_on(digits, trained, tmp_path, capsys
     assert found == wanted["images"]
     status, _, errors = run(capsys, *arguments)
     assert (status, "exists already: give another name" in errors) == (1, True)
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".safetensors"])
+def test_files_of_features(digits, trained, tmp_path, capsys, monkeypatch, suffix):
+    """Those of the network, whatever the parts; the head makes the probabilities of them."""
+    monkeypatch.setattr(prediction, "PER_PART", 7)
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no image")
+    features, output = tmp_path / f"found{suffix}", tmp_path / "found.jsonl"
+    arguments = [broken, digits / "val", "--checkpoint", trained, "--topk", 10]
+    status, _, errors = run(
+        capsys, *arguments, "--features", features, "--output", output, "--num-workers", 0
+    )
+    assert status == 0, errors
+    read = np.load if suffix == ".npy" else lambda path: load_file(path)["features"].numpy()
+    found = read(features)
+    with (tmp_path / "found.images.csv").open() as table:
+        files = [Path(row["image"]) for row in csv.DictReader(table)]
+    lines = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [Path(line["image"]) for line in lines] == files
+    assert (len(files), broken in files) == (33, False)
+    classifier = load_classifier(str(trained))
+    assert (found.dtype, found.shape) == (np.float32, (33, classifier.model.num_features))
+    model = load_classifier(str(trained)).model
+    taken = []
+    model.get_classifier().register_forward_pre_hook(lambda _, inputs: taken.append(inputs[0]))
+    with torch.inference_mode():
+        shares = model(classifier.inputs(files)).softmax(1)
+    np.testing.assert_allclose(found, taken[0].numpy(), rtol=1e-4, atol=1e-5)
+    for line, row in zip(lines, shares.tolist(), strict=True):
+        told = {found["class"]: found["probability"] for found in line["predictions"]}
+        assert told == pytest.approx(dict(zip(classifier.labels, row, strict=True)), abs=1e-5)
+    # by themselves, too; and no file is written over
+    (tmp_path / "alone").mkdir()
+    alone = tmp_path / "alone" / f"f{suffix}"
+    assert run(capsys, *arguments, "--features", alone, "--num-workers", 0)[0] == 0
+    np.testing.assert_allclose(read(alone), found, rtol=1e-5, atol=1e-6)
+    assert sorted(path.name for path in alone.parent.iterdir()) == ["f.images.csv", alone.name]
+    status, _, errors = run(capsys, *arguments, "--features", alone)
+    assert (status, "exists already: give another name" in errors) == (1, True)
+
+
+def test_half_precision_only_where_it_is_exact(digits, trained):
+    """By default on GPUs; checked here by autocast of the CPU."""
+    classifier, cpu = load_classifier(str(trained)), torch.device("cpu")
+    files = sorted(digits.glob("val/*/*.png"))
+    assert prediction.lower_precision(classifier, files, cpu) == torch.float16
+    exact, half = (
+        [*prediction.predictions(classifier, files, cpu, 10, 8, precision=precision)]
+        for precision in (None, torch.bfloat16)
+    )
+    distances = [
+        abs(dict(one.classes)[name] - share)
+        for one, other in zip(exact, half, strict=True)
+        for name, share in other.classes
+    ]
+    assert 1e-6 < max(distances) < 0.1
+    with torch.no_grad():
+        classifier.model.get_classifier().weight.mul_(1e8)  # beyond float16
+    assert prediction.lower_precision(classifier, files, cpu) is None
 
 
 def test_names_of_classes():
@@ -254,6 +317,14 @@ def test_mistakes_are_one_line(digits, trained, tmp_path, capsys):
         ([tmp_path / "empty", "--checkpoint", trained], "has no images"),
         ([image, "--checkpoint", trained, "--show-dir", image / "x"], "--show-dir"),
         ([image, "--checkpoint", trained, "--output", "a.txt"], "give FILE.csv or FILE.jsonl"),
+        (
+            [image, "--checkpoint", trained, "--features", "a.csv"],
+            "--features a.csv: give FILE.npy or FILE.safetensors",
+        ),
+        (
+            [image, "--checkpoint", trained, "--features", "a.npy", "--json"],
+            "--features goes with --output FILE",
+        ),
         ([image, "--checkpoint", trained, "--output", "none/a.csv"], "none is not a folder"),
         ([image, "--checkpoint", trained, "--num-workers", "-1"], "--num-workers -1"),
     ):

@@ -90,9 +90,9 @@ def test_answer_is_that_of_predict(weights, digits):
     classifier = load_classifier(str(weights))
     file = next(digits.glob("val/3/*.png"))
     shares, picture = web.answer(classifier, file)
-    ((_, found),) = predictions(classifier, [file], torch.device("cpu"), topk=3, batch_size=1)
+    (found,) = predictions(classifier, [file], torch.device("cpu"), topk=3, batch_size=1)
     top = sorted(shares, reverse=True)[:3]
-    assert found == [
+    assert found.classes == [
         (classifier.labels[shares.index(share)], pytest.approx(share)) for share in top
     ]
     # of each class its own heat over the same pixels, whose blend is undone here

@@ -25,7 +25,6 @@ from models.layers import ChannelLinear
 from runtime.errors import MissingPackageError, UserError
 from tests.drawings import CLASSES as SHAPES
 from tests.drawings import write_drawings
-from tools import predict
 from tools.export import main
 
 SMALL = ["--input-size", "64"]
@@ -437,10 +436,8 @@ def test_int8_with_its_accuracy(tmp_path, capsys):
     # what it says is what tools.predict finds, before and after
     shares, found = [], []
     for checkpoint in (tmp_path / "a.pth", file):
-        answers, _ = predict.sorted_out(
-            predictions(load_classifier(str(checkpoint)), held_out, torch.device("cpu"), 1, 7)
-        )
-        found.append([answers[path][0][0] for path in held_out])
+        answers = predictions(load_classifier(str(checkpoint)), held_out, torch.device("cpu"), 1, 7)
+        found.append([one.classes[0][0] for one in answers])
         right = [path.parent.name == name for path, name in zip(held_out, found[-1], strict=True)]
         shares.append(sum(right) / len(right))
     assert first.startswith(f"15 images not used for calibration: accuracy {shares[0]:.2%} before")
