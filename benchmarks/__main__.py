@@ -93,9 +93,9 @@ def measure(arguments: Namespace) -> Iterator[Row]:
         yield from exports(peers, arguments)
     for mode in PIPELINE:
         if mode in arguments.modes:
-            from benchmarks import clouds, epochs, pipeline
+            from benchmarks import clouds, epochs, pipeline, waits
 
-            home = {"epochs": epochs, "clouds": clouds}.get(mode, pipeline)
+            home = {"epochs": epochs, "clouds": clouds, "start": waits}.get(mode, pipeline)
             yield from getattr(home, mode)(arguments.rounds, device)
 
 

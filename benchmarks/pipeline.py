@@ -1,8 +1,6 @@
-"""What a training does beside the network: EMA and optimizer, the loader, the start."""
+"""What a training does beside the network: EMA and optimizer, the loader."""
 
 import os
-import subprocess
-import sys
 import tempfile
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -36,7 +34,6 @@ from runtime.distributed import SINGLE_PROCESS
 from runtime.errors import UserError
 
 CPU = torch.device("cpu")
-ROOT = Path(__file__).parents[1]
 PHOTOS, BATCH = 256, 32
 
 
@@ -134,11 +131,3 @@ def write_photos(folder: Path, count: int) -> None:
         smooth = np.asarray(coarse.resize((500, 375), Image.Resampling.BICUBIC)).astype(int)
         noisy = (smooth + random.randint(-12, 12, smooth.shape)).clip(0, 255).astype(np.uint8)
         Image.fromarray(noisy).save(folder / f"{index}.jpg", quality=90)
-
-
-def start(rounds: int, _: torch.device) -> Iterator[Row]:
-    """Measure the seconds that `main.py --help` takes."""
-    command = [sys.executable, "main.py", "--help"]
-    run = partial(subprocess.run, command, cwd=ROOT, stdout=subprocess.DEVNULL, check=True)
-    timing = paired({"start": run}, rounds, CPU)["start"]
-    yield Row("main.py --help", "seconds", timing.median, f"n = {rounds}")

@@ -11,9 +11,14 @@ import os
 import shutil
 import signal
 import tarfile
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
 
@@ -103,24 +108,63 @@ def pack(
     todo = [job for own in jobs.values() for job in own if not job.done.is_file()]
     done = total - sum(job.end - job.start for job in todo)
     tell(done, total)
+    processes = multiprocessing.get_context("spawn")
+    stopped = processes.Event()
     try:
-        with signals_blocked():
-            size = min(workers, len(todo) or 1)
-            pool = multiprocessing.get_context("spawn").Pool(size, initializer=_ready)
-        with pool:
-            for count in pool.imap_unordered(_run, todo):
-                done += count
+        with (
+            ProcessPoolExecutor(
+                min(workers, len(todo) or 1), processes, initializer=_ready,
+                initargs=(todo, stopped),
+            ) as pool,
+            _stopping(pool, stopped),
+        ):  # fmt: skip
+            with signals_blocked():  # in the workers, which start here
+                running = [pool.submit(_run, number) for number in range(len(todo))]
+            for job in as_completed(running):
+                done += job.result()
                 tell(done, total)
+    except BrokenProcessPool:
+        raise UserError(
+            "a worker was killed, perhaps for lack of memory: give the same command with fewer "
+            "--num_workers, and it goes on"
+        ) from None
     finally:  # what ended processes have left
         for folder in output.glob("*/.*.tmp"):
             shutil.rmtree(folder, ignore_errors=True)
     return _finish(output, jobs)
 
 
-def _ready() -> None:
-    """Leave Ctrl-C, in a worker, to the process that has started it."""
+@contextmanager
+def _stopping(pool: ProcessPoolExecutor, stopped: Event) -> Iterator[None]:
+    """Let the workers stop at once if there is an error, which otherwise waits for all jobs."""
+    try:
+        yield
+    except BaseException:
+        stopped.set()
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise
+
+
+@dataclass
+class _Worker:
+    """What a worker process has to do."""
+
+    jobs: list[Job]
+    stopped: Event
+
+
+_worker: _Worker
+
+
+def _ready(jobs: list[Job], stopped: Event) -> None:
+    """Prepare a worker: it leaves Ctrl-C to the process that has started it, and ends with it."""
+    global _worker
+    _worker = _Worker(jobs, stopped)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    threading.Thread(target=_end_after, args=(parent,), daemon=True).start()
     torch.set_num_threads(1)
 
 
@@ -157,9 +201,15 @@ def _jobs(part: str, listing: Listing, output: Path, packing: Packing) -> Iterat
         yield Job(listing, start, end, target, done, packing, shrinks)
 
 
-def _run(job: Job) -> int:
-    """Pack the images of a job; return how many there were."""
+def _end_after(process: Any) -> None:
+    process.join()
+    os._exit(1)
+
+
+def _run(number: int) -> int:
+    """Pack the images of a job of this worker; return how many there were."""
     unreadable: dict[str, str] = {}
+    job = _worker.jobs[number]
     write = _write_folder if job.packing.format == "folders" else _write_tar
     try:
         counts = write(job, _images(job, unreadable))
@@ -173,6 +223,8 @@ def _run(job: Job) -> int:
 def _images(job: Job, unreadable: dict[str, str]) -> Iterator[tuple[int, int, bytes, str]]:
     """Yield index, label, content and suffix of each image that can be read."""
     for index in range(job.start, job.end):
+        if _worker.stopped.is_set():
+            raise InterruptedError
         path = job.listing[index]
         try:
             content, suffix = packed(path, job.packing, job.shrinks)

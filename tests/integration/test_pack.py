@@ -1,6 +1,9 @@
 """Packed copies of data sets: the same images, classes and labels, smaller."""
 
 import json
+import multiprocessing
+import os
+import signal
 import tarfile
 
 import numpy as np
@@ -12,6 +15,7 @@ from datasets import build_data
 from input_pipeline import packing
 from input_pipeline.images import load_image
 from input_pipeline.packing import Packing, packed
+from runtime.errors import UserError
 from tools.pack import main
 
 NAMES = {"a": "cat", "b": "dog"}
@@ -140,6 +144,21 @@ def test_a_stopped_pack_goes_on(source, tmp_path, monkeypatch, capsys):
     for name in ("train/000000.tar", "train/000001.tar", "train/000003.tar", "val/000000.tar"):
         assert (output / name).read_bytes() == (whole / name).read_bytes()
     assert json.loads((output / "pack.json").read_text())["images"] == 24
+
+
+@pytest.mark.slow
+def test_a_killed_worker_is_told(source, tmp_path, monkeypatch):
+    monkeypatch.setattr(packing, "PER_JOB", 1)
+
+    def kill(done, total):
+        for worker in multiprocessing.active_children():
+            os.kill(worker.pid, signal.SIGKILL)
+
+    with pytest.raises(UserError, match="a worker was killed, perhaps for lack of memory"):
+        packing.pack(source, tmp_path / "packed", Packing(), 1, kill)
+    assert not multiprocessing.active_children()
+    summary = packing.pack(source, tmp_path / "packed", Packing(), 1)
+    assert (summary.images, summary.unreadable) == (23, 1)
 
 
 @pytest.mark.slow
