@@ -199,9 +199,9 @@ class AugmentConfig:
     """Progressive resizing: sizes of the training images from an epoch on, as in
     `--size_schedule 128@0 160@10 224@20`; the last one is input_size. Evaluation has input_size."""
     fast_decode: bool = False
-    """Decode training images faster, to slightly other pixels than the release: JPEGs no larger
-    than the random crop needs, crops resized by OpenCV. Needs the extra 'fast'. Evaluation, and
-    inputs of up to 32 pixels, are not affected."""
+    """Read training images faster, to slightly other pixels than the release: JPEGs are decoded no
+    larger than the random crop needs, and OpenCV resizes, turns, shears and shifts. Needs the extra
+    'fast'. Evaluation, and inputs of up to 32 pixels, are not affected."""
     resplit: bool = False
     """Unused, as in the original release."""
 

@@ -1,14 +1,14 @@
 """Image files -> images: exactly as Pillow does, or faster and approximately."""
 
 import io
+import math
 import os
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import cache
-from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -273,6 +273,42 @@ def _opencv() -> Any:
     return cv2
 
 
+class OpenCVImage:
+    """An image with Pillow's affine transformations, done by OpenCV in a tenth of the time.
+
+    The pixels are those of Pillow but for interpolation: OpenCV's cubic is sharper, and blends with
+    the fill colour at the border.
+    """
+
+    def __init__(self, image: Image.Image) -> None:
+        self.image, self.size = image, image.size
+
+    def transform(
+        self,
+        size: tuple[int, int],
+        _: Image.Transform,
+        matrix: Sequence[float],
+        resample: Image.Resampling,
+        fillcolor: tuple[int, ...],
+    ) -> Image.Image:
+        cv2 = _opencv()
+        a, b, c, d, e, f = matrix
+        # Pillow counts from the corner of a pixel, OpenCV from its centre
+        centred = (a, b, c + (a + b - 1) / 2), (d, e, f + (d + e - 1) / 2)
+        flags = getattr(cv2, f"INTER_{_OPENCV_NAMES[resample.name.lower()]}") | cv2.WARP_INVERSE_MAP
+        pixels, fill = np.asarray(self.image), tuple(map(float, fillcolor))
+        return Image.fromarray(
+            cv2.warpAffine(pixels, np.array(centred), size, flags=flags, borderValue=fill)
+        )
+
+    def rotate(self, angle: float, **options: Any) -> Image.Image:
+        """Turn it counter-clockwise around its centre, by degrees."""
+        x, y = self.size[0] / 2, self.size[1] / 2
+        c, s = math.cos(math.radians(angle)), math.sin(math.radians(angle))
+        matrix = c, -s, x - c * x + s * y, s, c, y - s * x - c * y
+        return self.transform(self.size, Image.Transform.AFFINE, matrix, **options)
+
+
 def crop_resized(
     image: Jpeg | Image.Image, box: tuple[int, int, int, int], size: tuple[int, int], method: str
 ) -> Image.Image:
@@ -284,7 +320,10 @@ def crop_resized(
     cv2 = _opencv()
     top, left, height, width = box
     if isinstance(image, Jpeg):
-        wanted = ceil(image.height * size[0] / height), ceil(image.width * size[1] / width)
+        wanted = (
+            math.ceil(image.height * size[0] / height),
+            math.ceil(image.width * size[1] / width),
+        )
         pixels = image.decode(*wanted)
         y, x = pixels.shape[0] / image.height, pixels.shape[1] / image.width
         top, left = round(top * y), round(left * x)

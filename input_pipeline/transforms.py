@@ -1,14 +1,24 @@
 """Images -> inputs of the model: augmentation for training, preprocessing for evaluation."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import chain
 from typing import Any
 
 import torch
 from PIL import Image
 from timm.data import constants, create_transform
-from timm.data.auto_augment import posterize
+from timm.data.auto_augment import (
+    posterize,
+    rotate,
+    shear_x,
+    shear_y,
+    translate_x_abs,
+    translate_x_rel,
+    translate_y_abs,
+    translate_y_rel,
+)
 from timm.data.random_erasing import RandomErasing
 from timm.data.transforms import (
     MaybePILToTensor,
@@ -21,7 +31,7 @@ from torchvision import transforms
 from torchvision.transforms import CenterCrop, Compose
 
 from config.flags import AugmentConfig, DataConfig
-from input_pipeline.images import Jpeg, crop_resized
+from input_pipeline.images import Jpeg, OpenCVImage, crop_resized
 from runtime.errors import UserError
 from runtime.sizes import Size, sides
 
@@ -128,6 +138,7 @@ def train_transform(
         transform.transforms[0] = Compose([_resize(sides(size)), crop])
     elif config.fast_decode:
         transform.transforms[0] = FastCrop(transform.transforms[0])
+        _warp_fast(transform)
     return SplitTransform(transform.transforms, finish)
 
 
@@ -174,7 +185,7 @@ class SizeSchedule:
 
 
 class FastCrop(RandomResizedCropAndInterpolation):
-    """timm's random crop of the same region, with approximate pixels (crop_resized)."""
+    """timm's random crop of the same region, with approximate pixels (`crop_resized`)."""
 
     def __init__(self, crop: RandomResizedCropAndInterpolation) -> None:
         try:
@@ -209,10 +220,33 @@ def allow_zero_bits(transform: Compose) -> None:
 
     Earlier versions gave a black image, with which the published policies were used.
     """
+    for op in _operations(transform):
+        if op.aug_fn is posterize:
+            op.aug_fn = _posterize
+
+
+def _operations(transform: Compose) -> Iterator[Any]:
+    """Yield the operations of timm's policies."""
     for member in transform.transforms:
-        for op in chain(getattr(member, "ops", []), *getattr(member, "policy", [])):
-            if op.aug_fn is posterize:
-                op.aug_fn = _posterize
+        yield from chain(getattr(member, "ops", []), *getattr(member, "policy", []))
+
+
+WARPS = (rotate, shear_x, shear_y, translate_x_rel, translate_y_rel, translate_x_abs,
+         translate_y_abs)  # fmt: skip
+"""Operations of timm that are affine."""
+
+
+def _warp_fast(transform: Compose) -> None:
+    """Let OpenCV turn, shear and shift, which takes Pillow more time than all else."""
+    for op in _operations(transform):
+        if op.aug_fn in WARPS:
+            op.aug_fn = partial(_warped, op.aug_fn)
+
+
+def _warped(
+    warp: Callable[..., Image.Image], image: Image.Image, *amounts: Any, **options: Any
+) -> Any:
+    return warp(OpenCVImage(image), *amounts, **options)
 
 
 def eval_transform(

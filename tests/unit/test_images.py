@@ -10,8 +10,8 @@ from PIL import Image
 
 from config.flags import AugmentConfig, DataConfig
 from datasets import build_data
-from input_pipeline.images import Jpeg, crop_resized, load_image, load_lazily
-from input_pipeline.transforms import FastCrop, crops_fast, train_transform
+from input_pipeline.images import Jpeg, OpenCVImage, crop_resized, load_image, load_lazily
+from input_pipeline.transforms import WARPS, FastCrop, _warped, crops_fast, train_transform
 from runtime.errors import UserError
 
 pytest.importorskip("cv2")
@@ -64,6 +64,32 @@ def test_crops_are_not_shifted(tmp_path):
         shifts.append((fast - exact).mean() / slope)
     assert abs(np.mean(shifts)) < 0.1, np.mean(shifts)  # pixels of the crop
     assert np.abs(shifts).max() < 1
+
+
+@pytest.mark.parametrize("warp", WARPS, ids=lambda warp: warp.__name__)
+@pytest.mark.parametrize("method", [Image.Resampling.BILINEAR, Image.Resampling.BICUBIC])
+def test_opencv_turns_and_shifts_as_pillow(warp, method):
+    image = photo(90, 60)
+    for amount in (-0.2, 0.05, 0.3):
+        amount *= {"rotate": 90}.get(warp.__name__, 30 if warp.__name__.endswith("abs") else 1)
+        options = {"resample": method, "fillcolor": (200, 10, 90)}
+        exact = np.asarray(warp(image, amount, **options)).astype(int)
+        fast = np.asarray(warp(OpenCVImage(image), amount, **options)).astype(int)
+        difference = np.abs(exact - fast).max(2)
+        assert np.median(difference) <= 1  # of 256 levels
+        assert (difference > 8).mean() < 0.05  # the border of the image
+
+
+def test_only_what_is_fast_is_warped_by_opencv():
+    def warps(fast):
+        policy = train_transform(AugmentConfig(fast_decode=fast), 64, *STATISTICS).transforms[2]
+        return {op.name for op in policy.ops if getattr(op.aug_fn, "func", None) is _warped}
+
+    assert warps(False) == set()
+    assert warps(True) == {"Rotate", "ShearX", "ShearY", "TranslateXRel", "TranslateYRel"}
+    view = train_transform(AugmentConfig(fast_decode=True), 64, *STATISTICS)
+    images = {view.for_batch(photo(90, 70)).sum().item() for _ in range(20)}
+    assert len(images) == 20
 
 
 def test_a_large_jpeg_is_decoded_no_larger_than_needed(tmp_path):
