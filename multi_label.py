@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from sklearn.metrics import average_precision_score
 from torch import Tensor, nn
 
 from engine import Batch, collect
@@ -65,6 +64,8 @@ def average_precisions(labels: Tensor, logits: Tensor) -> Tensor:
     sorted by logit, without interpolation (scikit-learn's). Probabilities would have ties: of large
     logits they are all 1. NaN counts as the smallest logit.
     """
+    from sklearn.metrics import average_precision_score  # takes seconds, which only this needs
+
     scores = logits.nan_to_num(nan=torch.finfo(logits.dtype).min)
     return torch.tensor([
         average_precision_score(truth, score) if truth.any() else float("nan")

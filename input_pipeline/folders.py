@@ -112,8 +112,8 @@ class _Scan:
             self.seen.add(real)
             files = []
             for entry in self._entries(folder, start):
-                path = os.path.join(inside, entry.name)
                 if entry.is_dir():
+                    path = os.path.join(inside, entry.name)
                     # links come after all real folders and starts
                     (queue.append if entry.is_symlink() else queue.appendleft)((start, path))
                 elif (suffix := suffix_of(entry.name)) in self.suffixes:
