@@ -4,23 +4,24 @@ import csv
 import hashlib
 import io
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch.utils.data import Dataset, default_collate
 
 from inference.classifier import Classifier
 from inference.labels import as_unicode
 from inference.preprocessing import Preprocessing
 from input_pipeline.loaders import finish_on, loader_of
-from runtime.distributed import DistributedContext, barrier
+from runtime.distributed import DistributedContext, all_gather, barrier
 from runtime.errors import UserError
 from runtime.files import written_whole
 from runtime.sizes import size_text
@@ -86,7 +87,7 @@ def predictions(
 ) -> Iterator[Prediction]:
     """Yield the prediction of each file, in order; UserError if the model takes no such images.
 
-    `precision` is that of autocast.
+    `precision` is that of autocast; a batch whose results are not finite is repeated in float32.
     """
     model, names, view = classifier.model.to(device), classifier.labels, classifier.preprocessing
     finish = finish_on(device, view.transform)
@@ -98,7 +99,11 @@ def predictions(
             try:
                 with torch.autocast(device.type, precision, enabled=precision is not None):
                     logits, features = _outputs(model, inputs, with_features)
+                if precision and not logits.isfinite().all():
+                    logits, features = _outputs(model, inputs, with_features)
             except (ValueError, RuntimeError, AssertionError) as error:
+                if "DataLoader worker" in str(error):  # torch raises it wherever this process is
+                    raise
                 size = size_text(view.input_size)
                 raise UserError(f"--input-size {size}: the model fails: {error}") from None
             values, labels = classifier.probabilities(logits).topk(min(topk, len(names)))
@@ -127,20 +132,24 @@ def _outputs(
 def lower_precision(
     classifier: Classifier, files: list[Path], device: torch.device
 ) -> torch.dtype | None:
-    """Return float16 if it is exact enough on the first images, else None for float32."""
-    half = (
-        [
-            *predictions(
-                classifier, files[:8], device, len(classifier.labels), 8, precision=precision
-            )
-        ]
-        for precision in (None, torch.float16)
-    )
-    for exact, found in zip(*half, strict=True):
-        shares = dict(exact.classes)
-        if not all(abs(shares[name] - share) < EXACT for name, share in found.classes):
-            return None
-    return torch.float16
+    """Return float16 if it is exact enough on some images, spread over the files; else None.
+
+    None is float32, also if the network cannot compute in float16.
+    """
+    model, view, images = classifier.model.to(device), classifier.preprocessing, []
+    for file in files[:: -(-len(files) // 8)]:
+        with suppress(UserError):  # told when it is predicted
+            images.append(view.transform(view.load(file)))
+    if not images:
+        return None
+    inputs, shares = torch.stack(images).to(device), []
+    with suppress(ValueError, RuntimeError, AssertionError):
+        for enabled in (False, True):
+            with torch.autocast(device.type, torch.float16, enabled=enabled):
+                shares.append(classifier.probabilities(model(inputs).float()))
+        if (shares[0] - shares[1]).abs().max() < EXACT:  # not of NaN
+            return torch.float16
+    return None
 
 
 def write_predictions(
@@ -154,6 +163,8 @@ def write_predictions(
 ) -> dict[str, str]:
     """Write the predictions for `files`; return unreadable images, with the reasons.
 
+    Nothing is written if no image is readable.
+
     `command` tells what `predict` depends on. The processes of `context` take parts of the files in
     turn. Parts that are done stay in the folder FILE.parts, so a command that was stopped goes on
     with the others.
@@ -161,7 +172,7 @@ def write_predictions(
     Args:
         output: FILE.csv or FILE.jsonl for the classes.
         features: FILE.npy or FILE.safetensors for float32 features (images, num_features). The
-            image of each row is in FILE.images.csv.
+            image of each row is in `images_file`.
         tell: Gets the number of images done by this process.
 
     Raises UserError if a file is there already or cannot be written, or if FILE.parts is of other
@@ -169,23 +180,38 @@ def write_predictions(
     """
     target = output or features
     assert target is not None
+    outputs = [path for path in (output, features) if path]
+    outputs += [images_file(features)] if features else []
     folder = target.with_name(f"{target.name}.parts")
     starts = range(0, len(files), PER_PART)
+    problem = ""
     try:
         if context.is_main:
-            _begin([path for path in (output, features) if path], folder, _digest(command, files))
-        barrier()
+            try:
+                _begin(outputs, folder, _digest(command, files))
+            except UserError as error:
+                problem = str(error)
+        problem = all_gather(problem, context)[0]
+        if problem and not context.is_main:  # which tells it
+            raise SystemExit(1)
+        if problem:
+            raise UserError(problem)
         for number in range(context.rank, len(starts), context.world_size):
             own = files[starts[number] : starts[number] + PER_PART]
             part = folder / f"{number:06d}"
             if part.is_file():
                 tell(len(own))
             else:
-                _write_part(part, predict(own), output, features is not None, tell)
+                _write_part(part, predict(own), output, tell)
         barrier()
         return _join(output, features, folder, files) if context.is_main else {}
     except OSError as error:
         raise UserError(f"{target} cannot be written: {error.strerror or error}") from None
+
+
+def images_file(features: Path) -> Path:
+    """Return the table of the images of a file of features."""
+    return features.with_name(f"{features.name}.images.csv")
 
 
 def _digest(command: str, files: list[Path]) -> str:
@@ -196,38 +222,38 @@ def _digest(command: str, files: list[Path]) -> str:
 
 
 def _begin(outputs: list[Path], folder: Path, digest: str) -> None:
-    facts = folder / "command"
     if folder.exists():
+        facts = folder / "command"
         if not facts.is_file() or facts.read_text() != digest:
             raise UserError(f"{folder} is of other images or options: remove it")
         return
     for path in outputs:
         if path.exists():
             raise UserError(f"{path} exists already: give another name")
-    folder.mkdir()
-    facts.write_text(digest)
+    with written_whole(folder) as new:
+        new.mkdir()
+        (new / "command").write_text(digest)
 
 
 def _write_part(
-    part: Path,
-    found: Iterable[Prediction],
-    output: Path | None,
-    with_features: bool,
-    tell: Callable[[int], None],
+    part: Path, found: Iterable[Prediction], output: Path | None, tell: Callable[[int], None]
 ) -> None:
+    """Write a line of facts, the text for `output`, and the features, in one file."""
     text, unreadable, rows = io.StringIO(), {}, []
-    for one in found:
+    for index, one in enumerate(found):
         if one.problem:
-            unreadable[as_unicode(one.file)] = one.problem
+            unreadable[index] = one.problem
         else:
             text.write(_line(output, one) if output else "")
+        if one.features is not None:
             rows.append(one.features)
         tell(1)
-    if with_features and rows:
-        np.save(part.with_suffix(".npy"), torch.stack(rows).numpy())  # type: ignore[arg-type]
-    with written_whole(part) as written:  # last: it tells that the part is done
-        content = json.dumps(unreadable) + "\n" + text.getvalue()
-        written.write_text(content, encoding="utf-8", errors="surrogateescape")
+    content = text.getvalue().encode(errors="surrogateescape")
+    features = torch.stack(rows) if rows else torch.empty(0, 0)
+    facts = {"unreadable": unreadable, "text": len(content), "features": [*features.shape]}
+    with written_whole(part) as written, written.open("wb") as opened:
+        opened.write(json.dumps(facts).encode() + b"\n" + content)
+        opened.write(features.numpy().astype("<f4").tobytes())
 
 
 def _line(output: Path, found: Prediction) -> str:
@@ -255,42 +281,70 @@ def _join(
 ) -> dict[str, str]:
     """Put the parts together, and remove them; return the unreadable images."""
     parts = [folder / f"{number:06d}" for number in range(-(-len(files) // PER_PART))]
-    unreadable: dict[str, str] = {}
-    for part in parts:
-        with part.open("rb") as opened:
-            unreadable |= json.loads(opened.readline())
-    if output:
+    unreadable: dict[int, str] = {}
+    rows = width = 0
+    for number, part in enumerate(parts):
+        facts = _facts(part)[0]
+        for index, problem in facts["unreadable"].items():
+            unreadable[number * PER_PART + int(index)] = problem
+        rows, width = rows + facts["features"][0], max(width, facts["features"][1])
+    has_any = len(unreadable) < len(files)
+    if output and has_any:
         with written_whole(output) as written, written.open("wb") as whole:
             if output.suffix == ".csv":
                 whole.write((",".join(COLUMNS) + "\n").encode())
             for part in parts:
-                with part.open("rb") as opened:
-                    opened.readline()
-                    shutil.copyfileobj(opened, whole)
-    rows = [part.with_suffix(".npy") for part in parts if part.with_suffix(".npy").is_file()]
-    if features and rows:
-        _join_features(features, folder, rows)
-        table = features.with_name(f"{features.stem}.images.csv")
-        with written_whole(table) as written, written.open("w", errors="surrogateescape") as text:
+                facts, start = _facts(part)
+                _copy(part, start, facts["text"], whole)
+    if features and has_any:
+        with written_whole(features) as written, written.open("wb") as whole:
+            whole.write(_header(features, rows, width))
+            for part in parts:
+                facts, start = _facts(part)
+                _copy(part, start + facts["text"], 4 * math.prod(facts["features"]), whole)
+        table = images_file(features)
+        with (
+            written_whole(table) as written,
+            written.open("w", encoding="utf-8", errors="surrogateescape", newline="") as text,
+        ):
             writer = csv.writer(text, lineterminator="\n")
             writer.writerow(("image",))
-            writer.writerows((file,) for file in files if as_unicode(file) not in unreadable)
-    shutil.rmtree(folder)
-    return unreadable
+            writer.writerows((file,) for i, file in enumerate(files) if i not in unreadable)
+    # a kill while the parts are being removed shall not leave some of them
+    gone = folder.rename(folder.with_name(f".{folder.name}.done"))
+    shutil.rmtree(gone)
+    return {str(files[index]): problem for index, problem in unreadable.items()}
 
 
-def _join_features(features: Path, folder: Path, parts: list[Path]) -> None:
-    """Join arrays through files that are mapped into memory, which may be too small for them."""
-    opened = [np.load(part, mmap_mode="r") for part in parts]
-    shape = (sum(map(len, opened)), opened[0].shape[1])
-    with written_whole(features) as written:
-        is_npy = features.suffix == ".npy"
-        where = written if is_npy else folder / "features"
-        whole = np.lib.format.open_memmap(where, "w+", np.float32, shape)
-        first = 0
-        for part in opened:
-            whole[first : first + len(part)] = part
-            first += len(part)
-        whole.flush()
-        if not is_npy:
-            save_file({"features": torch.from_numpy(whole)}, written)
+def _facts(part: Path) -> tuple[dict[str, Any], int]:
+    """Return the first line of a part, and where the rest begins."""
+    with part.open("rb") as opened:
+        line = opened.readline()
+    return json.loads(line), len(line)
+
+
+def _copy(part: Path, start: int, count: int, whole: BinaryIO) -> None:
+    with part.open("rb") as opened:
+        opened.seek(start)
+        while count:
+            piece = opened.read(min(count, 2**20))
+            if not piece:
+                raise OSError(f"{part} is cut off")
+            whole.write(piece)
+            count -= len(piece)
+
+
+def _header(features: Path, rows: int, width: int) -> bytes:
+    """Return what comes before the rows in a file of this format.
+
+    Both formats are written by hand, since libraries want all rows in memory.
+    """
+    if features.suffix == ".npy":
+        head = io.BytesIO()
+        shape = {"descr": "<f4", "fortran_order": False, "shape": (rows, width)}
+        np.lib.format.write_array_header_1_0(head, shape)
+        return head.getvalue()
+    tensor = {"dtype": "F32", "shape": [rows, width], "data_offsets": [0, 4 * rows * width]}
+    text = json.dumps({"features": tensor}).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text

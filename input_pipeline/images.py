@@ -274,10 +274,10 @@ def _opencv() -> Any:
 
 
 class OpenCVImage:
-    """An image with Pillow's affine transformations, done by OpenCV in a tenth of the time.
+    """An image with Pillow's affine transformations, done faster by OpenCV.
 
-    The pixels are those of Pillow but for interpolation: OpenCV's cubic is sharper, and blends with
-    the fill colour at the border.
+    The pixels differ by interpolation: by another cubic, and by blending with the fill colour at
+    the border.
     """
 
     def __init__(self, image: Image.Image) -> None:

@@ -13,7 +13,7 @@ import multiprocessing
 import random
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from itertools import islice
+from itertools import count, islice
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from config.flags import DataConfig, SamplingConfig
 from input_pipeline.image_sets import Images, ImageSet, ImageStream, Sample, labels_of
-from input_pipeline.transforms import Finish, SizeSchedule
+from input_pipeline.transforms import SizeSchedule
 from input_pipeline.unreadable import UnreadableImages
 from runtime.distributed import DistributedContext, shard
 from runtime.errors import UserError
@@ -174,14 +174,15 @@ class TrainLoader:
         """
         self.order.epoch, self.order.position = epoch, position
         total_batch = self.loader.batch_size * self.context.world_size  # type: ignore[operator]
-        first = position // total_batch
         batches: Iterable[Any] = self.loader
         if isinstance(self.images, ImageStream):
             seed_everything(stream_seed("epoch", self.seed, epoch, self.context.rank))
             self.images.set_epoch(epoch)
-            batches = islice(self.loader, first, None)
-        for number, (images, labels) in enumerate(batches, start=first):
-            seed_everything(stream_seed("batch", self.seed, epoch, number, self.context.rank))
+            batches = islice(self.loader, position // total_batch, None)
+        erases = getattr(getattr(self.images.transform, "finish", None), "erasing", None)
+        for place, (images, labels) in zip(count(position, total_batch), batches, strict=False):
+            if erases:
+                seed_everything(stream_seed("erase", self.seed, epoch, place, self.context.rank))
             yield self.finish(images), labels
 
     def names_of_step(self, total_batch: int, position: int, steps_since: int) -> list[str]:
@@ -221,15 +222,19 @@ def eval_loader(
 
 
 def finish_on(device: torch.device, transform: Any) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Return what takes a loader's batches to the device, and there to inputs of the model."""
-    finish = getattr(transform, "finish", None)
+    """Return what takes batches (N, C, H, W) to the device, and finishes them there.
+
+    Batches of a transform that is no `SplitTransform` only change the device.
+    """
     # a copy, since the transform itself stays with the workers
-    on_device = copy.deepcopy(finish).to(device) if isinstance(finish, Finish) else nn.Identity()
-    return lambda batch: on_device(batch.to(device, non_blocking=True))
+    finish = copy.deepcopy(getattr(transform, "finish", nn.Identity())).to(device)
+    if getattr(finish, "erasing", None):
+        finish.erasing.device = device
+    return lambda batch: finish(batch.to(device, non_blocking=True))
 
 
 class FinishedBatches:
-    """The batches of a loader, their images finished on the device."""
+    """The batches of a loader, their images (N, C, H, W) taken to a device by `finish_on`."""
 
     def __init__(self, loader: DataLoader, finish: Callable[[torch.Tensor], torch.Tensor]) -> None:
         self.loader, self.finish = loader, finish

@@ -17,8 +17,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from multiprocessing.synchronize import Event
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +99,11 @@ def pack(
     cannot be written, or if what was written is not what was to be.
     """
     parts = find_parts(source, guesses=False) or {"": source}
-    listings = {part: list_classes(folder) for part, folder in parts.items()}
+    listings = _numbered_alike({part: list_classes(folder) for part, folder in parts.items()})
+    if packing.format == "wds" and (bad := [c for c in _classes(listings) if "\n" in c]):
+        raise UserError(
+            f"class {bad[0]!r} has a line break, which {CLASSES} cannot hold: rename it"
+        )
     total = sum(map(len, listings.values()))
     facts = {"source": str(source.resolve()), "images": total, **asdict(packing)}
     _begin(output, facts)
@@ -109,7 +112,7 @@ def pack(
     done = total - sum(job.end - job.start for job in todo)
     tell(done, total)
     processes = multiprocessing.get_context("spawn")
-    stopped = processes.Event()
+    stopped = processes.RawValue("b", False)  # without a lock, which a killed worker would hold
     try:
         with (
             ProcessPoolExecutor(
@@ -120,28 +123,47 @@ def pack(
         ):  # fmt: skip
             with signals_blocked():  # in the workers, which start here
                 running = [pool.submit(_run, number) for number in range(len(todo))]
-            for job in as_completed(running):
-                done += job.result()
+            for ended in as_completed(running):
+                done += ended.result()
                 tell(done, total)
     except BrokenProcessPool:
         raise UserError(
-            "a worker was killed, perhaps for lack of memory: give the same command with fewer "
+            "a worker ended, perhaps for lack of memory: give the same command with fewer "
             "--num_workers, and it goes on"
         ) from None
     finally:  # what ended processes have left
-        for folder in output.glob("*/.*.tmp"):
+        for folder in (*output.glob(".*.tmp"), *output.glob("*/.*.tmp")):
             shutil.rmtree(folder, ignore_errors=True)
     return _finish(output, jobs)
 
 
+def _classes(listings: dict[str, Listing]) -> list[str]:
+    return sorted({name for listing in listings.values() for name in listing.classes})
+
+
+def _numbered_alike(listings: dict[str, Listing]) -> dict[str, Listing]:
+    """Number the labels of all parts by the classes of all: one part may lack some."""
+    classes = _classes(listings)
+    return {
+        part: replace(
+            listing,
+            classes=classes,
+            labels=torch.tensor([classes.index(c) for c in listing.classes], dtype=torch.int32)[
+                listing.labels
+            ],
+        )
+        for part, listing in listings.items()
+    }
+
+
 @contextmanager
-def _stopping(pool: ProcessPoolExecutor, stopped: Event) -> Iterator[None]:
+def _stopping(pool: ProcessPoolExecutor, stopped: Any) -> Iterator[None]:
     """Let the workers stop at once if there is an error, which otherwise waits for all jobs."""
     try:
         yield
     except BaseException:
-        stopped.set()
-        pool.shutdown(wait=False, cancel_futures=True)
+        stopped.value = True
+        pool.shutdown(cancel_futures=True)
         raise
 
 
@@ -150,13 +172,13 @@ class _Worker:
     """What a worker process has to do."""
 
     jobs: list[Job]
-    stopped: Event
+    stopped: Any  # a boolean that is shared with the other processes
 
 
 _worker: _Worker
 
 
-def _ready(jobs: list[Job], stopped: Event) -> None:
+def _ready(jobs: list[Job], stopped: Any) -> None:
     """Prepare a worker: it leaves Ctrl-C to the process that has started it, and ends with it."""
     global _worker
     _worker = _Worker(jobs, stopped)
@@ -223,7 +245,7 @@ def _run(number: int) -> int:
 def _images(job: Job, unreadable: dict[str, str]) -> Iterator[tuple[int, int, bytes, str]]:
     """Yield index, label, content and suffix of each image that can be read."""
     for index in range(job.start, job.end):
-        if _worker.stopped.is_set():
+        if _worker.stopped.value:
             raise InterruptedError
         path = job.listing[index]
         try:
@@ -334,7 +356,8 @@ def _finish(output: Path, jobs: dict[str, list[Job]]) -> Summary:
             wanted[int(label)] += count
         if own[0].packing.format == "wds":
             found = sum((_counts_of_wds(job.target, len(wanted)) for job in own), 0 * wanted)
-            (output / CLASSES).write_text("".join(f"{name}\n" for name in listing.classes))
+            names = "".join(f"{name}\n" for name in listing.classes)
+            (output / CLASSES).write_bytes(os.fsencode(names))
         else:
             is_tar = own[0].packing.format == "tar"
             packed_set = (list_tars if is_tar else list_classes)(_folder(own[0]))

@@ -1,5 +1,6 @@
 """Data sets that timm reads: wds/, hfds/, hfids/, tfds/ and torch/."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -118,7 +119,7 @@ def _packed_classes(config: DataConfig) -> list[str]:
     if not config.data_set.startswith("wds/") or not file.is_file():
         return []
     try:
-        classes = file.read_text(encoding="utf-8").splitlines()
+        classes = os.fsdecode(file.read_bytes()).removesuffix("\n").split("\n")
     except (OSError, ValueError) as error:
         raise UserError(f"{file} cannot be read: {reason_of(error)}") from None
     if len(classes) != config.nb_classes:

@@ -46,6 +46,7 @@ class Finish(nn.Module):
     They take whole batches, on their device, so that workers send a quarter of the bytes.
     """
 
+    levels: torch.Tensor
     mean: torch.Tensor
     std: torch.Tensor
 
@@ -57,22 +58,28 @@ class Finish(nn.Module):
     ) -> None:
         super().__init__()
         self.erasing = erasing
+        # on GPUs, division by a Python number is a product with its rounded inverse
+        self.register_buffer("levels", torch.tensor(255.0))
         self.register_buffer("mean", torch.tensor(mean)[:, None, None])
         self.register_buffer("std", torch.tensor(std)[:, None, None])
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Images (N, C, H, W), uint8 or float32 from 0 to 1 -> float32 inputs of the model."""
-        is_float = images.is_floating_point()
-        inputs = images.clone() if is_float else images.to(torch.float32).div_(255)
-        inputs = inputs.sub_(self.mean).div_(self.std)
-        if self.erasing:
-            self.erasing.device = inputs.device
-            inputs = self.erasing(inputs)
-        return inputs
+        """Images (N, C, H, W), uint8 or float32 from 0 to 1 -> float32 inputs of the model.
+
+        They are contiguous, and on the device of the images, which has to be that of this module.
+        """
+        if not images.is_floating_point():
+            images = images.to(torch.float32, memory_format=torch.contiguous_format)
+            images = images.div_(self.levels)
+        inputs = images.sub(self.mean).div_(self.std)
+        return self.erasing(inputs) if self.erasing else inputs
 
 
 class SplitTransform(Compose):
-    """A transform of which a loader's workers do `for_batch`, and the device does `finish`."""
+    """A transform of which a loader's workers do `for_batch`, and the device does `finish`.
+
+    `steps` make of an image a tensor (C, H, W), uint8, or float32 from 0 to 1.
+    """
 
     def __init__(self, steps: Sequence[Any], finish: Finish) -> None:
         super().__init__([*steps])
@@ -110,7 +117,9 @@ def train_transform(
 
     With `as_array` images are tensors (C, H, W) from 0 to 1, and there is no RandAugment.
     """
-    erasing = RandomErasing(config.reprob, mode=config.remode, max_count=config.recount)
+    erasing = RandomErasing(
+        config.reprob, mode=config.remode, max_count=config.recount, device="cpu"
+    )
     finish = Finish(mean, std, erasing if config.reprob else None)
     if as_array:
         return SplitTransform(_train_steps_of_arrays(config, size), finish)
@@ -237,7 +246,7 @@ WARPS = (rotate, shear_x, shear_y, translate_x_rel, translate_y_rel, translate_x
 
 
 def _warp_fast(transform: Compose) -> None:
-    """Let OpenCV turn, shear and shift, which takes Pillow more time than all else."""
+    """Let OpenCV turn, shear and shift, which takes Pillow longer than its other operations."""
     for op in _operations(transform):
         if op.aug_fn in WARPS:
             op.aug_fn = partial(_warped, op.aug_fn)

@@ -31,7 +31,8 @@ from inference.prediction import (
 )
 from input_pipeline.arrays import as_picture
 from input_pipeline.folders import find_images
-from runtime.distributed import close_distributed, init_distributed
+from input_pipeline.loaders import naming_dead_workers
+from runtime.distributed import all_gather, close_distributed, init_distributed
 from runtime.errors import Parser, UserError, check_positive, program
 
 CAPTION_WIDTH = 320  # pixels
@@ -48,8 +49,8 @@ def parser() -> Parser:
     add("--batch-size", type=int, default=32, help="images at a time (32)")
     add("--device", choices=["auto", "cpu", "cuda"], default="auto")
     add("--dtype", choices=["auto", "float32", "float16", "bfloat16"], default="auto",
-        help="of autocast; auto is float16 on a GPU, if the first images' probabilities differ by "
-        f"less than {EXACT}, else float32")  # fmt: skip
+        help="of autocast; auto is float16 on a GPU, if the probabilities of eight images differ "
+        f"by less than {EXACT} and there are no --features, else float32")  # fmt: skip
     add("--num-workers", "--num_workers", type=int,
         help="processes that read images; by default all cores, none for a few images")  # fmt: skip
     output = this.add_mutually_exclusive_group()
@@ -61,7 +62,7 @@ def parser() -> Parser:
                "after a stop, and torchrun -m tools.predict shares the images")  # fmt: skip
     add("--features", type=Path, metavar="FILE",
         help="write what the head takes, a row of float32 for each image, into FILE.npy or "
-        "FILE.safetensors, as --output; FILE.images.csv names the images")  # fmt: skip
+        "FILE.safetensors, as --output; FILE.npy.images.csv names the images")  # fmt: skip
     add("--show-dir", type=Path, help="folder for the pictures with their classes")
     return this
 
@@ -121,13 +122,13 @@ def _workers(arguments: Namespace, count: int) -> int:
     return arguments.num_workers
 
 
-def _command(arguments: Namespace) -> str:
+def _command(arguments: Namespace, precision: torch.dtype | None) -> str:
     """Return what the predictions depend on, beside the files."""
     source = Path(arguments.checkpoint)
     state = source.stat() if source.is_file() else None
     changed = (state.st_size, state.st_mtime_ns) if state else ()
-    names = ("model", "ema", "input_size", "topk", "dtype", "output", "features")
-    return repr((str(source), changed, [getattr(arguments, name) for name in names]))
+    names = ("model", "ema", "input_size", "topk", "output", "features")
+    return repr((str(source), changed, precision, [getattr(arguments, name) for name in names]))
 
 
 def _check_outputs(arguments: Namespace) -> None:
@@ -151,7 +152,7 @@ def _precision(
         if isinstance(classifier.model, Exported):
             raise UserError("--dtype needs a checkpoint: an exported file has its own")
         return None if arguments.dtype == "float32" else getattr(torch, arguments.dtype)
-    if device.type == "cpu" or isinstance(classifier.model, Exported):
+    if device.type == "cpu" or isinstance(classifier.model, Exported) or arguments.features:
         return None
     precision = lower_precision(classifier, files, device)
     sys.stderr.write(f"computing in {'float16' if precision else 'float32'} (--dtype)\n")
@@ -164,6 +165,11 @@ def _to_file(arguments: Namespace) -> int:
     files, classifier = find_images(arguments.images), classifier_of(arguments)
     if arguments.features and isinstance(classifier.model, Exported):
         raise UserError("--features needs a checkpoint: an exported file has only logits")
+    # rank 0 decides for all of them
+    precision = (
+        _precision(arguments, classifier, files, context.device) if context.is_main else None
+    )
+    precision = all_gather(precision, context)[0]
     predict = partial(
         predictions,
         classifier,
@@ -171,15 +177,16 @@ def _to_file(arguments: Namespace) -> int:
         topk=arguments.topk,
         batch_size=arguments.batch_size,
         num_workers=_workers(arguments, len(files)),
-        precision=_precision(arguments, classifier, files, context.device),
+        precision=precision,
         with_features=arguments.features is not None,
     )
     # that of this process stands for all of them
     own = -(-len(files) // context.world_size)
-    with tqdm(total=own, unit="image", disable=None if context.is_main else True) as bar:
+    bar = tqdm(total=own, unit="image", disable=None if context.is_main else True)
+    with bar, naming_dead_workers():
         unreadable = write_predictions(
-            predict, files, arguments.output, arguments.features, context, _command(arguments),
-            bar.update,
+            predict, files, arguments.output, arguments.features, context,
+            _command(arguments, precision), bar.update,
         )  # fmt: skip
     close_distributed()
     for reason in [*unreadable.values()][:SHOWN]:
@@ -204,14 +211,13 @@ def main(arguments: Namespace) -> int:
     device = torch.device("cuda" if has_gpu and arguments.device != "cpu" else "cpu")
     files = find_images(arguments.images)
     classifier, topk, size = classifier_of(arguments), arguments.topk, arguments.batch_size
-    workers, precision = (
-        _workers(arguments, len(files)),
-        _precision(arguments, classifier, files, device),
-    )
+    workers = _workers(arguments, len(files))
+    precision = _precision(arguments, classifier, files, device)
     found: list[Prediction] = []
     unreadable: list[Prediction] = []
-    for one in predictions(classifier, files, device, topk, size, workers, precision):
-        (unreadable if one.problem else found).append(one)
+    with naming_dead_workers():
+        for one in predictions(classifier, files, device, topk, size, workers, precision):
+            (unreadable if one.problem else found).append(one)
     if arguments.json:
         sys.stdout.write(as_json(found, unreadable))
     elif arguments.csv:

@@ -148,8 +148,8 @@ def test_predictions_and_exports_are_probabilities_of_each_class(trained, folder
     assert Exported(tmp_path / "model.onnx").facts.multi_label
     exported = load_classifier(str(tmp_path / "model.onnx"))
     again = [*predictions(exported, files, torch.device("cpu"), 3, 4)]
-    for file in files:
-        assert dict(again[file]) == pytest.approx(dict(found[file]), abs=1e-5)
+    for one, other in zip(found, again, strict=True):
+        assert dict(other.classes) == pytest.approx(dict(one.classes), abs=1e-5)
     convert(str(trained / "checkpoint-7.pth"), tmp_path / "folder")
     assert load_classifier(str(tmp_path / "folder")).multi_label
     config = json.loads((tmp_path / "folder" / "config.json").read_text())

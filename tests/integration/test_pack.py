@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import tarfile
 
@@ -127,6 +128,12 @@ def test_shards_of_webdataset(source, tmp_path, capsys):
     with tarfile.open(output / "train-000000.tar") as tar:
         labels = [int(tar.extractfile(m).read()) for m in tar if m.name.endswith(".cls")]
     assert labels == [0] * 12 + [1] * 7
+    # a part that lacks a class has the numbers of all classes
+    shutil.rmtree(source / "val" / "cat")
+    assert run(source, tmp_path / "other", "--format", "wds") == 0
+    assert (tmp_path / "other" / "classes.txt").read_text() == "cat\ndog\n"
+    with tarfile.open(tmp_path / "other" / "val-000000.tar") as tar:
+        assert {tar.extractfile(m).read() for m in tar if m.name.endswith(".cls")} == {b"1"}
 
 
 @pytest.mark.slow
@@ -150,13 +157,15 @@ def test_a_stopped_pack_goes_on(source, tmp_path, monkeypatch, capsys):
 def test_a_killed_worker_is_told(source, tmp_path, monkeypatch):
     monkeypatch.setattr(packing, "PER_JOB", 1)
 
+    before = {*multiprocessing.active_children()}
+
     def kill(done, total):
-        for worker in multiprocessing.active_children():
+        for worker in {*multiprocessing.active_children()} - before:
             os.kill(worker.pid, signal.SIGKILL)
 
-    with pytest.raises(UserError, match="a worker was killed, perhaps for lack of memory"):
+    with pytest.raises(UserError, match="a worker ended, perhaps for lack of memory"):
         packing.pack(source, tmp_path / "packed", Packing(), 1, kill)
-    assert not multiprocessing.active_children()
+    assert {*multiprocessing.active_children()} <= before
     summary = packing.pack(source, tmp_path / "packed", Packing(), 1)
     assert (summary.images, summary.unreadable) == (23, 1)
 

@@ -241,7 +241,7 @@ def test_files_of_features(digits, trained, tmp_path, capsys, monkeypatch, suffi
     assert status == 0, errors
     read = np.load if suffix == ".npy" else lambda path: load_file(path)["features"].numpy()
     found = read(features)
-    with (tmp_path / "found.images.csv").open() as table:
+    with (tmp_path / f"found{suffix}.images.csv").open() as table:
         files = [Path(row["image"]) for row in csv.DictReader(table)]
     lines = [json.loads(line) for line in output.read_text().splitlines()]
     assert [Path(line["image"]) for line in lines] == files
@@ -262,16 +262,39 @@ def test_files_of_features(digits, trained, tmp_path, capsys, monkeypatch, suffi
     alone = tmp_path / "alone" / f"f{suffix}"
     assert run(capsys, *arguments, "--features", alone, "--num-workers", 0)[0] == 0
     np.testing.assert_allclose(read(alone), found, rtol=1e-5, atol=1e-6)
-    assert sorted(path.name for path in alone.parent.iterdir()) == ["f.images.csv", alone.name]
+    assert {path.name for path in alone.parent.iterdir()} == {alone.name, f"f{suffix}.images.csv"}
     status, _, errors = run(capsys, *arguments, "--features", alone)
     assert (status, "exists already: give another name" in errors) == (1, True)
+    # of a mistyped path nothing is left, so that the right one can follow
+    gone = [tmp_path / "gone", "--checkpoint", trained, "--features", tmp_path / f"new{suffix}"]
+    assert run(capsys, *gone)[0] == 1
+    assert not [*tmp_path.glob("new*")]
+    # a command that was stopped goes on
+    again = alone.with_name(f"again{suffix}")
+    stopped = [*arguments, "--features", again, "--num-workers", 0]
+    seen = []
+
+    def stops(classifier, files, **rest):
+        seen.append(files)
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+        return predictions(classifier, files, **rest)
+
+    predictions = prediction.predictions
+    with monkeypatch.context() as patch:
+        patch.setattr(predict, "predictions", stops)
+        assert run(capsys, *stopped)[0] == 130
+    assert not again.exists()
+    assert run(capsys, *stopped)[0] == 0
+    np.testing.assert_array_equal(read(again), read(alone))
 
 
-def test_half_precision_only_where_it_is_exact(digits, trained):
+def test_half_precision_only_where_it_is_exact(digits, trained, tmp_path, capsys):
     """By default on GPUs; checked here by autocast of the CPU."""
     classifier, cpu = load_classifier(str(trained)), torch.device("cpu")
     files = sorted(digits.glob("val/*/*.png"))
     assert prediction.lower_precision(classifier, files, cpu) == torch.float16
+    assert prediction.lower_precision(classifier, [tmp_path / "none.png"] * 9, cpu) is None
     exact, half = (
         [*prediction.predictions(classifier, files, cpu, 10, 8, precision=precision)]
         for precision in (None, torch.bfloat16)
@@ -282,9 +305,17 @@ def test_half_precision_only_where_it_is_exact(digits, trained):
         for name, share in other.classes
     ]
     assert 1e-6 < max(distances) < 0.1
+    told = run(capsys, files[0], "--checkpoint", trained, "--dtype", "bfloat16", "--json")[1]
+    (shown,) = json.loads(told)["images"]
+    for found in shown["predictions"]:
+        assert found["probability"] == pytest.approx(dict(half[0].classes)[found["class"]])
     with torch.no_grad():
         classifier.model.get_classifier().weight.mul_(1e8)  # beyond float16
     assert prediction.lower_precision(classifier, files, cpu) is None
+    # then a batch is repeated in float32
+    (beyond,) = prediction.predictions(classifier, files[:1], cpu, 10, 8, precision=torch.float16)
+    (exact_one,) = prediction.predictions(classifier, files[:1], cpu, 10, 8)
+    assert beyond.classes == exact_one.classes
 
 
 def test_names_of_classes():
