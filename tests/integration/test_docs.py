@@ -4,6 +4,7 @@ import importlib.metadata
 import json
 import os
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -313,7 +314,29 @@ def test_zoo():
         assert timm.get_pretrained_cfg(f"{name}.{tag}").url == fact["checkpoint_url"]
 
 
+def anchors(file):
+    """The anchors that GitHub gives the headings of a Markdown file."""
+    text = re.sub(r"```.*?```", "", file.read_text(), flags=re.DOTALL)
+    headings = re.findall(r"^#+ (.+)$", text, re.M)
+    return {re.sub(r"[^\w\- ]", "", heading).lower().replace(" ", "-") for heading in headings}
+
+
 @pytest.mark.parametrize("name", DOCS)
 def test_links_lead_somewhere(name):
-    for target in re.findall(r"\]\((?!http)([^)#]+)", (ROOT / name).read_text()):
-        assert (ROOT / name).parent.joinpath(target).exists(), target
+    file = ROOT / name
+    for target, anchor in re.findall(r"\]\((?!http)([^)#]*)#?([^)]*)\)", file.read_text()):
+        goal = file.parent / target if target else file
+        assert goal.exists(), target
+        assert not anchor or anchor in anchors(goal), f"{target}#{anchor}"
+
+
+def test_figure_of_accuracies(tmp_path):
+    """It shows the published numbers."""
+    figure = runpy.run_path(str(ROOT / "docs/accuracy.py"))
+    facts = json.loads((ROOT / "tests/golden/model_zoo.json").read_text())["models"]
+    for kind in ("7x7", "GF"):
+        names = [f"hornet_{size}_{kind.lower()}" for size in ("tiny", "small", "base")]
+        published = [(facts[n]["published_gflops"], facts[n]["published_top1"]) for n in names]
+        assert figure["hornets"](kind) == published
+    figure["draw"](tmp_path / "figure.svg")
+    assert "</svg>" in (tmp_path / "figure.svg").read_text()
