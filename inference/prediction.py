@@ -262,18 +262,21 @@ def _line(output: Path, found: Prediction) -> str:
             {"class": as_unicode(name), "probability": share} for name, share in found.classes
         ]
         return json.dumps({"image": as_unicode(found.file), "predictions": classes}) + "\n"
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerows(rows_of(found))
-    return text.getvalue()
+    return csv_lines(found)
 
 
-def rows_of(found: Prediction) -> list[tuple[Any, ...]]:
-    """Return the rows of a CSV file with COLUMNS."""
-    return [
-        (found.file, rank, name, f"{share:.4f}")
+def csv_lines(found: Prediction) -> str:
+    """Return the lines of a CSV file with COLUMNS."""
+    return "".join(
+        _csv_line((found.file, rank, name, f"{share:.4f}"))
         for rank, (name, share) in enumerate(found.classes, start=1)
-    ]
+    )
+
+
+def _csv_line(values: tuple[Any, ...]) -> str:
+    line = io.StringIO()
+    csv.writer(line, lineterminator="\r\n").writerow(values)  # so that it quotes both characters
+    return line.getvalue().removesuffix("\r\n") + "\n"
 
 
 def _join(
@@ -307,9 +310,8 @@ def _join(
             written_whole(table) as written,
             written.open("w", encoding="utf-8", errors="surrogateescape", newline="") as text,
         ):
-            writer = csv.writer(text, lineterminator="\n")
-            writer.writerow(("image",))
-            writer.writerows((file,) for i, file in enumerate(files) if i not in unreadable)
+            text.write("image\n")
+            text.writelines(_csv_line((f,)) for i, f in enumerate(files) if i not in unreadable)
     # a kill while the parts are being removed shall not leave some of them
     gone = folder.rename(folder.with_name(f".{folder.name}.done"))
     shutil.rmtree(gone)

@@ -3,7 +3,6 @@
 python -m tools.predict IMAGE... | FOLDER --checkpoint runs/mine/checkpoint-best.pth
 """
 
-import csv
 import json
 import os
 import sys
@@ -24,9 +23,9 @@ from inference.prediction import (
     FEATURE_FORMATS,
     FORMATS,
     Prediction,
+    csv_lines,
     lower_precision,
     predictions,
-    rows_of,
     write_predictions,
 )
 from input_pipeline.arrays import as_picture
@@ -92,10 +91,8 @@ def as_json(found: list[Prediction], unreadable: list[Prediction]) -> str:
 
 
 def print_csv(found: list[Prediction]) -> None:
-    writer = csv.writer(sys.stdout, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    for one in found:
-        writer.writerows(rows_of(one))
+    sys.stdout.write(",".join(COLUMNS) + "\n")
+    sys.stdout.writelines(map(csv_lines, found))
 
 
 def save_captioned(found: list[Prediction], folder: Path, classifier: Classifier) -> None:

@@ -233,21 +233,23 @@ def test_files_of_features(digits, trained, tmp_path, capsys, monkeypatch, suffi
     monkeypatch.setattr(prediction, "PER_PART", 7)
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"no image")
+    odd = tmp_path / "a\r,b\n.png"
+    shutil.copy(next(digits.glob("val/3/*.png")), odd)
     features, output = tmp_path / f"found{suffix}", tmp_path / "found.jsonl"
-    arguments = [broken, digits / "val", "--checkpoint", trained, "--topk", 10]
+    arguments = [broken, digits / "val", odd, "--checkpoint", trained, "--topk", 10]
     status, _, errors = run(
         capsys, *arguments, "--features", features, "--output", output, "--num-workers", 0
     )
     assert status == 0, errors
     read = np.load if suffix == ".npy" else lambda path: load_file(path)["features"].numpy()
     found = read(features)
-    with (tmp_path / f"found{suffix}.images.csv").open() as table:
+    with (tmp_path / f"found{suffix}.images.csv").open(newline="") as table:
         files = [Path(row["image"]) for row in csv.DictReader(table)]
     lines = [json.loads(line) for line in output.read_text().splitlines()]
     assert [Path(line["image"]) for line in lines] == files
-    assert (len(files), broken in files) == (33, False)
+    assert (len(files), broken in files, files[-1]) == (34, False, odd)
     classifier = load_classifier(str(trained))
-    assert (found.dtype, found.shape) == (np.float32, (33, classifier.model.num_features))
+    assert (found.dtype, found.shape) == (np.float32, (34, classifier.model.num_features))
     model = load_classifier(str(trained)).model
     taken = []
     model.get_classifier().register_forward_pre_hook(lambda _, inputs: taken.append(inputs[0]))
