@@ -21,6 +21,8 @@ BATCH_SIZES = (1, 2, 5, 24)
 
 
 class Images(ImageSet):
+    transform = None
+
     def __init__(self, count):
         self.count = count
 
