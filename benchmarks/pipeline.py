@@ -2,10 +2,10 @@
 
 import os
 import tempfile
-from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -70,43 +70,31 @@ def loop(rounds: int, device: torch.device) -> Iterator[Row]:
 def loader(rounds: int, _: torch.device) -> Iterator[Row]:
     """Measure images per second of one worker; the peer is torch's with timm's transform."""
     case = "500 x 375 JPEG to 224, RandAugment"
+    config, data = AugmentConfig(), DataConfig(batch_size=BATCH, num_workers=1)
     with tempfile.TemporaryDirectory() as folder:
-        write_photos(Path(folder) / "a", 32)
-        for index in range(32, PHOTOS):
-            os.link(Path(folder) / "a" / f"{index % 32}.jpg", Path(folder) / "a" / f"{index}.jpg")
-        config = AugmentConfig()
+        photos, small = Path(folder) / "photos", Path(folder) / "small"
+        _write_class(photos, small)
         transform = create_transform(
             224, is_training=True, auto_augment=config.aa, interpolation="bicubic",
             re_prob=config.reprob, re_mode=config.remode, re_count=config.recount,
             color_jitter=config.color_jitter,
         )  # fmt: skip
         allow_zero_bits(transform)  # the policy needs it with Pillow >= 13
-        contenders: dict[str, Any] = {"peer": _one_worker(ImageFolder(folder, transform))}
+        runs = {"peer": partial(_drain, _one_worker(ImageFolder(photos, transform)))}
         unreadable = UnreadableImages(Path(folder) / "bad_images.txt", 0)
-        small = Path(folder) / "small"
-        (small / "a").mkdir(parents=True)
-        for file in (Path(folder) / "a").iterdir():
-            (small / "a" / file.name).write_bytes(packed(str(file), Packing())[0])
         for name, root, fast in (
-            ("same pixels", Path(folder), False),
-            ("--fast_decode", Path(folder), True),
+            ("same pixels", photos, False),
+            ("--fast_decode", photos, True),
             ("tools.pack", small, False),
             ("tools.pack, --fast_decode", small, True),
         ):
             try:
-                view = train_transform(replace(config, fast_decode=fast), 224,
-                                       *mean_std(DataConfig()))  # fmt: skip
-                images = ListedImages(list_classes(root, small if root != small else None), view)
-                ours = TrainLoader(
-                    images, DataConfig(batch_size=BATCH, num_workers=1), SINGLE_PROCESS, unreadable
-                )
-                contenders[name] = partial(ours.batches, 0, 0)
+                view = train_transform(replace(config, fast_decode=fast), 224, *mean_std(data))
+                images = ListedImages(list_classes(root), view)
+                ours = TrainLoader(images, data, SINGLE_PROCESS, unreadable)
+                runs[name] = partial(_drain, partial(ours.batches, 0, 0))
             except UserError as error:  # packages are missing
                 yield Row(case, f"loader, {name}", None, str(error))
-        runs = {
-            name: partial(lambda epoch: deque(epoch(), maxlen=0), epoch)
-            for name, epoch in contenders.items()
-        }
         timings = paired(runs, rounds, CPU)
     peer = timings.pop("peer")
     for name, own in timings.items():
@@ -115,16 +103,33 @@ def loader(rounds: int, _: torch.device) -> Iterator[Row]:
         yield Row(case, f"loader, {name}", ratio, f"{detail}, n = {rounds}")
 
 
+def _write_class(photos: Path, small: Path) -> None:
+    """Write a class of links to 32 photographs, and one of links to their packed copies."""
+    write_photos(photos / "a", 32)
+    (small / "a").mkdir(parents=True)
+    for file in [*(photos / "a").iterdir()]:
+        copy = small / "a" / file.name
+        copy.write_bytes(packed(str(file), Packing())[0])
+        for place, number in product((file, copy), range(1, PHOTOS // 32)):
+            os.link(place, place.with_name(f"{number}-{file.name}"))
+
+
 def _one_worker(source: Dataset) -> Callable[[], Iterator[Any]]:
+    """Return torch's loader, whose iterator begins an epoch."""
     loader = DataLoader(
         source, BATCH, shuffle=True, num_workers=1, persistent_workers=True, drop_last=True
     )
     return lambda: iter(loader)
 
 
+def _drain(epoch: Callable[[], Iterator[Any]]) -> None:
+    for _ in epoch():
+        pass
+
+
 def write_photos(folder: Path, count: int) -> None:
     """Write JPEG files of 500 x 375 pixels: smooth colours with noise, as large as photographs."""
-    folder.mkdir()
+    folder.mkdir(parents=True)
     random = np.random.RandomState(0)
     for index in range(count):
         coarse = Image.fromarray(random.randint(0, 255, (24, 32, 3), dtype=np.uint8))

@@ -15,13 +15,13 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset, default_collate
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from inference.classifier import Classifier
 from inference.labels import as_unicode
 from inference.preprocessing import Preprocessing
-from input_pipeline.loaders import finish_on, loader_of
-from runtime.distributed import DistributedContext, all_gather, barrier
+from input_pipeline.loaders import OnDevice, loader_of, naming_dead_workers
+from runtime.distributed import DistributedContext, barrier, of_main
 from runtime.errors import UserError
 from runtime.files import written_whole
 from runtime.sizes import size_text
@@ -35,7 +35,7 @@ EXACT = 0.005  # largest difference of a probability for which half precision is
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a classifier finds in an image file."""
+    """The classes that a classifier finds in an image file."""
 
     file: Path
     classes: list[tuple[str, float]] = field(default_factory=list)
@@ -43,7 +43,7 @@ class Prediction:
     problem: str = ""
     """Why the image cannot be read; then there are no classes."""
     features: torch.Tensor | None = None
-    """What the head takes, (num_features)."""
+    """The input of the classifier's head, (num_features)."""
 
 
 class _Inputs(Dataset[tuple[Path, torch.Tensor | str]]):
@@ -64,7 +64,7 @@ class _Inputs(Dataset[tuple[Path, torch.Tensor | str]]):
 def _batch(
     samples: list[tuple[Path, Any]],
 ) -> tuple[list[Path], list[str], torch.Tensor | None]:
-    """Return files, what is wrong with each ("" if nothing), and the readable images (N, 3, H, W).
+    """Return files, the problem of each or "", and the readable images (N, C, H, W).
 
     Torch's collation writes them into memory that is shared with the main process.
     """
@@ -90,20 +90,19 @@ def predictions(
     `precision` is that of autocast; a batch whose results are not finite is repeated in float32.
     """
     model, names, view = classifier.model.to(device), classifier.labels, classifier.preprocessing
-    finish = finish_on(device, view.transform)
+    finish = OnDevice(view.transform, device)
     loader = loader_of(_Inputs(files, view), num_workers, batch_size=batch_size, collate_fn=_batch)
-    for part, problems, images in loader:
+    for part, problems, images in _from_living_workers(loader):
         found: Iterator[Any] = iter(())
         if images is not None:
             inputs = finish(images)
             try:
-                with torch.autocast(device.type, precision, enabled=precision is not None):
-                    logits, features = _outputs(model, inputs, with_features)
-                if precision and not logits.isfinite().all():
-                    logits, features = _outputs(model, inputs, with_features)
+                with naming_dead_workers():  # torch tells of them wherever this process is
+                    with torch.autocast(device.type, precision, enabled=precision is not None):
+                        logits, features = _outputs(model, inputs, with_features)
+                    if precision and not logits.isfinite().all():
+                        logits, features = _outputs(model, inputs, with_features)
             except (ValueError, RuntimeError, AssertionError) as error:
-                if "DataLoader worker" in str(error):  # torch raises it wherever this process is
-                    raise
                 size = size_text(view.input_size)
                 raise UserError(f"--input-size {size}: the model fails: {error}") from None
             values, labels = classifier.probabilities(logits).topk(min(topk, len(names)))
@@ -115,6 +114,11 @@ def predictions(
             own, shares, row = next(found)
             classes = [(names[i], share) for i, share in zip(own, shares, strict=True)]
             yield Prediction(file, classes, features=row)
+
+
+def _from_living_workers(loader: DataLoader) -> Iterator[Any]:
+    with naming_dead_workers():
+        yield from loader
 
 
 def _outputs(
@@ -136,13 +140,13 @@ def lower_precision(
 
     None is float32, also if the network cannot compute in float16.
     """
-    model, view, images = classifier.model.to(device), classifier.preprocessing, []
+    model, images = classifier.model.to(device), []
     for file in files[:: -(-len(files) // 8)]:
         with suppress(UserError):  # told when it is predicted
-            images.append(view.transform(view.load(file)))
+            images.append(classifier.inputs([file]))
     if not images:
         return None
-    inputs, shares = torch.stack(images).to(device), []
+    inputs, shares = torch.cat(images).to(device), []
     with suppress(ValueError, RuntimeError, AssertionError):
         for enabled in (False, True):
             with torch.autocast(device.type, torch.float16, enabled=enabled):
@@ -184,18 +188,8 @@ def write_predictions(
     outputs += [images_file(features)] if features else []
     folder = target.with_name(f"{target.name}.parts")
     starts = range(0, len(files), PER_PART)
-    problem = ""
     try:
-        if context.is_main:
-            try:
-                _begin(outputs, folder, _digest(command, files))
-            except UserError as error:
-                problem = str(error)
-        problem = all_gather(problem, context)[0]
-        if problem and not context.is_main:  # which tells it
-            raise SystemExit(1)
-        if problem:
-            raise UserError(problem)
+        of_main(lambda: _begin(outputs, folder, _digest(command, files)), context)
         for number in range(context.rank, len(starts), context.world_size):
             own = files[starts[number] : starts[number] + PER_PART]
             part = folder / f"{number:06d}"
@@ -285,26 +279,28 @@ def _join(
     """Put the parts together, and remove them; return the unreadable images."""
     parts = [folder / f"{number:06d}" for number in range(-(-len(files) // PER_PART))]
     unreadable: dict[int, str] = {}
+    texts, arrays = [], []  # a part, where it has them, and how many bytes
     rows = width = 0
     for number, part in enumerate(parts):
-        facts = _facts(part)[0]
+        with part.open("rb") as opened:
+            facts, start = json.loads(opened.readline()), opened.tell()
         for index, problem in facts["unreadable"].items():
             unreadable[number * PER_PART + int(index)] = problem
+        texts.append((part, start, facts["text"]))
+        arrays.append((part, start + facts["text"], 4 * math.prod(facts["features"])))
         rows, width = rows + facts["features"][0], max(width, facts["features"][1])
     has_any = len(unreadable) < len(files)
     if output and has_any:
         with written_whole(output) as written, written.open("wb") as whole:
             if output.suffix == ".csv":
                 whole.write((",".join(COLUMNS) + "\n").encode())
-            for part in parts:
-                facts, start = _facts(part)
-                _copy(part, start, facts["text"], whole)
+            for place in texts:
+                _copy(*place, whole)
     if features and has_any:
         with written_whole(features) as written, written.open("wb") as whole:
             whole.write(_header(features, rows, width))
-            for part in parts:
-                facts, start = _facts(part)
-                _copy(part, start + facts["text"], 4 * math.prod(facts["features"]), whole)
+            for place in arrays:
+                _copy(*place, whole)
         table = images_file(features)
         with (
             written_whole(table) as written,
@@ -316,13 +312,6 @@ def _join(
     gone = folder.rename(folder.with_name(f".{folder.name}.done"))
     shutil.rmtree(gone)
     return {str(files[index]): problem for index, problem in unreadable.items()}
-
-
-def _facts(part: Path) -> tuple[dict[str, Any], int]:
-    """Return the first line of a part, and where the rest begins."""
-    with part.open("rb") as opened:
-        line = opened.readline()
-    return json.loads(line), len(line)
 
 
 def _copy(part: Path, start: int, count: int, whole: BinaryIO) -> None:

@@ -11,7 +11,7 @@ import gc
 import math
 import multiprocessing
 import random
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import count, islice
 from typing import Any
@@ -164,7 +164,7 @@ class TrainLoader:
         else:
             source = TrainImages(images, seed, unreadable)
             self.loader = _loader(images, source, config, context, sampler=self.order, **options)
-        self.finish = finish_on(context.device, images.transform)
+        self.finish = OnDevice(images.transform, context.device)
 
     def batches(self, epoch: int, position: int) -> Iterator[Batch]:
         """Yield the batches of an epoch after `position`.
@@ -179,9 +179,8 @@ class TrainLoader:
             seed_everything(stream_seed("epoch", self.seed, epoch, self.context.rank))
             self.images.set_epoch(epoch)
             batches = islice(self.loader, position // total_batch, None)
-        erases = getattr(getattr(self.images.transform, "finish", None), "erasing", None)
         for place, (images, labels) in zip(count(position, total_batch), batches, strict=False):
-            if erases:
+            if self.finish.erases:
                 seed_everything(stream_seed("erase", self.seed, epoch, place, self.context.rank))
             yield self.finish(images), labels
 
@@ -213,30 +212,36 @@ def eval_loader(
     if isinstance(images, ImageStream):
         images.prepare(config.num_workers, share=False, unreadable=unreadable)
         loader = _loader(images, images, config, context, batch_size=batch_size)
-        return FinishedBatches(loader, finish_on(context.device, images.transform))
+        return FinishedBatches(loader, OnDevice(images.transform, context.device))
     rank, world_size = (context.rank, context.world_size) if dist_eval else (0, 1)
     indices = shard(len(images), batch_size, rank, world_size)
     source = EvalImages(images, unreadable)
     loader = _loader(images, source, config, context, batch_size=batch_size, sampler=indices)
-    return FinishedBatches(loader, finish_on(context.device, images.transform))
+    return FinishedBatches(loader, OnDevice(images.transform, context.device))
 
 
-def finish_on(device: torch.device, transform: Any) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Return what takes batches (N, C, H, W) to the device, and finishes them there.
+class OnDevice:
+    """Takes batches (N, C, H, W) to a device, and finishes them there.
 
     Batches of a transform that is no `SplitTransform` only change the device.
     """
-    # a copy, since the transform itself stays with the workers
-    finish = copy.deepcopy(getattr(transform, "finish", nn.Identity())).to(device)
-    if getattr(finish, "erasing", None):
-        finish.erasing.device = device
-    return lambda batch: finish(batch.to(device, non_blocking=True))
+
+    def __init__(self, transform: Any, device: torch.device) -> None:
+        # a copy, since the transform itself stays with the workers
+        self.finish = copy.deepcopy(getattr(transform, "finish", nn.Identity())).to(device)
+        self.device, erasing = device, getattr(self.finish, "erasing", None)
+        self.erases = erasing is not None
+        if erasing:
+            erasing.device = device
+
+    def __call__(self, batch: torch.Tensor) -> torch.Tensor:
+        return self.finish(batch.to(self.device, non_blocking=True))
 
 
 class FinishedBatches:
-    """The batches of a loader, their images (N, C, H, W) taken to a device by `finish_on`."""
+    """The batches of a loader, with their images (N, C, H, W) on a device."""
 
-    def __init__(self, loader: DataLoader, finish: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    def __init__(self, loader: DataLoader, finish: OnDevice) -> None:
         self.loader, self.finish = loader, finish
         self.batch_size = loader.batch_size
 

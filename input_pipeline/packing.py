@@ -144,16 +144,12 @@ def _classes(listings: dict[str, Listing]) -> list[str]:
 def _numbered_alike(listings: dict[str, Listing]) -> dict[str, Listing]:
     """Number the labels of all parts by the classes of all: one part may lack some."""
     classes = _classes(listings)
-    return {
-        part: replace(
-            listing,
-            classes=classes,
-            labels=torch.tensor([classes.index(c) for c in listing.classes], dtype=torch.int32)[
-                listing.labels
-            ],
-        )
-        for part, listing in listings.items()
-    }
+    numbers = {name: number for number, name in enumerate(classes)}
+    numbered = {}
+    for part, listing in listings.items():
+        own = torch.tensor([numbers[name] for name in listing.classes], dtype=torch.int32)
+        numbered[part] = replace(listing, classes=classes, labels=own[listing.labels])
+    return numbered
 
 
 @contextmanager
@@ -169,7 +165,7 @@ def _stopping(pool: ProcessPoolExecutor, stopped: Any) -> Iterator[None]:
 
 @dataclass
 class _Worker:
-    """What a worker process has to do."""
+    """The jobs of a worker process."""
 
     jobs: list[Job]
     stopped: Any  # a boolean that is shared with the other processes

@@ -86,7 +86,7 @@ class SplitTransform(Compose):
         self.finish = finish
 
     def for_batch(self, image: Any) -> torch.Tensor:
-        """Image -> what `finish` takes batches of, (C, H, W)."""
+        """Image -> tensor (C, H, W), uint8 or float32, of which `finish` takes batches."""
         return super().__call__(image)
 
     def __call__(self, image: Any) -> torch.Tensor:

@@ -254,6 +254,26 @@ def shared_on_machine(
     return value
 
 
+def of_main(make: Callable[[], Value], context: DistributedContext) -> Value:
+    """Return make() of rank 0, a plain value, on all ranks.
+
+    A UserError of it is raised on rank 0, which tells it; the other ranks exit with status 1.
+    """
+    value: Any = None
+    problem = ""
+    if context.is_main:
+        try:
+            value = make()
+        except UserError as error:
+            problem = str(error)
+    value, problem = all_gather((value, problem), context)[0]
+    if problem and context.is_main:
+        raise UserError(problem)
+    if problem:
+        raise SystemExit(1)
+    return value
+
+
 def barrier() -> None:
     if dist.is_initialized():
         dist.barrier()

@@ -30,8 +30,7 @@ from inference.prediction import (
 )
 from input_pipeline.arrays import as_picture
 from input_pipeline.folders import find_images
-from input_pipeline.loaders import naming_dead_workers
-from runtime.distributed import all_gather, close_distributed, init_distributed
+from runtime.distributed import close_distributed, init_distributed, of_main
 from runtime.errors import Parser, UserError, check_positive, program
 
 CAPTION_WIDTH = 320  # pixels
@@ -60,7 +59,7 @@ def parser() -> Parser:
                help="write FILE.csv or FILE.jsonl part by part, for any number of images; goes on "
                "after a stop, and torchrun -m tools.predict shares the images")  # fmt: skip
     add("--features", type=Path, metavar="FILE",
-        help="write what the head takes, a row of float32 for each image, into FILE.npy or "
+        help="write the input of the head, a row of float32 for each image, into FILE.npy or "
         "FILE.safetensors, as --output; FILE.npy.images.csv names the images")  # fmt: skip
     add("--show-dir", type=Path, help="folder for the pictures with their classes")
     return this
@@ -141,13 +140,20 @@ def _check_outputs(arguments: Namespace) -> None:
         raise UserError("--features goes with --output FILE, not with --json or --csv")
 
 
+def _check_exported(arguments: Namespace, classifier: Classifier) -> None:
+    """Refuse flags that need a checkpoint."""
+    if isinstance(classifier.model, Exported):
+        if arguments.dtype != "auto":
+            raise UserError("--dtype needs a checkpoint: an exported file has its own")
+        if arguments.features:
+            raise UserError("--features needs a checkpoint: an exported file has only logits")
+
+
 def _precision(
     arguments: Namespace, classifier: Classifier, files: list[Path], device: torch.device
 ) -> torch.dtype | None:
     """Return the dtype of autocast, None for float32, and tell of it if it was chosen here."""
     if arguments.dtype != "auto":
-        if isinstance(classifier.model, Exported):
-            raise UserError("--dtype needs a checkpoint: an exported file has its own")
         return None if arguments.dtype == "float32" else getattr(torch, arguments.dtype)
     if device.type == "cpu" or isinstance(classifier.model, Exported) or arguments.features:
         return None
@@ -160,13 +166,8 @@ def _to_file(arguments: Namespace) -> int:
     _check_outputs(arguments)
     context = init_distributed(arguments.device)
     files, classifier = find_images(arguments.images), classifier_of(arguments)
-    if arguments.features and isinstance(classifier.model, Exported):
-        raise UserError("--features needs a checkpoint: an exported file has only logits")
-    # rank 0 decides for all of them
-    precision = (
-        _precision(arguments, classifier, files, context.device) if context.is_main else None
-    )
-    precision = all_gather(precision, context)[0]
+    _check_exported(arguments, classifier)
+    precision = of_main(lambda: _precision(arguments, classifier, files, context.device), context)
     predict = partial(
         predictions,
         classifier,
@@ -179,8 +180,7 @@ def _to_file(arguments: Namespace) -> int:
     )
     # that of this process stands for all of them
     own = -(-len(files) // context.world_size)
-    bar = tqdm(total=own, unit="image", disable=None if context.is_main else True)
-    with bar, naming_dead_workers():
+    with tqdm(total=own, unit="image", disable=None if context.is_main else True) as bar:
         unreadable = write_predictions(
             predict, files, arguments.output, arguments.features, context,
             _command(arguments, precision), bar.update,
@@ -209,12 +209,12 @@ def main(arguments: Namespace) -> int:
     files = find_images(arguments.images)
     classifier, topk, size = classifier_of(arguments), arguments.topk, arguments.batch_size
     workers = _workers(arguments, len(files))
+    _check_exported(arguments, classifier)
     precision = _precision(arguments, classifier, files, device)
     found: list[Prediction] = []
     unreadable: list[Prediction] = []
-    with naming_dead_workers():
-        for one in predictions(classifier, files, device, topk, size, workers, precision):
-            (unreadable if one.problem else found).append(one)
+    for one in predictions(classifier, files, device, topk, size, workers, precision):
+        (unreadable if one.problem else found).append(one)
     if arguments.json:
         sys.stdout.write(as_json(found, unreadable))
     elif arguments.csv:
