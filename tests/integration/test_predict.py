@@ -20,6 +20,7 @@ from checkpoints.reading import read_checkpoint
 from config.command_line import parse_args
 from inference import prediction
 from inference.classifier import Classifier, in_words, load_classifier
+from runtime.errors import UserError
 from tests.integration.conftest import launch
 from tools import predict
 
@@ -233,7 +234,7 @@ def test_files_of_features(digits, trained, tmp_path, capsys, monkeypatch, suffi
     monkeypatch.setattr(prediction, "PER_PART", 7)
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"no image")
-    odd = tmp_path / "a\r,b\n.png"
+    odd = tmp_path / "a\rb.png"  # which Python's csv module reads as two lines, unless quoted
     shutil.copy(next(digits.glob("val/3/*.png")), odd)
     features, output = tmp_path / f"found{suffix}", tmp_path / "found.jsonl"
     arguments = [broken, digits / "val", odd, "--checkpoint", trained, "--topk", 10]
@@ -318,6 +319,23 @@ def test_half_precision_only_where_it_is_exact(digits, trained, tmp_path, capsys
     (beyond,) = prediction.predictions(classifier, files[:1], cpu, 10, 8, precision=torch.float16)
     (exact_one,) = prediction.predictions(classifier, files[:1], cpu, 10, 8)
     assert beyond.classes == exact_one.classes
+
+
+def test_a_killed_reader_is_told(digits, trained, monkeypatch):
+    """Torch tells of it where the main process is: at the loader, or inside the model."""
+    classifier, cpu = load_classifier(str(trained)), torch.device("cpu")
+    files = sorted(digits.glob("val/*/*.png"))
+
+    def dies(*_):
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")
+
+    with classifier.model.register_forward_pre_hook(dies), pytest.raises(UserError) as inside:
+        next(prediction.predictions(classifier, files, cpu, 1, 8))
+    monkeypatch.setattr(prediction._Inputs, "__getitem__", dies)
+    with pytest.raises(UserError) as outside:
+        next(prediction.predictions(classifier, files, cpu, 1, 8))
+    for told in (inside, outside):
+        assert "a loader worker was killed, perhaps for lack of memory" in str(told.value)
 
 
 def test_names_of_classes():
