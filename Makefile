@@ -35,7 +35,7 @@ test: setup ## the tests of the default suite
 test-slow: setup ## larger models and longer runs
 	$(BIN)/python -m pytest $(PARALLEL) --dist loadfile -m slow
 
-dense: setup ## adds mmdet and mmsegmentation; compiles mmcv, 8 to 40 minutes
+dense: setup ## adds mmdet and mmsegmentation; compiles mmcv, 2 to 5 minutes
 	tools/install_dense.sh
 
 test-dense: dense ## tests of detection and segmentation

@@ -127,11 +127,15 @@ def test_commands_of_our_own_recipes(name):
 
 
 def test_training_notes_have_every_published_run():
-    """As it was published, and as its recipe has it."""
+    """Each published command once; each recipe in a table, with the numbers of its own commands."""
     lines = (ROOT / "TRAINING.md").read_text().splitlines()
     launched = {line.replace("torchrun", "python -m torch.distributed.launch") for line in lines}
     assert set(OF_MAIN) <= launched
-    for command in OF_SUBMITIT:
-        assert command in lines
-        text = (ROOT / "recipes" / recipe_of(command)).read_text()
-        assert all(own in lines for own in re.findall(r"^#   (.*)$", text, re.MULTILINE))
+    assert all(lines.count(command) == 1 for command in OF_SUBMITIT)
+    rows = [re.match(r"\| \[.*\]\((recipes/\w+/[^)]+)\) (.*) \|$", line) for line in lines]
+    in_table = {row[1]: row[2].split(" | ")[-3:] for row in rows if row}
+    assert in_table.keys() == {str(recipe.relative_to(ROOT)) for recipe in RECIPES}
+    for recipe, numbers in in_table.items():
+        text = (ROOT / recipe).read_text()
+        patterns = (r"total batch of (\d+)", r"--nodes (\d+)", r"--update_freq (\d+)")
+        assert numbers == [re.search(pattern, text)[1] for pattern in patterns], recipe
