@@ -22,6 +22,9 @@ from .dispatch import autocast_dtype
 from .lean import cheap, lean_memory, operand
 from .pointwise import pointwise
 
+# not in torch 2.6
+_is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
+
 
 class Fast:
     """Base class of all faster layers."""
@@ -117,7 +120,7 @@ class FastFilter(Fast, GlobalLocalFilter):
 
     def filter(self, x: Tensor) -> Tensor:
         # a comparison would fix the size of what is traced or exported
-        is_recorded = torch.jit.is_tracing() or torch.compiler.is_exporting()
+        is_recorded = torch.jit.is_tracing() or _is_exporting()
         resize = is_recorded or self.complex_weight.shape[1:3] != (x.shape[2], x.shape[3] // 2 + 1)
         return spectral_filter(x, self.complex_weight, self.impl, resize)
 

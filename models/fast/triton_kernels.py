@@ -171,7 +171,7 @@ def gated_projection(
     if not _serve("the gated recursion", p, q_all, limit=limit):
         return None
     weights, biases = zip(*(_parameters(layer, p) for layer in (*pws, proj_out)), strict=True)
-    return _gated_projection(p, q_all.to(p.dtype), weights, biases)
+    return _gated_projection(p, q_all.to(p.dtype), list(weights), list(biases))
 
 
 def _parameters(layer: Any, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -391,7 +391,7 @@ def _norm_linear(
 
 @torch.library.custom_op("hornet::gated_projection", mutates_args=())
 def _gated_projection(
-    p: Tensor, q: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]
+    p: Tensor, q: Tensor, weights: list[Tensor], biases: list[Tensor]
 ) -> Tensor:
     batch, _, height, width = p.shape
     channels = len(weights[-1])

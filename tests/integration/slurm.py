@@ -104,12 +104,12 @@ class Cluster:
         files = {"key-file": "key", "socket": "socket", "pid-file": "pid", "log-file": "log"}
         flags = [f"--{flag}={munge / name}" for flag, name in files.items()]
         self._daemon("munged", "--foreground", *flags, f"--seed-file={munge / 'seed'}")
-        self.wait(lambda: (munge / "socket").exists(), "munged does not start")
+        self._wait(lambda: (munge / "socket").exists(), "munged does not start")
         self._daemon("slurmctld", "-D")
         for name in NODES:
             self._daemon("slurmd", "-D", "-N", name)
         ready = "127.0.0.[2-3] idle"
-        self.wait(lambda: ready in self.run("sinfo", "-h", "-p", "low", "-o", "%N %T"), "no nodes")
+        self._wait(lambda: ready in self.run("sinfo", "-h", "-p", "low", "-o", "%N %T"), "no nodes")
 
     def _daemon(self, *command: str) -> None:
         with (self.folder / "log" / f"{command[0]}-{len(self.processes)}.txt").open("w") as log:
@@ -123,7 +123,7 @@ class Cluster:
             )
         self.processes.append(started)
 
-    def wait(self, condition, message: str, seconds: float = 30) -> None:
+    def _wait(self, condition, message: str, seconds: float = 30) -> None:
         deadline = time.monotonic() + seconds
         while not condition():
             if time.monotonic() > deadline:
@@ -145,7 +145,7 @@ class Cluster:
 
     def wait_for(self, number: str, state: str, seconds: float = 240) -> dict[str, str]:
         """Until the job is in that state."""
-        self.wait(
+        self._wait(
             lambda: self.job(number).get("JobState") == state,
             f"job {number} does not become {state}: {self.job(number)}",
             seconds,
