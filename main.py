@@ -32,7 +32,7 @@ from inference.teacher import load_distillation
 from input_pipeline.loaders import TrainLoader, naming_dead_workers
 from input_pipeline.unreadable import UnreadableImages
 from runtime import curves, distributed, signals
-from runtime.logging import setup_logging
+from runtime.logging import TIMING_FILE, EpochTimer, setup_logging
 from runtime.trackers import Trackers
 from training.build import (
     build_model,
@@ -125,12 +125,14 @@ def train(
         seed, sampling = config.runtime.seed, config.sampling
         loader = TrainLoader(images, config.data, context, unreadable, seed, sampling)
         evaluation = Evaluation(config, data, context) if data.val else None
-        started = time.perf_counter()
+        started, timer = time.perf_counter(), EpochTimer(context)
         with saver.watch.listening():
             for epoch in range(progress.epoch + 1, epochs):
+                timer.start(progress.position)
                 batches = loader.batches(epoch, progress.position)
                 with saver.reporting(loader):
                     metrics = train_one_epoch(state, setup, batches, trackers, saver.save_or_stop)
+                timer.end_training(progress.position)
                 if context.is_main or not folder.config.output_dir:  # then each has a list
                     unreadable.tell()
                 is_due = (epoch + 1) % config.evaluation.eval_freq == 0 or epoch + 1 == epochs
@@ -141,6 +143,7 @@ def train(
                 record = {f"train_{name}": value for name, value in metrics.items()} | results
                 trackers.write(record, progress.step)
                 saver.end_epoch(record | {"epoch": epoch} | facts, best)
+                folder.log(timer.record(epoch), TIMING_FILE)
         logger.info("trained in %.0f s", time.perf_counter() - started)
         uploads = config.logging.wandb_ckpt and folder.writes
         trackers.finish(sorted(folder.path.glob("checkpoint-*.pth")) if uploads else [])

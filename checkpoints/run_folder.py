@@ -3,6 +3,7 @@
     output_dir/
         config.yaml              all flags, as `--config` reads them
         log.txt                  one JSON object per epoch
+        timing.txt               the same, of speed and hardware
         checkpoint-start.pth     before the first step
         checkpoint-<epoch>.pth   the newest save_ckpt_num, and epochs 50, 100, 150, ...
         checkpoint-<epoch>-<step>.pth   inside an epoch, after that step; the newest two
@@ -123,11 +124,11 @@ class RunFolder:
             best = self.path.glob("checkpoint-best*.pth")
             yield from sorted(best, key=_saved_epoch, reverse=True)
 
-    def log(self, record: dict[str, Any]) -> None:
-        """Append an epoch's record to log.txt; NaN and inf become null."""
+    def log(self, record: dict[str, Any], name: str = "log.txt") -> None:
+        """Append an epoch's record to log.txt, or another file; NaN and inf become null."""
         if self.writes:
             bad = [k for k, v in record.items() if isinstance(v, float) and not math.isfinite(v)]
-            with self._writing(), (self.path / "log.txt").open("a") as file:
+            with self._writing(), (self.path / name).open("a") as file:
                 file.write(json.dumps(record | dict.fromkeys(bad)) + "\n")
                 file.flush()
                 os.fsync(file.fileno())

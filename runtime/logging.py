@@ -1,16 +1,24 @@
-"""Logging, throughput, and reading log.txt."""
+"""Logging, throughput, reading log.txt and timing.txt."""
 
 import json
 import logging
+import platform
+import re
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from runtime.distributed import DistributedContext
 from runtime.errors import print_any_name
 
 logger = logging.getLogger(__name__)
+
+TIMING_FILE = "timing.txt"
+"""In the folder of a run: speed and hardware of each epoch. They are not in log.txt, since equal
+runs have equal logs."""
 
 
 def setup_logging(context: DistributedContext) -> None:
@@ -46,13 +54,44 @@ class Throughput:
         )
 
 
-def read_log(output_dir: Path) -> list[dict[str, Any]]:
+class EpochTimer:
+    """Times each epoch; of an epoch that a resumed run continues, the rest."""
+
+    def __init__(self, context: DistributedContext) -> None:
+        self.hardware = {"device": device_name(context.device), "processes": context.world_size}
+
+    def start(self, position: int) -> None:
+        """Start an epoch at `position`: the images used before, on all ranks together."""
+        self.started, self.position = time.perf_counter(), position
+
+    def end_training(self, position: int) -> None:
+        seconds = max(time.perf_counter() - self.started, 1e-9)
+        self.images_per_s = (position - self.position) / seconds
+
+    def record(self, epoch: int) -> dict[str, Any]:
+        """Return the record of timing.txt: `seconds` so far, and the speed of the training."""
+        seconds = round(time.perf_counter() - self.started, 3)
+        # nothing was trained if a run was stopped in the evaluation, and resumed there
+        speed = {"train_images_per_s": round(self.images_per_s, 2)} if self.images_per_s else {}
+        return {"epoch": epoch, "seconds": seconds} | speed | self.hardware
+
+
+def device_name(device: torch.device) -> str:
+    """Return the name of a GPU, or of the CPU as far as it is known."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    known = Path("/proc/cpuinfo")  # on Linux
+    found = re.search(r"^model name\s*: (.+)$", known.read_text(), re.M) if known.exists() else None
+    return found[1] if found else platform.processor() or platform.machine()
+
+
+def read_log(output_dir: Path, name: str = "log.txt") -> list[dict[str, Any]]:
     """Return the records of log.txt by epoch; the last one of a repeated epoch."""
     records = {}
-    for line in (output_dir / "log.txt").read_text().splitlines():
+    for line in (output_dir / name).read_text().splitlines():
         try:
             record = json.loads(line)
             records[int(record["epoch"])] = record
         except (ValueError, KeyError, TypeError):  # cut off by a kill
-            logger.warning("%s/log.txt: skipped an incomplete line", output_dir)
+            logger.warning("%s/%s: skipped an incomplete line", output_dir, name)
     return [records[epoch] for epoch in sorted(records)]

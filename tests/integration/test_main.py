@@ -71,8 +71,8 @@ def test_run_leaves_the_published_files(flags, tmp_path):
     names = {name for name in files if not name.endswith(".sha256")} - {"checkpoint-best-ema.pth"}
     names.discard(".lock")
     assert names == {
-        *("config.yaml", "log.txt", "curves.png", "events", "trackers.json", "checkpoint-best.pth"),
-        *("checkpoint-start.pth", "checkpoint-0.pth", "checkpoint-1.pth"),
+        *("config.yaml", "log.txt", "timing.txt", "curves.png", "events", "trackers.json"),
+        *("checkpoint-start.pth", "checkpoint-0.pth", "checkpoint-1.pth", "checkpoint-best.pth"),
     }
     assert list((tmp_path / "events").iterdir())
     state = torch.load(tmp_path / "checkpoint-1.pth", weights_only=True)
@@ -301,7 +301,7 @@ def test_nothing_is_evaluated_or_saved_where_flags_say_so(flags, tmp_path):
     log = train(flags, tmp_path, "--disable_eval", "true", "--save_ckpt", "false")
     assert not any(name.startswith(("test", "max")) for name in log[-1])
     names = {path.name for path in tmp_path.iterdir()}
-    assert names == {".lock", "config.yaml", "log.txt", "curves.png"}
+    assert names == {".lock", "config.yaml", "log.txt", "timing.txt", "curves.png"}
 
 
 def test_a_checkpoint_is_written_once_a_step(flags, tmp_path, monkeypatch):

@@ -14,8 +14,9 @@ from wandb.proto import wandb_internal_pb2
 
 from config.command_line import parse_args
 from runtime.curves import save_curves
+from runtime.distributed import SINGLE_PROCESS
 from runtime.errors import UserError
-from runtime.logging import read_log
+from runtime.logging import EpochTimer, read_log
 from runtime.trackers import Trackers
 
 
@@ -29,6 +30,20 @@ def test_log_is_read_in_order_with_the_last_record_of_a_repeated_epoch(tmp_path)
     assert read_log(tmp_path) == [lines[0], lines[2]]
     assert save_curves(tmp_path) == tmp_path / "curves.png"
     assert Image.open(tmp_path / "curves.png").size[0] > 1000
+
+
+def test_an_epoch_is_timed_from_where_it_was_resumed(monkeypatch):
+    clock = iter([10.0, 14.0, 15.5, 20.0, 20.5, 21.0])
+    monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
+    timer = EpochTimer(SINGLE_PROCESS)
+    timer.start(100)
+    timer.end_training(180)
+    record = timer.record(3)
+    assert record.pop("device")
+    assert record == {"epoch": 3, "seconds": 5.5, "train_images_per_s": 20, "processes": 1}
+    timer.start(64)
+    timer.end_training(64)  # only the evaluation was left
+    assert timer.record(4).keys() == {"epoch", "seconds", "device", "processes"}
 
 
 def config_of(*flags):
