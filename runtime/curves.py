@@ -23,8 +23,30 @@ def draw_curves(runs: list[Path]) -> Any:
         UserError: a folder has no log.txt, or no epoch has finished.
     """
     from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
 
+    logs, panels = _read(runs)
+    figure = Figure(figsize=(4.3 * len(panels), 4), layout="constrained")
+    for axes, title in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        _draw_panel(axes, title, logs)
+    return figure
+
+
+def draw_panels(runs: list[Path]) -> list[Any]:
+    """Return the panels of `draw_curves` as Figures of their own, labelled by their titles."""
+    from matplotlib.figure import Figure
+
+    logs, panels = _read(runs)
+    figures = []
+    for title in panels:
+        figure = Figure(figsize=(4.3, 4), layout="constrained")
+        figure.set_label(title)
+        _draw_panel(figure.subplots(), title, logs)
+        figures.append(figure)
+    return figures
+
+
+def _read(runs: list[Path]) -> tuple[dict[Path, list[dict[str, Any]]], list[str]]:
+    """Return the log of each run, and the titles of the panels that have values."""
     logs = {}
     for run in runs:
         if not (run / "log.txt").is_file():
@@ -32,33 +54,35 @@ def draw_curves(runs: list[Path]) -> Any:
         logs[run] = read_log(run)
     if not any(logs.values()):
         raise UserError(f"{', '.join(map(str, runs))}: no epoch has finished yet")
-    names = {run: run.resolve().name for run in runs}
-    if len(set(names.values())) < len(runs):
-        names = {run: str(run.resolve()) for run in runs}
     records = [record for log in logs.values() for record in log]
-    panels = {
-        title: series
+    panels = [
+        title
         for title, series in PANELS.items()
         if title == "loss"
         or any(record.get(key) is not None for record in records for key in series)
-    }
-    figure = Figure(figsize=(4.3 * len(panels), 4), layout="constrained")
-    grid = figure.subplots(1, len(panels), squeeze=False)[0]
-    for axes, (title, series) in zip(grid, panels.items(), strict=True):
-        for color, (run, log) in enumerate(logs.items()):
-            for style, (key, label) in zip(("-", "--", ":"), series.items(), strict=False):
-                points = [(r["epoch"], r[key]) for r in log if r.get(key) is not None]
-                if points:
-                    full = label if len(runs) == 1 else f"{names[run]}: {label}"
-                    axes.plot(*zip(*points, strict=True), style, marker=".", color=f"C{color}",
-                              label=full)  # fmt: skip
-        axes.set(title=title, xlabel="epoch")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.grid(alpha=0.3)
-        if axes.lines:
-            for text in axes.legend(fontsize=7).get_texts():
-                text.set_parse_math(False)
-    return figure
+    ]
+    return logs, panels
+
+
+def _draw_panel(axes: Any, title: str, logs: dict[Path, list[dict[str, Any]]]) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    names = {run: run.resolve().name for run in logs}
+    if len(set(names.values())) < len(logs):
+        names = {run: str(run.resolve()) for run in logs}
+    for color, (run, log) in enumerate(logs.items()):
+        for style, (key, label) in zip(("-", "--", ":"), PANELS[title].items(), strict=False):
+            points = [(r["epoch"], r[key]) for r in log if r.get(key) is not None]
+            if points:
+                full = label if len(logs) == 1 else f"{names[run]}: {label}"
+                axes.plot(*zip(*points, strict=True), style, marker=".", color=f"C{color}",
+                          label=full)  # fmt: skip
+    axes.set(title=title, xlabel="epoch")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(alpha=0.3)
+    if axes.lines:
+        for text in axes.legend(fontsize=7).get_texts():
+            text.set_parse_math(False)
 
 
 def save_curves(output_dir: Path) -> Path:

@@ -23,7 +23,7 @@ from main import run
 from runtime.distributed import SINGLE_PROCESS
 from runtime.errors import UserError
 from runtime.logging import read_log
-from tools import web
+from tools import visualize, web
 from training.loss import build_loss
 
 CLASSES = ["blue", "green", "red"]
@@ -84,6 +84,10 @@ def test_training_learns_all_classes_of_an_image(trained):
     assert last["max_accuracy"] == max(record["test_mAP"] for record in read_log(trained))
     assert "train_class_acc" not in last
     assert (trained / "curves.png").is_file()
+    assert visualize.main(["report", str(trained)]) == 0
+    page = (trained / "report.html").read_text()
+    assert f"<dt>best mAP<dd>{last['max_accuracy']:.2f} %" in page
+    assert 'alt="mAP (%)"' in page
 
 
 @pytest.mark.slow

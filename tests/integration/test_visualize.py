@@ -72,6 +72,15 @@ def test_report_of_a_run(digits, trained, capsys):
         not in re.sub(r"base64,[^\"]*", "", page).replace("https", "http").split("<details>")[0]
     )
     assert "<h1>a run</h1>" in page
+    facts = dict(re.findall(r"<dt>([^<]+)<dd>([^<]+)", page))
+    assert facts["epochs"] == "2"
+    assert facts["hardware"].endswith(", 1 process")
+    assert re.fullmatch(r"0:0\d:\d\d", facts["time"])
+    assert float(facts["images per second"].removesuffix(" in training").replace(",", "")) > 0
+    changed = page.split("<details>")[0].split('id="flags"')[1]
+    assert "<tr><th>batch_size<td>8<td>64" in changed
+    assert "<th>seed<" not in changed
+    assert "<tr><th>seed<td>0" in page.split("<details>")[1]
     # of two runs beside each other
     other = trained.with_name("other")
     other.mkdir()
@@ -270,6 +279,45 @@ def test_report_is_of_the_best_checkpoint_and_survives_a_bad_image(digits, train
     trained = named
     other = report.report(trained, str(trained / "checkpoint-0.pth"), tmp_path / "val", 4)
     assert "checkpoint-0.pth" in other
+
+
+@pytest.mark.parametrize(
+    ("timing", "facts"),
+    [
+        (None, {}),  # of an old run
+        ('{"epoch": 0, "sec', {}),
+        ('{"epoch": 7, "seconds": 9}\n', {}),  # of a course that was left
+        (
+            '{"epoch": 0, "seconds": 3600, "train_images_per_s": 1500, "device": "H", '
+            '"processes": 8}\n',
+            {
+                "hardware": "H, 8 processes",
+                "time": "1:00:00 for 1 of 2 epochs",
+                "images per second": "1,500.0 in training",
+            },
+        ),
+        (  # resumed elsewhere, and stopped before that in the evaluation
+            '{"epoch": 0, "seconds": 86000, "train_images_per_s": 9, "device": "H", '
+            '"processes": 2}\n{"epoch": 1, "seconds": 401.4, "device": "C", "processes": 1}\n',
+            {
+                "hardware": "H, 2 processes; C, 1 process",
+                "time": "1 day, 0:00:01",
+                "images per second": "9.0 in training",
+            },
+        ),
+    ],
+)
+def test_only_recorded_timing_is_told(tmp_path, timing, facts):
+    if timing is not None:
+        (tmp_path / "timing.txt").write_text(timing)
+    assert report._timing(tmp_path, [{"epoch": 0}, {"epoch": 1}]) == facts
+
+
+def test_flags_without_a_default_are_told():
+    page = report._flags({"lr": 0.004, "gone": "<1>"})
+    assert "<tbody><tr><th>gone<td>&lt;1&gt;<td></table>" in page
+    assert "<tr><th>lr<td>0.004" in page.split("<details>")[1]
+    assert report._flags({}) == "<p>The checkpoint has none.</p>"
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,10 @@
 """The page of tools.web, and the one of a run, in a real browser."""
 
+import csv
 import dataclasses
 import io
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +19,7 @@ from PIL import Image
 from inference import insight, pictures
 from inference.classifier import load_classifier
 from inference.prediction import predictions
+from runtime.logging import read_log
 from tests.integration.conftest import ROOT
 from tools import visualize, web
 
@@ -167,21 +168,65 @@ def test_an_image_dropped_on_the_page(tab, address, weights, digits, tmp_path):
     assert tab.mistakes == []
 
 
-@pytest.mark.slow
-def test_report_of_a_run_opens(tab, weights, digits, tmp_path):
-    run = tmp_path / "a run"
+@pytest.fixture(scope="module")
+def run_with_report(weights, digits, tmp_path_factory):
+    """A run with long and strange names, and an epoch without an evaluation."""
+    run = tmp_path_factory.mktemp("runs") / f"a <b>run, {60 * 'x'}"
     run.mkdir()
-    shutil.copy(weights, run / "checkpoint-0.pth")
-    (run / "log.txt").write_text('{"epoch": 0, "train_loss": 1.5, "test_acc1": 12.5}\n')
+    saved = torch.load(weights, weights_only=True)
+    saved["args"]["data_path"] = "/" + 60 * "path"
+    saved["classes"][1:3] = ["<i>" + 100 * "w", "鶴"]
+    torch.save(saved, run / "checkpoint-0.pth")
+    (run / "log.txt").write_text(
+        '{"epoch": 0, "train_loss": 1.5}\n'
+        '{"epoch": 1, "train_loss": null, "test_acc1": 12.5, "note": "a, \\"b\\"\\nc"}\n'
+    )
     assert visualize.main(["report", str(run), "--images", str(digits / "val")]) == 0
-    tab.goto((run / "report.html").as_uri())
-    pictures = [image.evaluate("image => image.naturalWidth") for image in tab.locator("img").all()]
-    assert len(pictures) >= 4
-    assert min(pictures) > 200
+    return run
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [360, 1280])
+@pytest.mark.slow
+def test_report_of_a_run_fits_phones_and_wide_screens(tab, run_with_report, width, scheme):
+    tab.set_viewport_size({"width": width, "height": 800})
+    tab.emulate_media(color_scheme=scheme)
+    tab.goto((run_with_report / "report.html").as_uri())
+    tab.locator("summary").click()
+    assert tab.evaluate("document.documentElement.scrollWidth") == width
+    widths = tab.locator("img").evaluate_all(
+        "images => images.map(image => [image.naturalWidth, image.getBoundingClientRect().width])"
+    )
+    assert len(widths) >= 5
+    assert min(natural for natural, _ in widths) > 200
+    assert max(shown for _, shown in widths) < width
+    page, text = tab.evaluate(
+        "['backgroundColor', 'color'].map(name => getComputedStyle(document.body)[name])"
+    )
+    brightness = [sum(map(int, re.findall(r"\d+", colour))) for colour in (page, text)]
+    assert (brightness[0] > brightness[1]) == (scheme == "light")
+    assert tab.locator("h1").inner_text() == run_with_report.name
+    for link in tab.locator("nav a").all():
+        assert tab.locator(link.get_attribute("href")).is_visible()
     assert {Path(url).name for url in tab.addresses if not url.startswith("data:")} == {
         "report.html"
     }
     assert tab.mistakes == []
+
+
+@pytest.mark.slow
+def test_report_of_a_run_has_its_log_as_csv(tab, run_with_report):
+    tab.goto((run_with_report / "report.html").as_uri())
+    with tab.expect_download() as found:
+        tab.get_by_text("Download the log (CSV)").click()
+    with Path(found.value.path()).open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    log = read_log(run_with_report)
+    assert len(rows) == len(log) == 2
+    for row, record in zip(rows, log, strict=True):
+        told = {key: "" if value is None else str(value) for key, value in record.items()}
+        assert row == dict.fromkeys(row, "") | told
+    assert found.value.suggested_filename.endswith("x-log.csv")
 
 
 @pytest.mark.parametrize(
