@@ -63,8 +63,8 @@ def main(arguments: Namespace) -> None:
         ]
         flags = f"wds/ --data_path {output} --nb_classes {found.classes} {' '.join(splits)}"
     else:
-        told = f"{found.difference:.1f} of 255 steps"
-        sys.stdout.write(f"a sample differs from its source by {told} on average, at most\n")
+        told = f"the pixels differ by at most {found.difference:.1f} of 255 on average"
+        sys.stdout.write(f"in a sample of images, {told}\n")
         kind = "tar" if packing.format == "tar" else "image_folder"
         flags = f"{kind} --data_path {output}"
     sys.stdout.write(f"next: python main.py --data_set {flags} ...\n")
