@@ -22,8 +22,8 @@ demo-detection demo-segmentation: demo-%: dense
 
 # by default the checkpoint of the newest finished demo, which has a report
 CHECKPOINT ?= $(patsubst %report.html,%checkpoint-best.pth,$(shell ls -t runs/demo-*/report.html 2>/dev/null | head -1))
-web: .venv/.web $(if $(CHECKPOINT),,demo) ## a web page to try a classifier: make web CHECKPOINT=FILE
-	$(BIN)/python -m tools.web --checkpoint "$(CHECKPOINT)"
+web: .venv/.web $(if $(CHECKPOINT),,demo) ## a web page to try a model: make web CHECKPOINT=FILE [CONFIG=FILE]
+	$(BIN)/python -m tools.web --checkpoint "$(CHECKPOINT)" $(if $(CONFIG),--config "$(CONFIG)")
 
 .venv/.web: .venv/.installed
 	$(BIN)/pip install --quiet --editable '.[web]'
@@ -33,7 +33,7 @@ test: setup ## the tests of the default suite
 	$(BIN)/python -m pytest $(PARALLEL)
 
 test-slow: setup ## larger models and longer runs
-	$(BIN)/python -m pytest $(PARALLEL) --dist loadfile -m slow
+	$(BIN)/python -m pytest $(PARALLEL) --dist loadfile --durations 25 -m slow
 
 dense: setup ## adds mmdet and mmsegmentation; compiles mmcv, 2 to 5 minutes
 	tools/install_dense.sh

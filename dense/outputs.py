@@ -42,14 +42,15 @@ def without_suffix(names: Names) -> Names:
 def names_of(dataset: Any) -> Names:
     """Return the path of each image of a data set of mmdet or mmseg below its data folder."""
     files = [dataset.get_data_info(index)["img_path"] for index in range(len(dataset))]
-    return names_below(files, _folders_of(dataset))
+    return names_below(files, folders_of(dataset))
 
 
-def _folders_of(dataset: Any) -> list[str]:
+def folders_of(dataset: Any) -> list[str]:
+    """Return the folders of images of a data set of mmdet or mmseg."""
     # wrappers such as ConcatDataset and RepeatDataset
     inner = getattr(dataset, "datasets", None) or [getattr(dataset, "dataset", None)]
     if inner != [None]:
-        return [folder for part in inner for folder in _folders_of(part)]
+        return [folder for part in inner for folder in folders_of(part)]
     prefix = dataset.data_prefix
     return [folder for folder in (prefix.get("img_path"), prefix.get("img")) if folder]
 

@@ -114,8 +114,8 @@ def _check_targets(stems: dict[str, str], arguments: Any, is_detector: bool) -> 
 class Predictor:
     """A detector or segmentor with the pipeline of its test data, without annotations.
 
-    `metainfo` is that of the config's test data: classes, palette, reduce_zero_label. Raises
-    UserError if the checkpoint does not fit.
+    `metainfo` is that of the config's test data: classes, palette, reduce_zero_label; `folders`
+    has their images. Raises UserError if the checkpoint does not fit.
     """
 
     def __init__(self, config: Any, checkpoint: str) -> None:
@@ -124,12 +124,15 @@ class Predictor:
         from mmengine.registry import DATASETS, MODELS, init_default_scope
 
         from dense import loading
+        from dense.outputs import folders_of
 
         init_default_scope(config.default_scope)
+        self.is_detector = config.default_scope == "mmdet"
         dataset = config.test_dataloader.dataset
         while "pipeline" not in dataset:  # wrappers such as ConcatDataset and RepeatDataset
             dataset = dataset["dataset"] if "dataset" in dataset else dataset["datasets"][0]
-        self.metainfo = DATASETS.build({**dataset, "lazy_init": True}).metainfo
+        data = DATASETS.build({**dataset, "lazy_init": True})
+        self.metainfo, self.folders = data.metainfo, folders_of(data)
         self.pipeline = Compose(
             [step for step in dataset["pipeline"] if "Annotations" not in str(step["type"])]
         )

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -116,10 +117,15 @@ def load_classifier(
     path = local_file(source, context)
     checkpoint = read_checkpoint(path)
     flags = flags_in(checkpoint)
-    config = model_of(source, flags | ({"model": model.split(".")[0]} if model else {}))
     weights = ema_weights_in(checkpoint, path) if ema else weights_in(checkpoint, path)
     if weights is None:
         raise UserError(f"checkpoint {path} has no EMA")
+    if any(re.match(r"(module\.)?\w+_head\.", name) for name in weights):
+        raise UserError(
+            f"checkpoint {path} is of a detector or segmentor: give its config, too, to tools.web "
+            "(--config), object_detection.predict or semantic_segmentation.predict"
+        )
+    config = model_of(source, flags | ({"model": model.split(".")[0]} if model else {}))
     cfg = timm.get_pretrained_cfg(config.model)  # None for unknown names
     num_classes = _num_classes(weights, heads_of(cfg or {})[0], path)
     channels = flags.get("in_chans") or 3

@@ -37,6 +37,18 @@ def browser():
 
 
 @pytest.fixture
+def tab(browser):
+    """An empty page that keeps what it asked for and what went wrong."""
+    tab = browser.new_page()
+    tab.addresses, tab.mistakes = [], []
+    tab.on("request", lambda request: tab.addresses.append(request.url))
+    tab.on("pageerror", lambda error: tab.mistakes.append(str(error)))
+    tab.on("console", lambda line: line.type == "error" and tab.mistakes.append(line.text))
+    yield tab
+    tab.close()
+
+
+@pytest.fixture
 def hub(tmp_path, monkeypatch):
     """An empty cache of torch.hub."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))

@@ -64,6 +64,8 @@ test them again:
   .venv/bin/python {" ".join(test)}
 predict for other images:
   .venv/bin/python -m {package}.predict {config} {weights} IMAGES --show-dir {folder / "others"}
+the same in a web page:
+  make web CHECKPOINT={weights} CONFIG={config}
 train on your own data: copy {package}/configs/finetune""")
     return 0
 

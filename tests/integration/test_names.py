@@ -18,7 +18,7 @@ from inference.pictures import draw_confusion
 from input_pipeline.folders import find_images
 from runtime.errors import UserError
 from tools import predict, visualize
-from tools.web import page
+from tools.web import classifier_page
 
 from .conftest import ROOT
 
@@ -103,7 +103,7 @@ def test_names_in_pictures_and_the_report(run, data, recwarn):
 def test_names_on_the_web_page(run):
     pytest.importorskip("gradio")
     classifier = load_classifier(str(run / "checkpoint-0.pth"))
-    json.dumps(page(classifier, "c", []).get_config_file(), ensure_ascii=False).encode()
+    json.dumps(classifier_page(classifier, "c", []).get_config_file(), ensure_ascii=False).encode()
 
 
 def test_names_are_printable():

@@ -1,12 +1,13 @@
 """The page of tools.web, and the one of a run, in a real browser."""
 
 import csv
-import dataclasses
 import io
 import os
 import re
 import subprocess
 import sys
+from argparse import Namespace
+from contextlib import contextmanager
 from pathlib import Path
 
 import matplotlib
@@ -19,6 +20,7 @@ from PIL import Image
 from inference import insight, pictures
 from inference.classifier import load_classifier
 from inference.prediction import predictions
+from input_pipeline.folders import find_images
 from runtime.logging import read_log
 from tests.integration.conftest import ROOT
 from tools import visualize, web
@@ -36,35 +38,34 @@ def weights(tmp_path_factory):
     return path
 
 
-@pytest.fixture
-def tab(browser):
-    """An empty page that keeps what it asked for and what went wrong."""
-    tab = browser.new_page()
-    tab.addresses, tab.mistakes = [], []
-    tab.on("request", lambda request: tab.addresses.append(request.url))
-    tab.on("pageerror", lambda error: tab.mistakes.append(str(error)))
-    tab.on("console", lambda line: line.type == "error" and tab.mistakes.append(line.text))
-    yield tab
-    tab.close()
+@contextmanager
+def served(folder, *flags):
+    """The address of a page, served for as long as the body takes, with its files in a folder."""
+    command = [sys.executable, "-u", "-m", "tools.web", *map(str, flags)]
+    # a proxy that is not there, as of a cluster, which must not be asked for the page itself
+    environment = os.environ | {"http_proxy": "http://127.0.0.1:9", "TMPDIR": str(folder)}
+    with subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True
+    ) as server:
+        try:
+            yield next(filter(None, map(re.compile(r"http://[\d.:]+").search, server.stdout)))[0]
+            assert list(folder.glob("hornet-web-*/*"))
+        finally:
+            server.terminate()
+            server.wait(timeout=60)
+    assert not list(folder.glob("hornet-web-*"))  # what people dropped is gone
 
 
 @pytest.fixture
 def address(weights, digits, tmp_path):
-    """Of the page, served for as long as a test takes."""
     pytest.importorskip("gradio")
-    command = [sys.executable, "-u", "-m", "tools.web", "--checkpoint", str(weights)]
-    command += ["--examples", str(digits / "val")]
-    # a proxy that is not there, as of a cluster, which must not be asked for the page itself
-    environment = os.environ | {"http_proxy": "http://127.0.0.1:9", "TMPDIR": str(tmp_path)}
-    with subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True
-    ) as server:
-        line = server.stdout.readline()
-        yield re.search(r"http://127.0.0.1:\d+", line)[0]
-        assert list(tmp_path.glob("hornet-web-*/*"))
-        server.terminate()
-        server.wait(timeout=60)
-    assert not list(tmp_path.glob("hornet-web-*"))  # what people dropped is gone
+    with served(tmp_path, "--checkpoint", weights, "--examples", digits / "val") as address:
+        yield address
+
+
+def titled(tab, title):
+    """Waits until the browser shows that title, which a script of the page sets."""
+    tab.wait_for_function("title => document.title == title", arg=title)
 
 
 def drop(tab, file):
@@ -113,13 +114,14 @@ def test_names_are_told_apart():
     assert len(set(web._distinct(["a", "a", "a (0)"]))) == 3
 
 
-def test_own_images_are_for_their_owner(weights, digits):
-    classifier = load_classifier(str(weights))
-    flags = {"data_set": "image_folder", "data_path": str(digits)}
-    classifier = dataclasses.replace(classifier, flags=flags)
-    assert len(web._examples(classifier, None, takes_own=True)) == 10
-    assert web._examples(classifier, None, takes_own=False) == []
-    assert len(web._examples(classifier, digits / "train", takes_own=False)) == 10
+def test_own_images_are_for_their_owner(digits):
+    def chosen(**flags):
+        return len(web._examples(Namespace(**flags), lambda: find_images([digits / "val"])))
+
+    assert chosen(examples=None, host="127.0.0.1") == 10
+    assert chosen(examples=None, host="0.0.0.0") == 0
+    assert chosen(examples=digits / "train", host="0.0.0.0") == 10
+    web._examples(Namespace(examples=None, host="localhost"), lambda: find_images(["nowhere"]))
 
 
 @pytest.mark.slow
@@ -132,7 +134,10 @@ def test_an_image_dropped_on_the_page(tab, address, weights, digits, tmp_path):
     order = sorted(range(10), key=lambda label: -shares[label])[:5]
 
     tab.goto(address)
+    titled(tab, "hornet_atto_7x7, 10 classes · small.pth")
     drop(tab, file)
+    small = tab.locator(".image-frame img").first.evaluate_handle("image => image")
+    tab.wait_for_function("image => image.style.imageRendering == 'pixelated'", arg=small)
     first, second = (names[label] for label in order[:2])
     np.testing.assert_array_equal(shown_picture(tab, f"where it looks for {first}"), picture)
     bars = {
