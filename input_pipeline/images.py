@@ -117,6 +117,8 @@ def readable(name: str) -> Iterator[None]:
         raise
     except Image.DecompressionBombError as error:
         raise UserError(f"image {name} is too large: {error}") from None
+    except UnidentifiedImageError:  # whose message names an object in memory
+        raise UserError(f"image {name} cannot be read: no format that Pillow knows") from None
     except Exception as error:  # Pillow's plug-ins raise many types for damaged files
         raise UserError(f"image {name} cannot be read: {reason_of(error)}") from None
 

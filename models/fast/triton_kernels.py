@@ -390,9 +390,7 @@ def _norm_linear(
 
 
 @torch.library.custom_op("hornet::gated_projection", mutates_args=())
-def _gated_projection(
-    p: Tensor, q: Tensor, weights: list[Tensor], biases: list[Tensor]
-) -> Tensor:
+def _gated_projection(p: Tensor, q: Tensor, weights: list[Tensor], biases: list[Tensor]) -> Tensor:
     batch, _, height, width = p.shape
     channels = len(weights[-1])
     y = _map_like(p, weights[-1].dtype, channels)
