@@ -149,6 +149,8 @@ def test_trackers_have_one_curve_after_a_kill(undisturbed, tmp_path, monkeypatch
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2])
 def test_a_signal_saves_and_stops(undisturbed, tmp_path, number):
     processes, flags, folder = undisturbed
+    if processes > 1 and number != signal.SIGUSR2:
+        pytest.skip("processes agree on any of them alike")
     arguments = command(flags, processes, "--output_dir", tmp_path, "--save_ckpt_steps", 1)
     process = start(arguments)
     wait_for(tmp_path, "checkpoint-0-2.pth.sha256")
