@@ -35,10 +35,10 @@ test: setup ## the tests of the default suite
 test-slow: setup ## larger models and longer runs
 	$(BIN)/python -m pytest $(PARALLEL) --dist loadfile --durations 25 -m slow
 
-dense: setup ## adds mmdet and mmsegmentation; compiles mmcv, 2 to 5 minutes
+dense: setup ## adds mmdet and mmsegmentation; compiles mmcv, about 5 minutes
 	tools/install_dense.sh
 
-test-dense: dense ## tests of detection and segmentation
+test-dense: dense .venv/.web ## tests of detection and segmentation
 	$(BIN)/python -m pytest $(PARALLEL) -m dense tests/dense
 
 test-web: .venv/.web ## tests of the web page in Chromium, if it is installed

@@ -142,8 +142,8 @@ def train(
                 state.end_epoch()
                 record = {f"train_{name}": value for name, value in metrics.items()} | results
                 trackers.write(record, progress.step)
-                saver.end_epoch(record | {"epoch": epoch} | facts, best)
                 folder.log(timer.record(epoch), TIMING_FILE)
+                saver.end_epoch(record | {"epoch": epoch} | facts, best)
         logger.info("trained in %.0f s", time.perf_counter() - started)
         uploads = config.logging.wandb_ckpt and folder.writes
         trackers.finish(sorted(folder.path.glob("checkpoint-*.pth")) if uploads else [])

@@ -31,8 +31,10 @@ class Artist:
         from mmdet.visualization import get_palette
 
         names = list(predictor.metainfo["classes"])
-        palette = list(predictor.metainfo.get("palette") or ())
-        colors = get_palette(palette or "random", len(names))
+        palette = predictor.metainfo.get("palette")
+        palette = [] if palette is None else [*map(tuple, palette)]
+        # CocoDataset keeps COCO's 80 colours for more classes of one's own
+        colors = get_palette(palette if len(palette) >= len(names) else "random", len(names))
         self.names, self.drawn = [*map(printable, names)], drawable(names)
         self.colors: list[Color] = [(int(r), int(g), int(b)) for r, g, b in colors]
         self.is_detector, self.color_type = predictor.is_detector, predictor.color_type
@@ -65,7 +67,8 @@ class Artist:
         pen.font = ImageFont.truetype(str(font_file()), SIDE // 40)
         rows = list(zip(found.bboxes * scale, labels, found.scores, strict=True))
         for box, label, score in rows[::-1]:
-            x, y, *_ = corners = box.tolist()
+            x, y, right, bottom = box.tolist()
+            corners = x, y, max(x, right), max(y, bottom)  # untrained detectors give empty boxes
             pen.rectangle(corners, outline=self.colors[label], width=SIDE // 250)
             text = f" {self.drawn[label]} {score:.0%} "
             pen.rectangle(pen.textbbox((x, y), text), fill=self.colors[label])

@@ -124,7 +124,6 @@ class Predictor:
         from mmengine.registry import DATASETS, MODELS, init_default_scope
 
         from dense import loading
-        from dense.outputs import folders_of
 
         init_default_scope(config.default_scope)
         self.is_detector = config.default_scope == "mmdet"
@@ -132,7 +131,7 @@ class Predictor:
         while "pipeline" not in dataset:  # wrappers such as ConcatDataset and RepeatDataset
             dataset = dataset["dataset"] if "dataset" in dataset else dataset["datasets"][0]
         data = DATASETS.build({**dataset, "lazy_init": True})
-        self.metainfo, self.folders = data.metainfo, folders_of(data)
+        self.metainfo, self.dataset = data.metainfo, data
         self.pipeline = Compose(
             [step for step in dataset["pipeline"] if "Annotations" not in str(step["type"])]
         )

@@ -36,6 +36,9 @@ from runtime.sizes import Size, as_size, size_text
 from training.build import build_model
 from utils import numbered_classes
 
+# heads of mmdet's and mmseg's models; classifiers have others, such as EfficientNet's conv_head
+DENSE_HEAD = re.compile(r"(module\.)?(rpn|roi|bbox|mask|panoptic|decode|auxiliary)_head\.")
+
 
 @dataclass(frozen=True)
 class Classifier:
@@ -120,7 +123,7 @@ def load_classifier(
     weights = ema_weights_in(checkpoint, path) if ema else weights_in(checkpoint, path)
     if weights is None:
         raise UserError(f"checkpoint {path} has no EMA")
-    if any(re.match(r"(module\.)?\w+_head\.", name) for name in weights):
+    if any(map(DENSE_HEAD.match, weights)):
         raise UserError(
             f"checkpoint {path} is of a detector or segmentor: give its config, too, to tools.web "
             "(--config), object_detection.predict or semantic_segmentation.predict"

@@ -145,7 +145,7 @@ def report(run: Path, source: str | None, images: Path | None, count: int) -> st
 
 
 def _best(log: list[dict[str, Any]], multi_label: bool) -> dict[str, str]:
-    """Return the best accuracy as a fact."""
+    """Return the best accuracy, with its name."""
     name, key = ("mAP", "test_mAP") if multi_label else ("top-1", "test_acc1")
     measured = _numbers(log, key)
     return {f"best {name}": f"{max(measured):.2f} %" if measured else "not measured"}
@@ -156,23 +156,24 @@ def _timing(run: Path, log: list[dict[str, Any]]) -> dict[str, str]:
     if not (run / TIMING_FILE).is_file():
         return {}
     epochs = {record["epoch"] for record in log}
-    timed = [record for record in read_log(run, TIMING_FILE) if record["epoch"] in epochs]
-    seconds, speeds = _numbers(timed, "seconds"), _numbers(timed, "train_images_per_s")
-    # a resumed run may have gone on elsewhere
-    hardware = dict.fromkeys(
-        f"{record['device']}, {record['processes']} process" + "es" * (record["processes"] != 1)
-        for record in timed
-        if {"device", "processes"} <= record.keys()
-    )
-    facts = {}
-    if hardware:
-        facts["hardware"] = "; ".join(hardware)
-    if seconds:
-        part = "" if len(seconds) == len(log) else f" for {len(seconds)} of {len(log)} epochs"
-        facts["time"] = f"{timedelta(seconds=round(sum(seconds)))}{part}"
-    if speeds:
-        facts["images per second"] = f"{median(speeds):,.1f} in training"
-    return facts
+    speeds: dict[str, list[float]] = {}  # of each hardware: a run may be resumed on another one
+    seconds = 0.0
+    for record in read_log(run, TIMING_FILE):
+        if record["epoch"] in epochs:
+            several = "es" * (record["processes"] != 1)
+            hardware = f"{record['device']}, {record['processes']} process{several}"
+            speeds.setdefault(hardware, []).extend(_numbers([record], "train_images_per_s"))
+            seconds += record["seconds"]
+    if not speeds:
+        return {}
+    whole = sum(map(len, speeds.values()))  # epochs without a stop in between
+    least = "" if whole == len(log) else "at least "
+    told = "; ".join(f"{median(values):,.1f} in training" for values in speeds.values() if values)
+    facts = {
+        "hardware": "; ".join(speeds),
+        "time": f"{least}{timedelta(seconds=round(seconds))}",
+    }
+    return facts | ({"images per second": told} if told else {})
 
 
 def _numbers(records: list[dict[str, Any]], key: str) -> list[float]:

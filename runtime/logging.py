@@ -55,7 +55,7 @@ class Throughput:
 
 
 class EpochTimer:
-    """Times each epoch; of an epoch that a resumed run continues, the rest."""
+    """Times each epoch; of an epoch that a resumed run continues, the rest, without a speed."""
 
     def __init__(self, context: DistributedContext) -> None:
         self.hardware = {"device": device_name(context.device), "processes": context.world_size}
@@ -71,8 +71,8 @@ class EpochTimer:
     def record(self, epoch: int) -> dict[str, Any]:
         """Return the record of timing.txt: `seconds` so far, and the speed of the training."""
         seconds = round(time.perf_counter() - self.started, 3)
-        # nothing was trained if a run was stopped in the evaluation, and resumed there
-        speed = {"train_images_per_s": round(self.images_per_s, 2)} if self.images_per_s else {}
+        # a stream reads again what it has used before, so only whole epochs tell the speed
+        speed = {} if self.position else {"train_images_per_s": round(self.images_per_s, 2)}
         return {"epoch": epoch, "seconds": seconds} | speed | self.hardware
 
 
@@ -80,13 +80,15 @@ def device_name(device: torch.device) -> str:
     """Return the name of a GPU, or of the CPU as far as it is known."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    known = Path("/proc/cpuinfo")  # on Linux
-    found = re.search(r"^model name\s*: (.+)$", known.read_text(), re.M) if known.exists() else None
+    try:
+        found = re.search(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(), re.M)
+    except OSError:  # not on Linux, or closed to users
+        found = None
     return found[1] if found else platform.processor() or platform.machine()
 
 
 def read_log(output_dir: Path, name: str = "log.txt") -> list[dict[str, Any]]:
-    """Return the records of log.txt by epoch; the last one of a repeated epoch."""
+    """Return the records of log.txt, or another file, by epoch; the last of a repeated epoch."""
     records = {}
     for line in (output_dir / name).read_text().splitlines():
         try:

@@ -24,25 +24,29 @@ wanted="$key mmengine-$mmengine mmcv-$mmcv mmdet-$mmdet mmseg-$mmseg"
 wheels=${HORNET_WHEELS:-${XDG_CACHE_HOME:-$HOME/.cache}/hornet-pytorch}/$key
 wheel=$(compgen -G "$wheels/onedl_mmcv-$mmcv-*.whl" || true)
 if [[ -z $wheel ]]; then
-    echo "compiling mmcv's operators for $key: 2 to 5 minutes on two cores, once; kept in $wheels"
+    echo "compiling mmcv's operators for $key: about 5 minutes on two cores (CUDA: not tried), once; kept in $wheels"
     build=$(mktemp -d)
     trap 'rm -rf "$build"' EXIT
     pip install --quiet setuptools wheel ninja
     # an isolated build has no torch, and then leaves the operators out without a word
     pip download --quiet --no-deps --no-build-isolation --no-binary :all: --dest "$build" "onedl-mmcv==$mmcv"
     tar -xzf "$build/onedl_mmcv-$mmcv.tar.gz" -C "$build"
-    source=$build/onedl_mmcv-$mmcv
-    sed -i 's/-std=c++17/-std=c++20/' "$source/setup.py" # what torch's headers want
-    # most of the time goes into torch's headers: they are compiled once, without symbols for a debugger
+    code=$build/onedl_mmcv-$mmcv
+    sed -i 's/-std=c++17/-std=c++20/' "$code/setup.py" # what torch's headers want
+    flags="-O2 -g0 -DNDEBUG -fwrapv -fPIC" # -g0: no symbols for a debugger
+    # Torch's headers take most of the time: they are compiled once. CUDA code is compiled with other flags, and flags
+    # in CFLAGS cannot have spaces.
     printf '#include "%s"\n' pytorch_cpp_helper.hpp pytorch_device_registry.hpp > "$build/headers.hpp"
-    flags="-O2 -g0 -DNDEBUG -fwrapv -fPIC"
-    include=$(python -c 'from torch.utils.cpp_extension import include_paths; print(*("-I" + path for path in include_paths()))')
+    mapfile -t include < <(python -c 'from torch.utils.cpp_extension import include_paths
+for path in include_paths(): print(f"-I{path}")')
     # shellcheck disable=SC2086 # words of flags
-    # (clang wants the very same flags)
-    [[ $OSTYPE != linux* ]] || c++ $flags -std=c++20 $include "-I$source/mmcv/ops/csrc/common" -x c++-header "$build/headers.hpp"
-    export MAX_JOBS=${MAX_JOBS:-$(nproc)}
-    CFLAGS="$flags -include $build/headers.hpp" pip wheel --verbose --no-build-isolation --no-deps --wheel-dir "$build/wheels" \
-        "$source" 2>&1 | tee "$build/log" | while IFS= read -r line; do
+    if [[ $key != *-cuda && $build != *" "* ]] && "${CXX:-c++}" $flags -std=c++20 "${include[@]}" \
+        "-I$code/mmcv/ops/csrc/common" -x c++-header "$build/headers.hpp"; then
+        flags+=" -include $build/headers.hpp"
+    fi
+    CFLAGS=$flags MAX_JOBS=${MAX_JOBS:-$(nproc)} \
+        pip wheel --verbose --no-build-isolation --no-deps --wheel-dir "$build/wheels" \
+        "$code" 2>&1 | tee "$build/log" | while IFS= read -r line; do
         if [[ $line =~ ^\ *\[([0-9]+)/([0-9]+)\] ]]; then # of ninja
             printf '\r%s of %s files compiled' "${BASH_REMATCH[@]:1:2}"
         fi

@@ -24,6 +24,7 @@ from PIL import Image
 
 from dense.classes import check_heads
 from dense.configs import read_config
+from dense.outputs import folders_of
 from dense.pictures import Artist
 from dense.predict import Predictor
 from dense.run import need_stack
@@ -185,7 +186,7 @@ def _shown(error: UserError, file: str) -> Exception:
 
 def _name(source: str) -> str:
     """Return the last part of a path or URL."""
-    return printable(Path(urlsplit(source).path).name)
+    return printable(Path(urlsplit(source).path if "://" in source else source).name)
 
 
 def answer(
@@ -219,6 +220,7 @@ def _distinct(names: list[str]) -> list[str]:
 @program(parser)
 def main(arguments: Namespace) -> None:
     check_positive(arguments, "port")
+    _gradio()
     try:  # before the model is loaded; Gradio would try all of its ports
         socket.create_server((arguments.host, arguments.port or 0)).close()
     except (OSError, OverflowError) as error:
@@ -251,7 +253,7 @@ def _dense_page(arguments: Namespace) -> Any:
     check_heads(config, ("test",))
     predictor = Predictor(config, arguments.checkpoint)
     examples = _examples(
-        arguments, lambda: find_images([*filter(os.path.isdir, predictor.folders)])
+        arguments, lambda: find_images([*filter(os.path.isdir, folders_of(predictor.dataset))])
     )
     model = printable(Path(arguments.config).stem)
     return dense_page(Artist(predictor), model, arguments.checkpoint, examples)

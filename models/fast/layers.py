@@ -22,7 +22,7 @@ from .dispatch import autocast_dtype
 from .lean import cheap, lean_memory, operand
 from .pointwise import pointwise
 
-# not in torch 2.6
+# torch 2.6 has no is_exporting; there, compiled models resize in each forward pass
 _is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
 
 

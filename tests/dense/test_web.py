@@ -45,9 +45,33 @@ def test_boxes_and_masks_are_drawn():
     changed[50 * scale : 60 * scale + 1, 50 * scale : 60 * scale + 1] = False
     assert not changed[:, : 50 * scale].any()  # the name of the small box may be wider than it is
     assert not changed[: 50 * scale].any()
+    name = np.array(picture)[11 * scale : 12 * scale, 11 * scale : 14 * scale]
+    assert (name == BLUE).all(-1).any()  # white letters on the colour of the class
+    assert (name == 255).all(-1).any()
     picture, legend = artist(True).detections(grey, found, 0.9)
     assert legend == []
     assert (np.array(picture) == 100).all()
+
+
+def test_the_most_certain_is_on_top():
+    found = InstanceData(
+        bboxes=torch.tensor([[10.0, 10, 40, 30]] * 2),
+        labels=torch.tensor([0, 1]),
+        scores=torch.tensor([0.9, 0.5]),
+        masks=torch.ones(2, 64, 64, dtype=torch.bool),
+    )
+    picture, _ = artist(True).detections(Image.new("RGB", (64, 64)), found, 0.3)
+    scale = SIDE // 64
+    assert picture.getpixel((40 * scale - 1, 29 * scale)) == RED
+    red, _, blue = picture.getpixel((5 * scale, 5 * scale))
+    assert red > blue
+
+
+def test_more_classes_than_colours_of_the_data_set():
+    names = tuple(f"class {number}" for number in range(100))
+    metainfo = {"classes": names, "palette": [RED] * 80}
+    shown = SimpleNamespace(metainfo=metainfo, is_detector=True, color_type="color")
+    assert len(Artist(shown).colors) == 100
 
 
 def test_colours_of_classes_are_laid_over_the_image():

@@ -21,6 +21,7 @@ from input_pipeline.image_sets import ListedImages
 from input_pipeline.loaders import TrainImages
 from runtime import distributed
 from runtime.errors import exit_on_user_error
+from runtime.logging import read_log
 from tests.integration.conftest import ROOT, free_port, launch
 
 EVERYTHING = [
@@ -70,6 +71,10 @@ def test_run_leaves_the_published_files(flags, tmp_path):
     assert {f"{name}.sha256" for name in checkpoints} <= files
     names = {name for name in files if not name.endswith(".sha256")} - {"checkpoint-best-ema.pth"}
     names.discard(".lock")
+    timing = read_log(tmp_path, "timing.txt")
+    assert [record["epoch"] for record in timing] == [0, 1]
+    for record in timing:  # 4 steps of 8 images; the evaluation takes time, too
+        assert record["train_images_per_s"] * record["seconds"] > 1.05 * 32
     assert names == {
         *("config.yaml", "log.txt", "timing.txt", "curves.png", "events", "trackers.json"),
         *("checkpoint-start.pth", "checkpoint-0.pth", "checkpoint-1.pth", "checkpoint-best.pth"),
@@ -402,6 +407,8 @@ def test_two_processes_equal_one_with_twice_the_batch(flags, tmp_path, case):
         *(*flags, *plain, "--batch_size", "4", "--output_dir", tmp_path / "two"),
     )
     assert done.returncode == 0, done.stderr
+    timing = read_log(tmp_path / "two", "timing.txt")
+    assert [(r["epoch"], r["processes"]) for r in timing] == [(0, 2), (1, 2)]
     for left, right in zip(one, records(tmp_path / "two"), strict=True):
         for name in left:
             assert left[name] == pytest.approx(right[name], rel=2e-4), name

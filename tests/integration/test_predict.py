@@ -154,6 +154,13 @@ def test_checkpoint_of_timms_own_script(tmp_path, size):
         torch.testing.assert_close(classifier.model.head.weight, network.head.weight)
 
 
+def test_classifier_of_timm_with_a_conv_head(tmp_path):
+    model = timm.create_model("mobilenetv3_small_050", num_classes=3)
+    flags = {"model": "mobilenetv3_small_050", "input_size": 64}
+    torch.save({"model": model.state_dict(), "args": flags}, tmp_path / "a.pth")
+    assert len(load_classifier(str(tmp_path / "a.pth")).labels) == 3
+
+
 def test_view_follows_the_flags_of_the_run(tmp_path):
     small = {"base_dim": 16, "depths": (1, 1, 1, 1)}
     model = timm.create_model("hornet_atto_7x7", num_classes=2, **small)

@@ -286,22 +286,31 @@ def test_report_is_of_the_best_checkpoint_and_survives_a_bad_image(digits, train
     [
         (None, {}),  # of an old run
         ('{"epoch": 0, "sec', {}),
-        ('{"epoch": 7, "seconds": 9}\n', {}),  # of a course that was left
+        ('{"epoch": 7, "seconds": 9, "device": "H", "processes": 8}\n', {}),  # since gone back
         (
             '{"epoch": 0, "seconds": 3600, "train_images_per_s": 1500, "device": "H", '
             '"processes": 8}\n',
             {
                 "hardware": "H, 8 processes",
-                "time": "1:00:00 for 1 of 2 epochs",
+                "time": "at least 1:00:00",
                 "images per second": "1,500.0 in training",
             },
         ),
-        (  # resumed elsewhere, and stopped before that in the evaluation
+        (
+            '{"epoch": 0, "seconds": 9, "train_images_per_s": 5, "device": "C", "processes": 1}\n'
+            '{"epoch": 1, "seconds": 8, "train_images_per_s": 7, "device": "C", "processes": 1}\n',
+            {
+                "hardware": "C, 1 process",
+                "time": "0:00:17",
+                "images per second": "6.0 in training",
+            },
+        ),
+        (  # resumed elsewhere, inside an epoch
             '{"epoch": 0, "seconds": 86000, "train_images_per_s": 9, "device": "H", '
             '"processes": 2}\n{"epoch": 1, "seconds": 401.4, "device": "C", "processes": 1}\n',
             {
                 "hardware": "H, 2 processes; C, 1 process",
-                "time": "1 day, 0:00:01",
+                "time": "at least 1 day, 0:00:01",
                 "images per second": "9.0 in training",
             },
         ),

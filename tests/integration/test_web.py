@@ -121,7 +121,8 @@ def test_own_images_are_for_their_owner(digits):
     assert chosen(examples=None, host="127.0.0.1") == 10
     assert chosen(examples=None, host="0.0.0.0") == 0
     assert chosen(examples=digits / "train", host="0.0.0.0") == 10
-    web._examples(Namespace(examples=None, host="localhost"), lambda: find_images(["nowhere"]))
+    gone = Namespace(examples=None, host="localhost")
+    assert web._examples(gone, lambda: find_images(["nowhere"])) == []
 
 
 @pytest.mark.slow
