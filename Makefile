@@ -33,7 +33,7 @@ test: setup ## the tests of the default suite
 	$(BIN)/python -m pytest $(PARALLEL)
 
 test-slow: setup ## larger models and longer runs
-	$(BIN)/python -m pytest $(PARALLEL) --dist loadfile --durations 25 -m slow
+	$(BIN)/python -m pytest $(PARALLEL) --dist loadfile --durations 40 --ignore tests/clients -m slow
 
 dense: setup ## adds mmdet and mmsegmentation; compiles mmcv, about 5 minutes
 	tools/install_dense.sh

@@ -28,7 +28,7 @@ def cluster():
 
 @pytest.fixture(scope="module")
 def submit(cluster, digits):
-    """Submits a training on both nodes that saves after each step; the number of its job."""
+    """Submits a training on both nodes that saves inside epochs; the number of its job."""
 
     def call(folder, *more):
         flags = [
@@ -39,7 +39,7 @@ def submit(cluster, digits):
             *("--data_set", "image_folder", "--data_path", digits, "--input_size", "32"),
             *("--epochs", LAST_EPOCH + 1, "--warmup_epochs", "0", "--lr", "1e-3"),
             *("--layer_scale_init_value", "0.5", "--device", "cpu", "--batch_size", "6"),
-            *("--save_ckpt_steps", "1", *RANDOM),
+            *("--save_ckpt_steps", "3", *RANDOM),
         ]
         configuration = cluster.environment["SLURM_CONF"]
         result = launch("run_with_submitit.py", *flags, *more, SLURM_CONF=configuration)

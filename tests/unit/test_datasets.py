@@ -157,6 +157,13 @@ def test_broken_folders_end_in_one_line(tmp_path, train, val, message):
     assert "\n" not in str(caught.value)
 
 
+def test_class_folders_of_ones_own_are_told_from_imagenet(tmp_path):
+    write_images(tmp_path, {"ant": 1, "bee": 1})
+    for with_train, part in ((True, "train"), (False, "val")):
+        with pytest.raises(UserError, match=f"no folder {part}/: .*--data_set image_folder"):
+            build_data(DataConfig("IMNET", str(tmp_path)), AugmentConfig(), 64, with_train)
+
+
 def test_imagenet_has_1000_classes(tmp_path):
     write_images(tmp_path / "val", {"n01440764": 1, "n01443537": 1})
     with pytest.raises(UserError, match="2 classes, ImageNet-1K has 1000"):

@@ -107,7 +107,6 @@ def test_norm_with_proj_in(dtype, affine):
         (3, 48, 1),
         (2, 24, 2),
         pytest.param(3, 128, 1, marks=pytest.mark.slow),
-        pytest.param(3, 48, 2, marks=pytest.mark.slow),
     ],
 )
 @torch.no_grad()
