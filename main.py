@@ -36,6 +36,7 @@ from runtime.logging import TIMING_FILE, EpochTimer, setup_logging
 from runtime.trackers import Trackers
 from training.build import (
     build_model,
+    check_name,
     check_size_schedule,
     prepare_model,
     size_facts,
@@ -66,6 +67,7 @@ def run(
     timeout, is_eval = config.processes.dist_timeout, config.evaluation.eval
     with distributed.naming_absent_ranks(context, timeout), naming_dead_workers():
         config, saved = sources.continued(config, context)
+        check_name(config.model.model)  # before the data, which may take minutes to list
         fetch_data(config.data, context)
         with_val = is_eval or not config.evaluation.disable_eval
         data = build_data(

@@ -51,11 +51,16 @@ class TrainSetup:
         return min(self.schedule.steps_per_epoch, math.ceil(progress.position / self.total_batch))
 
 
+def check_name(model: str) -> None:
+    """Raise UserError, with similar names, if timm has no model of this name."""
+    if not timm.is_model(model):
+        hint = near_names(model, timm.list_models()) or "; see timm.list_models()"
+        raise UserError(f"there is no model {model}{hint}")
+
+
 def build_model(config: ModelConfig, num_classes: int, in_chans: int = 3) -> nn.Module:
-    """Build a registered model; UserError, with similar names, if there is none of this name."""
-    if not timm.is_model(config.model):
-        hint = near_names(config.model, timm.list_models()) or "; see timm.list_models()"
-        raise UserError(f"there is no model {config.model}{hint}")
+    """Build a registered model; UserError if there is none of this name, or it cannot be built."""
+    check_name(config.model)
     options: dict[str, Any] = {}
     if config.drop_path:
         options["drop_path_rate"] = config.drop_path

@@ -478,7 +478,8 @@ def fail(monkeypatch, *argv):
 def test_mistakes_end_in_one_line(flags, tmp_path, monkeypatch):
     assert "there is no flag modell" in fail(monkeypatch, "--modell", "x")
     assert "data_path" in fail(monkeypatch, *flags, "--data_path", tmp_path / "none")
-    message = fail(monkeypatch, *flags, "--model", "hornet_tinny_7x7")
+    wrong = ["--model", "hornet_tinny_7x7", "--data_path", tmp_path / "none"]
+    message = fail(monkeypatch, *flags, *wrong)  # before the data, which may take long to list
     assert "near names: hornet_tiny_7x7" in message
     assert "cannot be built" in fail(monkeypatch, *flags, "--model_kwargs", '{"width": 3}')
     message = fail(monkeypatch, *flags, "--input_size", "16")
