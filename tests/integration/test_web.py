@@ -114,15 +114,15 @@ def test_names_are_told_apart():
     assert len(set(web._distinct(["a", "a", "a (0)"]))) == 3
 
 
-def test_own_images_are_for_their_owner(digits):
+def test_own_images_are_for_their_owner(digits, tmp_path):
     def chosen(**flags):
         return len(web._examples(Namespace(**flags), lambda: find_images([digits / "val"])))
 
     assert chosen(examples=None, host="127.0.0.1") == 10
     assert chosen(examples=None, host="0.0.0.0") == 0
     assert chosen(examples=digits / "train", host="0.0.0.0") == 10
-    gone = Namespace(examples=None, host="localhost")
-    assert web._examples(gone, lambda: find_images(["nowhere"])) == []
+    none = Namespace(examples=None, host="localhost")
+    assert web._examples(none, lambda: find_images([tmp_path])) == []
 
 
 @pytest.mark.slow
