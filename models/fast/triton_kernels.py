@@ -389,7 +389,12 @@ def _norm_linear(
     return y
 
 
-@torch.library.custom_op("hornet::gated_projection", mutates_args=())
+@torch.library.custom_op(
+    "hornet::gated_projection",
+    mutates_args=(),
+    # torch 2.6 and later infer it from different types of lists
+    schema="(Tensor p, Tensor q, Tensor[] weights, Tensor[] biases) -> Tensor",
+)
 def _gated_projection(p: Tensor, q: Tensor, weights: list[Tensor], biases: list[Tensor]) -> Tensor:
     batch, _, height, width = p.shape
     channels = len(weights[-1])
