@@ -234,13 +234,14 @@ def _find_folders(config: DataConfig, wanted: list[str]) -> tuple[Path, Path]:
     root = Path(config.data_path)
     parts = find_parts(root, guesses="train" in wanted and not config.eval_data_path)
     if config.data_set != "image_folder":
-        for part in wanted:
-            if config.data_set == "IMNET" and not parts.get(part, root / part).is_dir():
+        folders = {part: parts.get(part, root / part) for part in ("train", "val")}
+        for part in wanted if config.data_set == "IMNET" else ():
+            if not folders[part].is_dir():
                 raise UserError(
                     f"--data_path {root} has no folder {part}/: give the folder that contains it, "
                     "or for class folders of your own --data_set image_folder --val_fraction 0.2"
                 )
-        return parts.get("train", root / "train"), parts.get("val", root / "val")
+        return folders["train"], folders["val"]
     if config.eval_data_path:
         given = Path(config.eval_data_path)
         if not given.is_dir():

@@ -114,8 +114,8 @@ def _check_targets(stems: dict[str, str], arguments: Any, is_detector: bool) -> 
 class Predictor:
     """A detector or segmentor with the pipeline of its test data, without annotations.
 
-    `metainfo` is that of the config's test data: classes, palette, reduce_zero_label; `folders`
-    has their images. Raises UserError if the checkpoint does not fit.
+    `dataset` is the config's test data, not loaded; `metainfo` its classes, palette and
+    reduce_zero_label. Raises UserError if the checkpoint does not fit.
     """
 
     def __init__(self, config: Any, checkpoint: str) -> None:
@@ -130,8 +130,8 @@ class Predictor:
         dataset = config.test_dataloader.dataset
         while "pipeline" not in dataset:  # wrappers such as ConcatDataset and RepeatDataset
             dataset = dataset["dataset"] if "dataset" in dataset else dataset["datasets"][0]
-        data = DATASETS.build({**dataset, "lazy_init": True})
-        self.metainfo, self.dataset = data.metainfo, data
+        self.dataset = DATASETS.build({**dataset, "lazy_init": True})
+        self.metainfo = self.dataset.metainfo
         self.pipeline = Compose(
             [step for step in dataset["pipeline"] if "Annotations" not in str(step["type"])]
         )

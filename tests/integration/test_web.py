@@ -1,6 +1,7 @@
 """The page of tools.web, and the one of a run, in a real browser."""
 
 import csv
+import dataclasses
 import io
 import os
 import re
@@ -123,6 +124,16 @@ def test_own_images_are_for_their_owner(digits, tmp_path):
     assert chosen(examples=digits / "train", host="0.0.0.0") == 10
     none = Namespace(examples=None, host="localhost")
     assert web._examples(none, lambda: find_images([tmp_path])) == []
+
+
+def test_examples_are_the_evaluation_images_of_the_run(weights, digits, monkeypatch):
+    flags = {"data_set": "image_folder", "data_path": str(digits)}
+    classifier = dataclasses.replace(load_classifier(str(weights)), flags=flags)
+    monkeypatch.setattr(web, "classifier_of", lambda *_, **__: classifier)
+    monkeypatch.setattr(web, "classifier_page", lambda classifier, source, examples: examples)
+    own = web._classifier_page(Namespace(examples=None, host="127.0.0.1", checkpoint="a.pth"))
+    assert len(own) == 10
+    assert {file.parents[1] for file in own} == {digits / "val"}
 
 
 @pytest.mark.slow
