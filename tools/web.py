@@ -24,7 +24,6 @@ from PIL import Image
 
 from dense.classes import check_heads
 from dense.configs import read_config
-from dense.outputs import folders_of
 from dense.pictures import Artist
 from dense.predict import Predictor
 from dense.run import need_stack
@@ -249,6 +248,8 @@ def _dense_page(arguments: Namespace) -> Any:
     if arguments.model or arguments.ema or arguments.input_size:
         raise UserError("--config: its model has no --model, --ema or --input-size")
     need_stack()
+    from dense.outputs import folders_of
+
     config = read_config(arguments.config)
     check_heads(config, ("test",))
     predictor = Predictor(config, arguments.checkpoint)

@@ -208,6 +208,21 @@ def test_command_parses(name, command, clone, tmp_path):
         assert command in ("python3 -m venv .venv", "source .venv/bin/activate")
 
 
+def test_tools_start_without_optional_packages():
+    """Those of `train` suffice; the packages of other extras are imported where they are used."""
+    optional = [
+        *("mmengine", "mmcv", "mmdet", "mmseg", "gradio", "onnx", "onnxscript", "onnxruntime"),
+        *("openvino", "wandb", "simplejpeg", "cv2", "tifffile", "webdataset", "h5py", "trimesh"),
+    ]
+    code = f"""
+import sys
+sys.modules |= dict.fromkeys({optional})
+import main, benchmarks.__main__, point_clouds.train, point_clouds.test
+from tools import average, compare, convert, demo, export, flops, pack, predict, visualize, web"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.slow
 def test_fine_tuning_in_ten_minutes(clone):
     """The commands of the page, one after the other, with a small model for the published one."""
