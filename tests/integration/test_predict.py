@@ -195,8 +195,11 @@ def test_files_of_predictions(digits, trained, tmp_path, capsys, processes, work
         code += "from inference import prediction; prediction.PER_PART = 4\n"
         code += "from tools.predict import main; sys.exit(main())"
         (tmp_path / "small.py").write_text(code)
-        done = launch(*launcher, tmp_path / "small.py", *arguments)
+        together, alone = tmp_path / "together.npy", tmp_path / "alone.npy"
+        done = launch(*launcher, tmp_path / "small.py", *arguments, "--features", together)
         status, errors = done.returncode, done.stderr
+        assert run(capsys, *images, "--features", alone)[0] == 0
+        np.testing.assert_allclose(np.load(together), np.load(alone), rtol=1e-5, atol=1e-6)
     assert status == 0, errors
     assert "skipped: image" in errors
     assert output.read_text() == table
