@@ -219,7 +219,6 @@ def _distinct(names: list[str]) -> list[str]:
 @program(parser)
 def main(arguments: Namespace) -> None:
     check_positive(arguments, "port")
-    _gradio()
     try:  # before the model is loaded; Gradio would try all of its ports
         socket.create_server((arguments.host, arguments.port or 0)).close()
     except (OSError, OverflowError) as error:
@@ -227,6 +226,7 @@ def main(arguments: Namespace) -> None:
         raise UserError(f"{where}: no page can be served there: {reason_of(error)}") from None
     if arguments.examples and not arguments.examples.is_dir():
         raise UserError(f"--examples {arguments.examples} is not a folder")
+    _gradio()
     page_of = _dense_page if arguments.config else _classifier_page
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that uploads are removed
     for name in ("no_proxy", "NO_PROXY"):  # Gradio asks for its own page
