@@ -7,8 +7,8 @@ python -m benchmarks --gpu --output report.md          # T, S, B within 8 minute
 python -m benchmarks exports --checkpoint runs/mine/checkpoint-best.pth
 
 The networks are compared with a peer and with ConvNeXts of the same size; this needs torch, timm
-and torchvision only. The modes loop, loader, epochs, start and clouds need the packages of main.py,
-exports those of pip install '.[export,openvino]'.
+and torchvision only. The modes loop, loader, predict, epochs, start and clouds need the packages
+of main.py, exports those of pip install '.[export,openvino]'.
 """
 
 import csv
@@ -32,7 +32,7 @@ from runtime.errors import Parser, UserError, near_names, program
 from runtime.files import open_table
 
 NETWORKS = ("inference", "training")
-PIPELINE = ("loop", "loader", "epochs", "start", "clouds")
+PIPELINE = ("loop", "loader", "predict", "epochs", "start", "clouds")
 MODES = (*NETWORKS, *PIPELINE, "exports")
 GPU_MODELS = [f"hornet_{s}_{kind}" for s in ("tiny", "small", "base") for kind in ("7x7", "gf")]
 GPU_RUNS = [("training", 128), ("inference", 256), ("inference", 32), ("inference", 1)]

@@ -1,4 +1,4 @@
-"""What a training does beside the network: EMA and optimizer, the loader."""
+"""What training and prediction do beside the network: EMA and optimizer, reading of images."""
 
 import os
 import tempfile
@@ -23,6 +23,8 @@ from torchvision.datasets import ImageFolder
 from benchmarks.measure import Row, paired
 from config.flags import AugmentConfig, DataConfig, OptimConfig
 from engine import clip_gradient
+from inference.classifier import load_classifier
+from inference.prediction import predictions, write_predictions
 from input_pipeline.folders import list_classes
 from input_pipeline.image_sets import ListedImages
 from input_pipeline.loaders import TrainLoader
@@ -101,6 +103,49 @@ def loader(rounds: int, _: torch.device) -> Iterator[Row]:
         detail = f"{PHOTOS / own.median:.0f} images/s, peer {PHOTOS / peer.median:.0f}"
         ratio = median(own.ratios_to(peer))
         yield Row(case, f"loader, {name}", ratio, f"{detail}, n = {rounds}")
+
+
+def predict(rounds: int, _: torch.device) -> Iterator[Row]:
+    """Measure images per second of tools.predict with a network that costs next to nothing.
+
+    The peer is torch's loader with timm's transform and the same workers, without a network.
+    """
+    torch.manual_seed(0)
+    small: dict[str, Any] = {"base_dim": 16, "depths": [1, 1, 1, 1]}
+    model = timm.create_model("hornet_atto_7x7", num_classes=10, **small)
+    flags = {"model": "hornet_atto_7x7", "model_kwargs": small, "input_size": 224}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        _write_class(folder / "photos", folder / "small")
+        checkpoint = {"model": model.state_dict(), "args": flags, "classes": [*"0123456789"]}
+        torch.save(checkpoint, folder / "model.pth")
+        classifier = load_classifier(str(folder / "model.pth"))
+        view = classifier.preprocessing
+        transform = create_transform(
+            224, interpolation="bicubic", crop_pct=view.crop_pct, mean=view.mean, std=view.std
+        )
+        files = sorted((folder / "photos" / "a").iterdir())
+
+        def ours(workers: int) -> None:
+            run = partial(
+                predictions, classifier, device=CPU, topk=5, batch_size=BATCH, num_workers=workers
+            )
+            output = folder / "found.csv"
+            write_predictions(run, files, output, None, SINGLE_PROCESS, "")
+            output.unlink()
+
+        def theirs(workers: int) -> None:
+            _drain(lambda: iter(DataLoader(photos, BATCH, num_workers=workers)))
+
+        photos = ImageFolder(folder / "photos", transform)
+        for workers in (1, 2):
+            runs = {"ours": partial(ours, workers), "peer": partial(theirs, workers)}
+            timings = paired(runs, rounds, CPU)
+            own, peer = timings["ours"], timings["peer"]
+            detail = f"{PHOTOS / own.median:.0f} images/s, peer {PHOTOS / peer.median:.0f}"
+            what = f"tools.predict to CSV, workers: {workers}"
+            case = "500 x 375 JPEG to 224, network of little cost"
+            yield Row(case, what, median(own.ratios_to(peer)), f"{detail}, n = {rounds}")
 
 
 def _write_class(photos: Path, small: Path) -> None:

@@ -10,6 +10,7 @@ import torch
 
 # small networks gain little from a second thread, and on a busy machine they wait for it
 torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before the first import of Triton, which reads it then
 

@@ -53,7 +53,7 @@ def run(*command):
 
 def bash(*command):
     """A dist_*.sh from the root, as a user starts it."""
-    environment = {"PYTHON": sys.executable, "OMP_NUM_THREADS": "1", "PORT": str(free_port())}
+    environment = {"PYTHON": sys.executable, "PORT": str(free_port())}
     done = subprocess.run(
         ["bash", *map(str, command)],
         cwd=ROOT,
@@ -99,7 +99,6 @@ def test_a_killed_training_reaches_the_same_iteration(tmp_path):
     process = subprocess.Popen(
         [sys.executable, *command],
         cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )

@@ -50,7 +50,7 @@ def launch(*command, **environment):
     return subprocess.run(
         [sys.executable, *map(str, command)],
         cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
+        env=os.environ | environment,
         capture_output=True,
         text=True,
         timeout=900,

@@ -92,17 +92,18 @@ def test_mistakes_are_one_line(ten_digits, drawings, tmp_path):
 @pytest.mark.slow
 def test_published_recipe_learns_drawings(tmp_path):
     """From ten digits to three shapes: better than the same run without the digits."""
-    digits = [*("--config", "recipes/digits.yaml", "--epochs", "20")]
+    digits = [*("--config", "recipes/digits.yaml", "--epochs", "8")]
     digits += ["--data_path", tmp_path / "d"]
     assert launch("main.py", *digits, "--output_dir", tmp_path / "a").returncode == 0
     drawings = write_drawings(tmp_path / "drawings", 60)
     accuracy = []
-    for start in (["--finetune", tmp_path / "a/checkpoint-19.pth"], ["--model", "hornet_atto_7x7"]):
+    for start in (["--finetune", tmp_path / "a/checkpoint-7.pth"], ["--model", "hornet_atto_7x7"]):
         out = tmp_path / f"run{len(accuracy)}"
         flags = ["--config", RECIPE, *SMALL, "--data_path", drawings, "--output_dir", out]
+        flags += ["--epochs", "15"]
         done = launch("main.py", *flags, *start)
         assert done.returncode == 0, done.stderr
         record = json.loads((out / "log.txt").read_text().splitlines()[-1])
         accuracy.append(record["test_acc1"])
-    assert accuracy[0] >= 85  # 94 with the seeds 0, 1 and 2
+    assert accuracy[0] >= 85  # 88.6, and 62.9 without the digits
     assert accuracy[0] > accuracy[1]

@@ -99,7 +99,6 @@ def test_run_leaves_the_published_files(flags, tmp_path):
         ["--channels_last", "false", "--model", "hornet_atto_gf"],
         MUON.split(),
         LAMB.split(),
-        pytest.param(["--compile", "true"], marks=pytest.mark.slow),
         pytest.param(
             ["--compile", "true", "--use_amp", "true", "--model", "hornet_atto_gf"],
             marks=pytest.mark.slow,
@@ -453,7 +452,7 @@ def test_srun_with_a_file_to_meet_at(flags, tmp_path):
     command = [sys.executable, "main.py", *flags, *more, "--output_dir", str(tmp_path / "run")]
     processes = []
     for rank in "01":
-        ranks = {"SLURM_PROCID": rank, "OMP_NUM_THREADS": "1"}
+        ranks = {"SLURM_PROCID": rank}
         environment = {k: v for k, v in os.environ.items() if "RANK" not in k} | ranks
         processes.append(subprocess.Popen(command, cwd=ROOT, env=environment))
     assert [process.wait(120) for process in processes] == [0, 0]

@@ -21,7 +21,6 @@ from tests.integration.conftest import ROOT
 @pytest.mark.slow
 def test_job_trains_with_two_processes(flags, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
     config = parse_args([*flags, "--epochs", "1", "--output_dir", str(tmp_path / "run-%j")])
@@ -97,7 +96,6 @@ def test_jobs_that_cannot_be(monkeypatch, flags, message):
 @pytest.mark.slow
 def test_a_job_that_is_to_make_room_goes_on_by_itself(flags, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     every = ["--epochs", "40", "--save_ckpt_steps", "1", "--log_interval", "1"]
     config = parse_args([*flags, *every, "--output_dir", str(tmp_path / "run")])
     executor = submitit.AutoExecutor(tmp_path / "jobs", cluster="local")

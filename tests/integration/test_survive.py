@@ -1,7 +1,6 @@
 """Whatever stops a run, it goes on with the very next batch to the undisturbed run's result."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -40,7 +39,6 @@ def start(arguments):
     return subprocess.Popen(
         arguments,
         cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
