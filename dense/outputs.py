@@ -101,7 +101,6 @@ class PicturesByPath(DetVisualizationHook):
 
     def before_test(self, runner: Any) -> None:
         self.names = names_of(runner.test_loop.dataloader.dataset)
-        self._visualizer = runner.visualizer  # mmdet's hook takes the last one of the process
 
     def after_test_iter(
         self, runner: Any, batch_idx: int, data_batch: Any, outputs: Sequence[Any]

@@ -8,13 +8,18 @@ collect_ignore_glob = [] if find_spec("mmdet") and find_spec("mmseg") else ["tes
 
 
 @pytest.fixture(autouse=True)
-def scope():
-    """Registries look things up in the scope of the last config that was used: each test anew."""
+def nothing_of_other_runs():
+    """Forget the scope of the last config, in which registries look things up, and visualizers.
+
+    Hooks draw by the newest visualizer of the process.
+    """
     yield
     if find_spec("mmengine"):
         from mmengine.registry import DefaultScope
+        from mmengine.visualization import Visualizer
 
-        DefaultScope._instance_dict.clear()
+        for managed in (DefaultScope, Visualizer, *Visualizer.__subclasses__()):
+            managed._instance_dict.clear()
 
 
 def pytest_collection_modifyitems(items):

@@ -12,7 +12,6 @@ from mmdet.datasets import CocoDataset
 from mmdet.registry import MODELS
 from mmdet.visualization import DetLocalVisualizer
 from mmengine.registry import init_default_scope
-from mmengine.visualization import Visualizer
 from mmseg.apis import inference_model
 from mmseg.visualization import SegLocalVisualizer
 from PIL import Image
@@ -309,8 +308,6 @@ def test_test_keeps_the_folders_of_pictures(tmp_path):
         (data / "images" / entry["file_name"]).rename(data / f"images/{name}/shot.jpg")
         entry["file_name"] = f"{name}/shot.jpg"
     (data / "annotations.json").write_text(json.dumps(content))
-    DetLocalVisualizer.get_instance("visualizer")
-    Visualizer.get_instance("later")  # the newest of the process, which cannot draw boxes
     test = [config, weights, "--work-dir", tmp_path / "t", "--show-dir", tmp_path / "shown"]
     assert run.main("object_detection", "test", [str(word) for word in test]) == 0
     assert files_in(tmp_path / "shown") == ["a/shot.jpg", "b/shot.jpg"]

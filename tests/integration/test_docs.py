@@ -212,13 +212,17 @@ def test_tools_start_without_optional_packages():
     """Those of `train` suffice; the packages of other extras are imported where they are used."""
     optional = [
         *("mmengine", "mmcv", "mmdet", "mmseg", "gradio", "onnx", "onnxscript", "onnxruntime"),
-        *("openvino", "wandb", "simplejpeg", "cv2", "tifffile", "webdataset", "h5py", "trimesh"),
+        *("openvino", "executorch", "litert_torch", "ncnn", "pnnx", "coremltools", "wandb"),
+        *("simplejpeg", "cv2", "tifffile", "imagecodecs", "pillow_heif", "webdataset"),
+        *("h5py", "trimesh"),
     ]
+    starting = ["main", "benchmarks.__main__", "point_clouds.train", "point_clouds.test"]
+    starting += [f"{task}.predict" for task in ("object_detection", "semantic_segmentation")]
+    starting += [f"tools.{path.stem}" for path in (ROOT / "tools").glob("*.py")]
     code = f"""
 import sys
 sys.modules |= dict.fromkeys({optional})
-import main, benchmarks.__main__, point_clouds.train, point_clouds.test
-from tools import average, compare, convert, demo, export, flops, pack, predict, visualize, web"""
+import {", ".join(starting)}"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
 

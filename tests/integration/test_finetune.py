@@ -105,5 +105,6 @@ def test_published_recipe_learns_drawings(tmp_path):
         assert done.returncode == 0, done.stderr
         record = json.loads((out / "log.txt").read_text().splitlines()[-1])
         accuracy.append(record["test_acc1"])
-    assert accuracy[0] >= 85  # 88.6, and 62.9 without the digits
-    assert accuracy[0] > accuracy[1]
+    # 88.6 and 62.9, of 35 images, with seed 0 and half of the recipe's epochs
+    assert accuracy[0] >= 75
+    assert accuracy[0] > accuracy[1] + 10

@@ -89,6 +89,14 @@ def test_report(tmp_path, capsys):
     assert all(0.05 < float(row.split("|")[3]) < 20 for row in rows)
 
 
+@pytest.mark.slow
+def test_rates_of_prediction(capsys):
+    assert main(["predict", "--rounds", "1"]) == 0
+    rows = [line for line in capsys.readouterr().out.splitlines() if "tools.predict" in line]
+    assert [row.split("|")[2][-2] for row in rows] == ["1", "2"]  # workers
+    assert all(0.2 < float(row.split("|")[3]) < 5 for row in rows)
+
+
 def test_a_mistake_leaves_an_older_report(tmp_path, capsys):
     (tmp_path / "report.md").write_text("kept")
     (tmp_path / "peer.py").write_text(PEER_OF_OTHER_WEIGHTS)
