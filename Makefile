@@ -70,7 +70,7 @@ format: setup ## formats the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-setup: .venv/.installed ## creates .venv with all extras but web and those for phones (7 GB)
+setup: .venv/.installed ## creates .venv with all extras but web, heif and those for phones (7 GB)
 
 # the mark is written last, so that an interrupted installation starts again
 .venv/.installed: pyproject.toml

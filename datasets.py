@@ -416,7 +416,9 @@ def _check_counts(path: str, part: str, images: Images) -> None:
     counts = torch.bincount(labels, minlength=len(images.classes)).tolist()
     empty = [name for name, count in zip(images.classes, counts, strict=True) if not count]
     if empty and part == "train":
-        raise UserError(f"{path} has no training images of class {some(empty)}")
+        raise UserError(
+            f"{path} has no training images of class {some(empty)}: add some, or remove the class"
+        )
     if empty:
         logger.warning("no evaluation images of %d of the %d classes: %s",
                        len(empty), len(counts), some(empty))  # fmt: skip

@@ -125,8 +125,8 @@ def load_classifier(
         raise UserError(f"checkpoint {path} has no EMA")
     if any(map(DENSE_HEAD.match, weights)):
         raise UserError(
-            f"checkpoint {path} is of a detector or segmentor: give its config, too, to tools.web "
-            "(--config), object_detection.predict or semantic_segmentation.predict"
+            f"checkpoint {path} is of a detector or segmentor: use object_detection.predict or "
+            "semantic_segmentation.predict CONFIG CHECKPOINT IMAGE, or tools.web --config CONFIG"
         )
     config = model_of(source, flags | ({"model": model.split(".")[0]} if model else {}))
     cfg = timm.get_pretrained_cfg(config.model)  # None for unknown names

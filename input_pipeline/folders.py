@@ -48,9 +48,14 @@ def list_classes(
 
 
 def find_images(arguments: list[str]) -> list[Path]:
-    """Return the files, and all images inside folders, sorted; UserError if a folder has none."""
+    """Return the files, and all images inside folders, sorted.
+
+    Raises UserError if a path does not exist, or a folder has no images.
+    """
     files: list[Path] = []
     for path in (Path(argument).expanduser() for argument in arguments):
+        if not os.path.lexists(path):
+            raise UserError(f"{path} does not exist: give images, or folders of them")
         inside = [path]
         if path.is_dir():
             found = _Scan(path).images([""])

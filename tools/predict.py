@@ -186,6 +186,9 @@ def _to_file(arguments: Namespace) -> int:
             _command(arguments, precision), bar.update,
         )  # fmt: skip
     close_distributed()
+    if context.is_main and len(unreadable) < len(files):
+        for path in filter(None, (arguments.output, arguments.features)):
+            sys.stdout.write(f"{len(files) - len(unreadable)} images in {path}\n")
     for reason in [*unreadable.values()][:SHOWN]:
         sys.stderr.write(f"skipped: {reason}\n")
     if len(unreadable) > SHOWN:

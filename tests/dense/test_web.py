@@ -130,7 +130,7 @@ def test_mistakes_are_one_line(tmp_path, capsys, monkeypatch):
         assert line.count("\n") == 1
         return line
 
-    assert "is of a detector or segmentor: give its config" in told(weights)
+    assert "is of a detector or segmentor: use object_detection.predict" in told(weights)
     assert "config nowhere.py does not exist" in told(weights, "--config", "nowhere.py")
     assert "--config: its model has no --model" in told(weights, "--config", config, "--ema")
     assert f"checkpoint {other}" in told(other, "--config", config)
