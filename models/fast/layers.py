@@ -205,7 +205,7 @@ def _layer_norm(
 
 def _times(layer: Any, x: Tensor, factor: float) -> Tensor:
     """Return factor * layer(x), through the layer's weights if possible."""
-    if isinstance(layer, DepthwiseConv | Norm | FastFilter):
+    if isinstance(layer, (DepthwiseConv, Norm, FastFilter)):  # torch 2.9 traces no union of types
         return layer(x, factor)
     return layer(x) if factor == 1.0 else layer(x) * factor
 

@@ -91,7 +91,8 @@ def use_kernels(model: nn.Module) -> None:
 
 def _are_known(*modules: nn.Module) -> bool:
     """Return whether a kernel may replace these layers: classes of ours, without hooks."""
-    known = layers.PointwiseConv | layers.NarrowConv | layers.Norm | layers.FastGnConv
+    # torch 2.9 traces no union of types
+    known = (layers.PointwiseConv, layers.NarrowConv, layers.Norm, layers.FastGnConv)
     return all(
         isinstance(module, known) and not (module._forward_hooks or module._forward_pre_hooks)
         for module in modules
