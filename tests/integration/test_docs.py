@@ -228,7 +228,7 @@ import {", ".join(starting)}"""
 
 
 @pytest.mark.slow
-def test_fine_tuning_in_ten_minutes(clone):
+def test_the_page_on_fine_tuning(clone):
     """The commands of the page, one after the other, with a small model for the published one."""
     pytest.importorskip("onnxruntime")
     weights = clone / "small.pth"
