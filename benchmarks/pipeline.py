@@ -20,7 +20,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision.datasets import ImageFolder
 
-from benchmarks.measure import Row, paired
+from benchmarks.measure import Row, Timing, paired
 from config.flags import AugmentConfig, DataConfig, OptimConfig
 from engine import clip_gradient
 from inference.classifier import untrained_classifier
@@ -100,9 +100,7 @@ def loader(rounds: int, _: torch.device) -> Iterator[Row]:
         timings = paired(runs, rounds, CPU)
     peer = timings.pop("peer")
     for name, own in timings.items():
-        detail = f"{PHOTOS / own.median:.0f} images/s, peer {PHOTOS / peer.median:.0f}"
-        ratio = median(own.ratios_to(peer))
-        yield Row(case, f"loader, {name}", ratio, f"{detail}, n = {rounds}")
+        yield _rate(case, f"loader, {name}", own, peer)
 
 
 def predict(rounds: int, _: torch.device) -> Iterator[Row]:
@@ -138,11 +136,14 @@ def predict(rounds: int, _: torch.device) -> Iterator[Row]:
         for workers in (1, 2):
             runs = {"ours": partial(ours, workers), "peer": partial(theirs, workers)}
             timings = paired(runs, rounds, CPU)
-            own, peer = timings["ours"], timings["peer"]
-            detail = f"{PHOTOS / own.median:.0f} images/s, peer {PHOTOS / peer.median:.0f}"
             what = f"tools.predict to CSV, workers: {workers}"
-            ratio = median(own.ratios_to(peer))
-            yield Row("500 x 375 JPEG to 224", what, ratio, f"{detail}, n = {rounds}")
+            yield _rate("500 x 375 JPEG to 224", what, timings["ours"], timings["peer"])
+
+
+def _rate(case: str, what: str, own: Timing, peer: Timing) -> Row:
+    """Return the row of two ways to read PHOTOS images."""
+    detail = f"{PHOTOS / own.median:.0f} images/s, peer {PHOTOS / peer.median:.0f}"
+    return Row(case, what, median(own.ratios_to(peer)), f"{detail}, n = {len(own.seconds)}")
 
 
 def _write_class(photos: Path, small: Path) -> None:

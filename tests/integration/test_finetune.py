@@ -106,5 +106,5 @@ def test_published_recipe_learns_drawings(tmp_path):
         record = json.loads((out / "log.txt").read_text().splitlines()[-1])
         accuracy.append(record["test_acc1"])
     # 88.6 and 62.9, of 35 images, with seed 0 and half of the recipe's epochs
-    assert accuracy[0] >= 75
+    assert accuracy[0] >= 85
     assert accuracy[0] > accuracy[1] + 10

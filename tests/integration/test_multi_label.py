@@ -80,7 +80,7 @@ def trained(folder, tmp_path_factory):
 
 def test_training_learns_all_classes_of_an_image(trained):
     last = read_log(trained)[-1]
-    assert last["test_mAP"] > 70  # chance is 40; 78 with torch 2.9, more with 2.14
+    assert last["test_mAP"] > 85  # chance is 40
     assert last["max_accuracy"] == max(record["test_mAP"] for record in read_log(trained))
     assert "train_class_acc" not in last
     assert (trained / "curves.png").is_file()
@@ -123,9 +123,8 @@ def test_evaluation_writes_what_is_told(trained, folder, tmp_path, capsys):
     for index, line in enumerate(per_class):
         values = [float(line[name]) for name in ("precision", "recall", "f1")]
         np.testing.assert_allclose(values, 100 * np.array(found)[:3, index], atol=0.01)
-        # of rounded numbers, with ties
         average = average_precision_score(labels[:, index], shares[:, index])
-        assert float(line["AP"]) == pytest.approx(100 * average, abs=1)
+        assert float(line["AP"]) == pytest.approx(100 * average, abs=0.2)  # of rounded numbers
         assert int(line["images"]) == labels[:, index].sum()
 
 
