@@ -18,7 +18,7 @@ from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, se
 from PIL import ImageColor
 
 from config.flags import TTA, Config, sections_of
-from runtime.errors import UserError, reason_of
+from runtime.errors import UserError, near_names, reason_of
 
 
 class _Help(DefaultHelpFormatter):
@@ -128,7 +128,8 @@ def _flags_of_recipe(
     try:
         content = yaml.safe_load(Path(path).expanduser().read_text())
     except OSError as error:
-        raise UserError(f"--config {path} cannot be read: {error.strerror}") from None
+        near = near_names(path, map(str, Path("recipes").rglob("*.yaml")))
+        raise UserError(f"--config {path} cannot be read: {error.strerror}{near}") from None
     except (yaml.YAMLError, ValueError) as error:  # ValueError: bytes, dates
         reason = reason_of(error)
         raise UserError(f"--config {path}: a recipe is a YAML file of flags: {reason}") from None

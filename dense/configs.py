@@ -1,6 +1,9 @@
 """Reading and walking through configs of mmdet and mmseg."""
 
+import io
+import warnings
 from collections.abc import Iterator
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,7 @@ def read_config(name: str, task: str = "") -> Any:
         path = Path(__file__).resolve().parents[1] / task / path
     if not path.is_file():
         raise UserError(f"config {name} does not exist" + (f", nor in {task}/" if task else ""))
+    _import_quietly()
     try:
         config = Config.fromfile(path)
     except FileNotFoundError as error:
@@ -31,6 +35,15 @@ def read_config(name: str, task: str = "") -> Any:
     if "model" not in config or "train_dataloader" not in config:
         raise UserError(f"config {path} is only a base of others: it lacks a model or its data")
     return config
+
+
+def _import_quietly() -> None:
+    """Import what mmdet and mmseg register, without their remarks on packages not used here."""
+    with redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import mmdet.datasets
+        import mmdet.evaluation  # noqa: F401
+        import mmseg.datasets  # noqa: F401
 
 
 def dicts(value: Any) -> Iterator[dict[str, Any]]:

@@ -173,17 +173,23 @@ def check_names(state: dict[str, Any], classes: Sequence[str], path: str) -> Non
     )  # fmt: skip
 
 
+def weights_of(model: nn.Module, state: dict[str, Any], path: str) -> dict[str, Any]:
+    """Return the weights in a checkpoint; UserError if they are not of a model with a backbone."""
+    found = {k.removeprefix("module."): v for k, v in reading.weights_in(state, path).items()}
+    if hasattr(model, "backbone") and not any(name.startswith("backbone.") for name in found):
+        raise UserError(
+            f"checkpoint {path} is not of a detector or segmentor: it has no backbone.*; to train "
+            "from a classifier's weights, give --cfg-options model.pretrained=PATH"
+        )
+    return found
+
+
 def check_fit(model: nn.Module, state: dict[str, Any], path: str, whole: bool) -> None:
     """Raise UserError if the weights in `state` don't fit the `whole` model, or its backbone."""
     while isinstance(inner := getattr(model, "module", None), nn.Module):
         model = inner  # wrappers for DDP and for test-time augmentation
     prefix = "" if whole else "backbone."
-    found = {k.removeprefix("module."): v for k, v in reading.weights_in(state, path).items()}
+    found = weights_of(model, state, path)
     weights = {k: v for k, v in found.items() if k.startswith(prefix)}
-    if not weights:
-        raise UserError(
-            f"checkpoint {path} is not of a detector or segmentor: start from a classifier's "
-            "weights by --cfg-options model.pretrained=PATH"
-        )
     expected = {k: v for k, v in model.state_dict().items() if k.startswith(prefix)}
     fitting.check_fit(expected, weights, path)

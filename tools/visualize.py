@@ -84,7 +84,7 @@ def main(arguments: Namespace) -> None:
     check_positive(arguments, *({"count"} & vars(arguments).keys()))
     is_report = arguments.what == "report"
     if is_report and not arguments.run.is_dir():
-        raise UserError(f"{arguments.run} is not the folder of a run")
+        raise UserError(f"{arguments.run} does not exist, or is not a folder")
     output = arguments.output or arguments.run / "report.html"
     suffix = ".html" if is_report else ".png"
     if output.suffix != suffix:

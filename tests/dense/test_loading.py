@@ -97,8 +97,9 @@ def test_what_does_not_fit_is_named():
     with pytest.raises(UserError, match=r"x\.pth is of another model.*head\.bias \(\[5\] instead"):
         check_fit(model(), {"state_dict": other_head}, "x.pth", whole=True)
     headless = {name: value for name, value in weights.items() if "backbone" not in name}
-    with pytest.raises(UserError, match="is not of a detector or segmentor"):
-        check_fit(model(), {"state_dict": headless}, "x.pth", whole=False)
+    for whole in (False, True):  # also names a classifier's checkpoint, given for a whole model
+        with pytest.raises(UserError, match="is not of a detector or segmentor"):
+            check_fit(model(), {"state_dict": headless}, "x.pth", whole)
     part = headless | {"backbone.bias": weights["backbone.bias"]}
     with pytest.raises(UserError, match=r"lacks backbone\.weight"):
         check_fit(model(), {"state_dict": part}, "x.pth", whole=False)

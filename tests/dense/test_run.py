@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -287,6 +288,9 @@ def test_data_that_do_not_fit(tmp_path, capsys):
     path.unlink()
     assert "No such file or directory" in fails(capsys, *train)
     assert str(path) in fails(capsys, *train)
+    shutil.rmtree(tmp_path / "work-smoke")
+    line = fails(capsys, *train)
+    assert f"is not a folder; put the data there, or set data_root in {config}" in line
 
 
 def test_a_warm_up_that_never_ends(tmp_path, capsys):
@@ -322,6 +326,7 @@ def test_checkpoints_that_do_not_fit(tmp_path, capsys):
     assert "model.pretrained=PATH" in fails(
         capsys, *train, "--load-from", tmp_path / "classifier.pth"
     )
+    assert "is not of a detector" in fails(capsys, *test, tmp_path / "classifier.pth")
     pretrained = ["--options", f"model.pretrained={weights}", wider, *widths]
     assert "is of another model" in fails(capsys, *train, *pretrained)
     # a resumed run needs no start weights, which may be out of reach by then

@@ -182,6 +182,12 @@ def test_misspelt_recipe_key(tmp_path):
         parse_args(["--config", str(recipe)])
 
 
+def test_misspelt_recipe(monkeypatch):
+    monkeypatch.chdir(Path(__file__).parents[2])
+    with pytest.raises(UserError, match=r"near names: recipes/imagenet1k/hornet_tiny_7x7\.yaml"):
+        parse_args(["--config", "recipes/imagenet1k/hornet_tiny_7x.yaml"])
+
+
 @pytest.mark.parametrize("text", ["lr: [unclosed", "- a\n- b\n"])
 def test_recipe_that_is_no_yaml_mapping(tmp_path, text):
     recipe = tmp_path / "recipe.yaml"
