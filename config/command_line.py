@@ -128,7 +128,9 @@ def _flags_of_recipe(
     try:
         content = yaml.safe_load(Path(path).expanduser().read_text())
     except OSError as error:
-        near = near_names(path, map(str, Path("recipes").rglob("*.yaml")))
+        own = Path(__file__).parents[1]
+        known = [str(file.relative_to(own)) for file in own.glob("recipes/**/*.yaml")]
+        near = near_names(path, known) if isinstance(error, FileNotFoundError) else ""
         raise UserError(f"--config {path} cannot be read: {error.strerror}{near}") from None
     except (yaml.YAMLError, ValueError) as error:  # ValueError: bytes, dates
         reason = reason_of(error)

@@ -22,7 +22,7 @@ def read_config(name: str, task: str = "") -> Any:
         path = Path(__file__).resolve().parents[1] / task / path
     if not path.is_file():
         raise UserError(f"config {name} does not exist" + (f", nor in {task}/" if task else ""))
-    _import_quietly()
+    import_quietly()
     try:
         config = Config.fromfile(path)
     except FileNotFoundError as error:
@@ -37,13 +37,14 @@ def read_config(name: str, task: str = "") -> Any:
     return config
 
 
-def _import_quietly() -> None:
+def import_quietly() -> None:
     """Import what mmdet and mmseg register, without their remarks on packages not used here."""
     with redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import mmdet.datasets
         import mmdet.evaluation  # noqa: F401
-        import mmseg.datasets  # noqa: F401
+        import mmseg.datasets
+        import mmseg.visualization  # noqa: F401
 
 
 def dicts(value: Any) -> Iterator[dict[str, Any]]:

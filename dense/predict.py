@@ -15,6 +15,7 @@ import torch
 
 from checkpoints import fitting
 from dense.classes import check_heads
+from dense.configs import import_quietly
 from dense.run import load_config, need_stack
 from inference.labels import as_unicode
 from input_pipeline.folders import find_images
@@ -68,18 +69,19 @@ def parser(task: str) -> argparse.ArgumentParser:
 
 def predict(task: str, arguments: argparse.Namespace) -> int:
     """Write the predictions that the arguments ask for, and print a line per image."""
+    import_quietly()
+    from dense.outputs import names_below, without_suffix
+
     is_detector = task == "object_detection"
     if arguments.out and is_detector and not arguments.out.endswith(".json"):
         raise UserError(f"--out {arguments.out}: give a name that ends in .json")
     found = find_images(arguments.images)
-    config = load_config(arguments, task)
-    from dense.outputs import names_below, without_suffix  # imports what `load_config` does quietly
-
     files = list({os.path.abspath(file): str(file) for file in found}.values())
     folders = filter(os.path.isdir, map(os.path.expanduser, arguments.images))
     names = names_below(files, folders)
     stems = without_suffix(names)
     _check_targets(stems, arguments, is_detector)
+    config = load_config(arguments, task)
     check_heads(config, ("test",))
     predictor = Predictor(config, arguments.checkpoint)
     write = (Detections if is_detector else Masks)(predictor.metainfo, arguments)

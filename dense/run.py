@@ -254,7 +254,7 @@ def _runner(config: Any, arguments: argparse.Namespace, *parts: str) -> Any:
             for part in dicts(config.model):
                 if part.get("type") == "SyncBN":
                     part["type"] = "BN"
-    check_roots(config, parts)
+    _check_roots(config, parts)
     is_one = arguments.launcher == "none"
     place = int(os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or 0)
     given = copy.deepcopy(config)
@@ -280,12 +280,17 @@ def _runner(config: Any, arguments: argparse.Namespace, *parts: str) -> Any:
     return runner
 
 
-def check_roots(config: Any, parts: tuple[str, ...]) -> None:
-    """Raise UserError if the data_root of a data set is missing, before the Runner prints much."""
+def _check_roots(config: Any, parts: tuple[str, ...]) -> None:
+    """Raise UserError if the data_root of a data set is missing, unless its paths are absolute.
+
+    Called first, because the Runner prints the whole config.
+    """
     for part in parts:
         for dataset in dicts(config.get(f"{part}_dataloader")):
             root = str(dataset.get("data_root") or "")
-            is_local = root and "://" not in root and not dataset.get("backend_args")
+            paths = [dataset.get("ann_file"), *(dataset.get("data_prefix") or {}).values()]
+            is_used = not any(os.path.isabs(path) for path in paths if path)
+            is_local = root and is_used and "://" not in root and not dataset.get("backend_args")
             if is_local and not Path(root).is_dir():
                 raise UserError(
                     f"the {part} data: {root} is not a folder; put the data there, or set "

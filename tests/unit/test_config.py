@@ -182,8 +182,9 @@ def test_misspelt_recipe_key(tmp_path):
         parse_args(["--config", str(recipe)])
 
 
-def test_misspelt_recipe(monkeypatch):
-    monkeypatch.chdir(Path(__file__).parents[2])
+def test_misspelt_recipe(tmp_path):
+    with pytest.raises(UserError, match=r"Is a directory$"):
+        parse_args(["--config", str(tmp_path)])
     with pytest.raises(UserError, match=r"near names: recipes/imagenet1k/hornet_tiny_7x7\.yaml"):
         parse_args(["--config", "recipes/imagenet1k/hornet_tiny_7x.yaml"])
 
