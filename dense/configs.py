@@ -38,7 +38,10 @@ def read_config(name: str, task: str = "") -> Any:
 
 
 def import_quietly() -> None:
-    """Import what mmdet and mmseg register, without their remarks on packages not used here."""
+    """Import what mmdet and mmseg register, without their remarks on packages not used here.
+
+    Takes about four seconds the first time, so `need_stack`, which precedes --help, leaves it out.
+    """
     with redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import mmdet.datasets

@@ -289,9 +289,9 @@ def _check_roots(config: Any, parts: tuple[str, ...]) -> None:
         for dataset in dicts(config.get(f"{part}_dataloader")):
             root = str(dataset.get("data_root") or "")
             paths = [dataset.get("ann_file"), *(dataset.get("data_prefix") or {}).values()]
-            is_used = not any(os.path.isabs(path) for path in paths if path)
-            is_local = root and is_used and "://" not in root and not dataset.get("backend_args")
-            if is_local and not Path(root).is_dir():
+            is_unused = any(os.path.isabs(path) for path in paths if path)
+            is_remote = "://" in root or dataset.get("backend_args")
+            if root and not (is_unused or is_remote or Path(root).is_dir()):
                 raise UserError(
                     f"the {part} data: {root} is not a folder; put the data there, or set "
                     f"data_root in {config.filename}"

@@ -23,7 +23,7 @@ from matplotlib import colormaps
 from PIL import Image
 
 from dense.classes import check_heads
-from dense.configs import read_config
+from dense.configs import import_quietly, read_config
 from dense.pictures import Artist
 from dense.predict import Predictor
 from dense.run import need_stack
@@ -248,6 +248,7 @@ def _dense_page(arguments: Namespace) -> Any:
     if arguments.model or arguments.ema or arguments.input_size:
         raise UserError("--config: its model has no --model, --ema or --input-size")
     need_stack()
+    import_quietly()
     from dense.outputs import folders_of
 
     config = read_config(arguments.config)

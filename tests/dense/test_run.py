@@ -10,12 +10,14 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
 import timm
 import torch
 from mmdet.registry import MODELS
+from mmengine.config import Config
 from mmengine.optim import AmpOptimWrapper
 from mmengine.registry import OPTIM_WRAPPERS, init_default_scope
 from mmseg.datasets import ADE20KDataset
@@ -291,6 +293,28 @@ def test_data_that_do_not_fit(tmp_path, capsys):
     shutil.rmtree(tmp_path / "work-smoke")
     line = fails(capsys, *train)
     assert f"is not a folder; put the data there, or set data_root in {config}" in line
+
+
+@pytest.mark.parametrize(
+    ("changes", "is_refused"),
+    [
+        ({}, True),
+        ({"data_prefix": {"img": "images/"}}, True),
+        ({"ann_file": "/elsewhere/annotations.json"}, False),
+        ({"data_root": "s3://bucket/coco"}, False),
+        ({"backend_args": {"backend": "petrel"}}, False),
+    ],
+)
+def test_only_a_data_root_that_is_used_has_to_exist(changes, is_refused, tmp_path):
+    dataset = {"data_root": str(tmp_path / "none"), "ann_file": "annotations.json", **changes}
+    config = Config(
+        {"train_dataloader": {"dataset": {"type": "RepeatDataset", "dataset": dataset}}}
+    )
+    refused = (
+        pytest.raises(UserError, match="none is not a folder") if is_refused else nullcontext()
+    )
+    with refused:
+        dense.run._check_roots(config, ("train", "val"))
 
 
 def test_a_warm_up_that_never_ends(tmp_path, capsys):

@@ -182,9 +182,10 @@ def test_misspelt_recipe_key(tmp_path):
         parse_args(["--config", str(recipe)])
 
 
-def test_misspelt_recipe(tmp_path):
-    with pytest.raises(UserError, match=r"Is a directory$"):
-        parse_args(["--config", str(tmp_path)])
+def test_misspelt_recipe(monkeypatch):
+    monkeypatch.chdir(Path(__file__).parents[2])
+    with pytest.raises(UserError, match=r"Is a directory$"):  # names are for missing files only
+        parse_args(["--config", "recipes/imagenet1k"])
     with pytest.raises(UserError, match=r"near names: recipes/imagenet1k/hornet_tiny_7x7\.yaml"):
         parse_args(["--config", "recipes/imagenet1k/hornet_tiny_7x.yaml"])
 
