@@ -92,8 +92,7 @@ def build_data(
         )
     if prefix in CLASSES and with_train:
         raise UserError(f"--data_set {prefix} is for evaluation: give --eval true and --resume")
-    if not Path(config.data_path).is_dir() and (config.has_path or prefix not in ("hfds", "hfids")):
-        raise UserError(f"--data_path {config.data_path} is not a folder")
+    check_data_path(config)
     mean, std = mean_std(config)
     transforms: dict[str, Any] = {}
     if with_train:
@@ -180,10 +179,22 @@ def decoding_of(config: DataConfig) -> Decoding:
     return Decoding(turns, background, config.in_chans, config.value_range)
 
 
+def is_fetched(data_set: str) -> bool:
+    """Return whether fetch_data stores this data set."""
+    return data_set in ("digits", "CIFAR") or data_set.startswith("torch/")
+
+
+def check_data_path(config: DataConfig) -> None:
+    """Raise UserError if --data_path is not a folder and --data_set needs one."""
+    is_needed = config.has_path or not config.data_set.startswith(("hfds/", "hfids/"))
+    if is_needed and not Path(config.data_path).is_dir():
+        raise UserError(f"--data_path {config.data_path} is not a folder")
+
+
 def fetch_data(config: DataConfig, context: DistributedContext = SINGLE_PROCESS) -> None:
     """Download or write to data_path, once per machine, the data sets that need no preparation."""
     name, path = config.data_set, config.data_path
-    if name not in ("digits", "CIFAR") and not name.startswith("torch/"):
+    if not is_fetched(name):
         return
     if not config.has_path:
         raise UserError(f"--data_set {name} needs a folder: give --data_path FOLDER")

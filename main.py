@@ -25,7 +25,7 @@ from torch import nn
 from checkpoints import run_folder, sources
 from config.flags import Config
 from config.smoke import shrunk
-from datasets import Data, build_data, fetch_data
+from datasets import Data, build_data, check_data_path, fetch_data, is_fetched
 from engine import train_one_epoch
 from evaluation import Evaluation, evaluate_checkpoint, evaluate_epoch
 from inference.teacher import load_distillation
@@ -66,6 +66,10 @@ def run(
     config = shrunk(config)
     timeout, is_eval = config.processes.dist_timeout, config.evaluation.eval
     with distributed.naming_absent_ranks(context, timeout), naming_dead_workers():
+        if not is_fetched(config.data.data_set):  # before checkpoints, which may be downloaded
+            check_data_path(config.data)
+        if config.model.model != "auto":
+            check_name(config.model.model)
         config, saved = sources.continued(config, context)
         check_name(config.model.model)  # before the data, which may take minutes to list
         fetch_data(config.data, context)

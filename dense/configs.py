@@ -7,7 +7,7 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
-from runtime.errors import UserError
+from runtime.errors import UserError, near_names
 
 
 def read_config(name: str, task: str = "") -> Any:
@@ -17,11 +17,14 @@ def read_config(name: str, task: str = "") -> Any:
     """
     from mmengine.config import Config
 
-    path = Path(name)
+    path, root = Path(name), Path(__file__).resolve().parents[1]
     if not path.is_file():
-        path = Path(__file__).resolve().parents[1] / task / path
+        path = root / task / path
     if not path.is_file():
-        raise UserError(f"config {name} does not exist" + (f", nor in {task}/" if task else ""))
+        ours = [file for file in root.glob(f"{task or '*'}/configs/[!_]*/*.py")]
+        near = near_names(name, [str(file.relative_to(root)) for file in ours])
+        also = f", nor in {task}/" if task else ""
+        raise UserError(f"config {name} does not exist{also}{near}")
     import_quietly()
     try:
         config = Config.fromfile(path)

@@ -8,25 +8,30 @@ from matplotlib import pyplot as plt
 
 ROOT = Path(__file__).parents[1]
 Points = list[tuple[float, float]]
-PEERS: dict[str, Points] = {
-    # Liu et al., Swin Transformer (ICCV 2021), table 1; ConvNeXt (CVPR 2022), table 1
-    "Swin": [(4.5, 81.3), (8.7, 83.0), (15.4, 83.5)],
-    "ConvNeXt": [(4.5, 82.1), (8.7, 83.1), (15.4, 83.8)],
-}
-"""GFLOPs and top-1 (%) at 224 pixels, trained on ImageNet-1K alone."""
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def hornets(kind: str) -> Points:
-    """Return the points of the README's table for '7x7' or 'GF'."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    rows = re.findall(rf"\| HorNet-\w \({kind}\) \| `\S+in1k` .*\| ([\d.]+) G \| ([\d.]+) \|", text)
-    return [(float(flops), float(top1)) for flops, top1 in rows]
+    """Return GFLOPs and top-1 (%) of the README's table for '7x7' or 'GF'."""
+    row = rf"\| HorNet-\w \({kind}\) \| `\S+in1k` .*\| ([\d.]+) G \| ([\d.]+) \|"
+    return [(float(flops), float(top1)) for flops, top1 in re.findall(row, README)]
+
+
+def peers(name: str) -> Points:
+    """Return GFLOPs and top-1 (%) of the README's first row for 'Swin' or 'ConvNeXt'.
+
+    They are those of table 1 in Liu et al., ConvNeXt (CVPR 2022).
+    """
+    (row,) = re.findall(rf"\| {name} (\|.* M, .*)", README)
+    found = re.findall(r"\| ([\d.]+) \(\d+ M, ([\d.]+) G\)", row)
+    return [(float(flops), float(top1)) for top1, flops in found]
 
 
 def draw(file: Path) -> None:
     matplotlib.rcParams |= {"font.size": 11, "svg.hashsalt": "accuracy", "svg.fonttype": "path"}
     figure, axes = plt.subplots(figsize=(6.2, 3.9), layout="constrained")
-    curves = {"HorNet (GF)": hornets("GF"), "HorNet (7x7)": hornets("7x7"), **PEERS}
+    curves = {f"HorNet ({kind})": hornets(kind) for kind in ("GF", "7x7")}
+    curves |= {name: peers(name) for name in ("Swin", "ConvNeXt")}
     colours = ("#c0392b", "#e59866", "#2e86c1", "#7f8c8d")
     for (name, points), colour, marker in zip(curves.items(), colours, "osD^", strict=True):
         axes.plot(*zip(*points, strict=True), f"{marker}-", color=colour, label=name)

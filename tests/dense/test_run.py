@@ -449,6 +449,9 @@ def test_settings_of_the_released_commands():
     path = f"semantic_segmentation/{name}"
     with pytest.raises(UserError, match="does not exist"):
         load_config(arguments(path), "semantic_segmentation")
+    for task in ("object_detection", ""):  # tools.flops and tools.web read those of both tasks
+        with pytest.raises(UserError, match=f"near names: object_detection/{name}"):
+            read_config(name.replace("hornet_tiny", "hornet_tinny"), task)
 
 
 def test_broken_config_is_one_line(tmp_path, capsys):

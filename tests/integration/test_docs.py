@@ -354,5 +354,7 @@ def test_figure_of_accuracies(tmp_path):
         names = [f"hornet_{size}_{kind.lower()}" for size in ("tiny", "small", "base")]
         published = [(facts[n]["published_gflops"], facts[n]["published_top1"]) for n in names]
         assert figure["hornets"](kind) == published
+    assert figure["peers"]("Swin") == [(4.5, 81.3), (8.7, 83.0), (15.4, 83.5)]
+    assert figure["peers"]("ConvNeXt") == [(4.5, 82.1), (8.7, 83.1), (15.4, 83.8)]
     figure["draw"](tmp_path / "figure.svg")
     assert "</svg>" in (tmp_path / "figure.svg").read_text()

@@ -20,7 +20,7 @@ from config.command_line import parse_args
 from input_pipeline.image_sets import ListedImages
 from input_pipeline.loaders import TrainImages
 from runtime import distributed
-from runtime.errors import exit_on_user_error
+from runtime.errors import UserError, exit_on_user_error
 from runtime.logging import read_log
 from tests.integration.conftest import ROOT, free_port, launch
 
@@ -532,6 +532,21 @@ def test_broken_images_are_listed(flags, digits, tmp_path):
     assert abs(log[-1]["test_acc1"] * 32 / 100 % 1) < 1e-6  # one of the 33 does not count
     lines = (tmp_path / "run/bad_images.txt").read_text().splitlines()
     assert sorted(line.split("\t")[0] for line in lines) == sorted(map(str, broken))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "line"),
+    [
+        (["--data_path", "none"], "--data_path none is not a folder"),
+        (["--data_set", "hfds/a/b", "--data_path", "none"], "--data_path none is not a folder"),
+        (["--model", "hornet_tinny_gf"], "there is no model hornet_tinny_gf; near names: "),
+    ],
+)
+@pytest.mark.parametrize("weights", [["--eval", "true", "--resume"], ["--finetune"]])
+def test_wrong_flags_are_told_before_a_download(flags, monkeypatch, weights, wrong, line):
+    monkeypatch.setattr(main.sources, "local_file", lambda *_: pytest.fail("downloads"))
+    with pytest.raises(UserError, match=line):
+        main.run(parse_args([*flags, *weights, "https://none/a.pth", "--model", "auto", *wrong]))
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 # Faster R-CNN (boxes only) with HorNet-T on your own data in COCO format; segmentations are not read.
-# Copy this file and mask_rcnn_own_data.py, its base, and edit the first lines of the base.
+# Copy this file and mask_rcnn_own_data.py, its base, name the copy of the latter as _base_, and edit
+# its first lines.
 #
 #   python -m object_detection.train object_detection/configs/finetune/faster_rcnn_own_data.py
 _base_ = ["./mask_rcnn_own_data.py"]
