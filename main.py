@@ -66,10 +66,10 @@ def run(
     config = shrunk(config)
     timeout, is_eval = config.processes.dist_timeout, config.evaluation.eval
     with distributed.naming_absent_ranks(context, timeout), naming_dead_workers():
-        if not is_fetched(config.data.data_set):  # before checkpoints, which may be downloaded
-            check_data_path(config.data)
-        if config.model.model != "auto":
+        if config.model.model != "auto":  # before a checkpoint is downloaded
             check_name(config.model.model)
+        if not is_fetched(config.data.data_set):
+            check_data_path(config.data)
         config, saved = sources.continued(config, context)
         check_name(config.model.model)  # before the data, which may take minutes to list
         fetch_data(config.data, context)

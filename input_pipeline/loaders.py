@@ -8,8 +8,10 @@ any world size and number of workers, at `position`: the images that all ranks h
 
 import copy
 import gc
+import logging
 import math
 import multiprocessing
+import os
 import random
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -28,6 +30,8 @@ from runtime.distributed import DistributedContext, shard
 from runtime.errors import UserError
 from runtime.signals import end_workers_at_exit, ignore_signals, signals_blocked
 from utils import seed_everything, seed_host, stream_seed
+
+logger = logging.getLogger(__name__)
 
 Batch = tuple[torch.Tensor, torch.Tensor]  # images (N, C, H, W) and labels, (N) or (N, classes)
 
@@ -154,6 +158,9 @@ class TrainLoader:
     ) -> None:
         self.images, self.context, self.seed = images, context, seed
         self.order = EpochOrder(images, seed, context, sampling)
+        if config.num_workers > (cores := _cpu_cores()):
+            logger.warning("--num_workers %d: more than the %d CPU cores that this process may use",
+                           config.num_workers, cores)  # fmt: skip
         options: dict[str, Any] = {"batch_size": config.batch_size, "drop_last": True}
         if isinstance(images, ImageStream):
             if sampling.aug_repeats > 1:
@@ -266,9 +273,18 @@ def naming_dead_workers() -> Iterator[None]:
 
 
 class _Loader(DataLoader):
+    def check_worker_number_rationality(self) -> None:
+        """Do nothing: TrainLoader tells it once, torch would for each loader and iterator."""
+
     def __iter__(self) -> Any:
         with signals_blocked():
             return super().__iter__()
+
+
+def _cpu_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _start_worker(_: int) -> None:

@@ -328,6 +328,15 @@ def test_loaders_batch_sizes_and_shares():
             assert sorted([*left.tolist(), *right.tolist()]) == sorted(joined.tolist())
 
 
+def test_more_workers_than_cores_are_told_once(caplog, recwarn, monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {3}, raising=False)
+    for workers in (1, 2):
+        loader = TrainLoader(Numbers(), DataConfig(num_workers=workers), context(), NO_BAD)
+        iter(loader.loader)
+    assert [record.args for record in caplog.records] == [(2, 1)]
+    assert not [warning for warning in recwarn if "worker" in str(warning.message)]
+
+
 def test_an_epoch_goes_on_with_the_very_next_images():
     """In any number of processes: position counts the images of all of them."""
     loader = TrainLoader(Numbers(), DataConfig(batch_size=2, num_workers=0), context(), NO_BAD, 3)
