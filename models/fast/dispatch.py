@@ -32,6 +32,8 @@ def wants_gradient(*inputs: Any) -> bool:
 def autocast_dtype(x: Tensor) -> torch.dtype | None:
     """Return the dtype that autocast gives the operands of matrix products; None if it is off."""
     device = x.device.type
-    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+    # devices that compile have autocast, and torch < 2.12 cannot trace the question
+    has_autocast = torch.compiler.is_compiling() or torch.amp.is_autocast_available(device)
+    if not has_autocast or not torch.is_autocast_enabled(device):
         return None
     return torch.get_autocast_dtype(device)
