@@ -62,6 +62,35 @@ class Data:
     classes: list[str]
 
 
+def check_data(config: DataConfig, with_train: bool = True, is_fetched: bool = True) -> None:
+    """Raise UserError if --data_set has no such value, or --data_path is not a folder.
+
+    Before `fetch_data` (`is_fetched` is False), folders that it creates may be missing.
+    """
+    prefix = config.data_set.partition("/")[0]
+    if prefix not in (*FOLDERS, "CIFAR", "tar", "multi_label", *CLASSES, *PREFIXES):
+        raise UserError(
+            f"--data_set {config.data_set}: choose one of {', '.join(FOLDERS)}, CIFAR, tar, "
+            "multi_label, to "
+            f"evaluate also {', '.join(CLASSES)}, or one of timm's: "
+            f"{', '.join(name + '/' for name in PREFIXES)}"
+        )
+    if prefix in CLASSES and prefix != config.data_set:
+        raise UserError(
+            f"--data_set {config.data_set}: give {prefix}, and the folder by --data_path"
+        )
+    if prefix in CLASSES and with_train:
+        raise UserError(f"--data_set {prefix} is for evaluation: give --eval true and --resume")
+    needs_folder = config.has_path or prefix not in ("hfds", "hfids")
+    comes_later = not is_fetched and _is_fetchable(config.data_set)
+    if needs_folder and not comes_later and not Path(config.data_path).is_dir():
+        raise UserError(f"--data_path {config.data_path} is not a folder")
+
+
+def _is_fetchable(data_set: str) -> bool:
+    return data_set in ("digits", "CIFAR") or data_set.startswith("torch/")
+
+
 def build_data(
     config: DataConfig,
     augment: AugmentConfig,
@@ -78,21 +107,8 @@ def build_data(
     `saved` is the checkpoint to evaluate or to resume: the labels are numbered as in it. Raises
     UserError if a data set is missing or empty, or has other classes than the checkpoint.
     """
+    check_data(config, with_train)
     prefix = config.data_set.partition("/")[0]
-    if prefix not in (*FOLDERS, "CIFAR", "tar", "multi_label", *CLASSES, *PREFIXES):
-        raise UserError(
-            f"--data_set {config.data_set}: choose one of {', '.join(FOLDERS)}, CIFAR, tar, "
-            "multi_label, to "
-            f"evaluate also {', '.join(CLASSES)}, or one of timm's: "
-            f"{', '.join(name + '/' for name in PREFIXES)}"
-        )
-    if prefix in CLASSES and prefix != config.data_set:
-        raise UserError(
-            f"--data_set {config.data_set}: give {prefix}, and the folder by --data_path"
-        )
-    if prefix in CLASSES and with_train:
-        raise UserError(f"--data_set {prefix} is for evaluation: give --eval true and --resume")
-    check_data_path(config)
     mean, std = mean_std(config)
     transforms: dict[str, Any] = {}
     if with_train:
@@ -179,22 +195,10 @@ def decoding_of(config: DataConfig) -> Decoding:
     return Decoding(turns, background, config.in_chans, config.value_range)
 
 
-def is_fetched(data_set: str) -> bool:
-    """Return whether fetch_data stores this data set."""
-    return data_set in ("digits", "CIFAR") or data_set.startswith("torch/")
-
-
-def check_data_path(config: DataConfig) -> None:
-    """Raise UserError if --data_path is not a folder and --data_set needs one."""
-    is_needed = config.has_path or not config.data_set.startswith(("hfds/", "hfids/"))
-    if is_needed and not Path(config.data_path).is_dir():
-        raise UserError(f"--data_path {config.data_path} is not a folder")
-
-
 def fetch_data(config: DataConfig, context: DistributedContext = SINGLE_PROCESS) -> None:
     """Download or write to data_path, once per machine, the data sets that need no preparation."""
     name, path = config.data_set, config.data_path
-    if not is_fetched(name):
+    if not _is_fetchable(name):
         return
     if not config.has_path:
         raise UserError(f"--data_set {name} needs a folder: give --data_path FOLDER")
@@ -315,6 +319,11 @@ def _open_listed(
 
 def _list_tars_of(folder: Path, part: str) -> Listing:
     file = folder / f"{part}.tar"
+    if part == "val" and not (file.is_file() or file.with_suffix("").is_dir()):
+        raise UserError(
+            f"no evaluation images: {folder} has no val/ and no val.tar; give --disable_eval true, "
+            "or hold some out by tools.pack --val_fraction"
+        )
     return list_tars(file if file.is_file() else file.with_suffix(""))
 
 

@@ -25,7 +25,7 @@ from torch import nn
 from checkpoints import run_folder, sources
 from config.flags import Config
 from config.smoke import shrunk
-from datasets import Data, build_data, check_data_path, fetch_data, is_fetched
+from datasets import Data, build_data, check_data, fetch_data
 from engine import train_one_epoch
 from evaluation import Evaluation, evaluate_checkpoint, evaluate_epoch
 from inference.teacher import load_distillation
@@ -52,10 +52,12 @@ def run(
     config: Config,
     build_data: Callable[..., Data] = build_data,
     context: distributed.DistributedContext | None = None,
+    check_data: Callable[..., None] = check_data,
 ) -> distributed.DistributedContext:
     """Train, or evaluate a checkpoint, in this process; return its place among the others.
 
-    Another task gives its own `build_data`, and a program that calls it twice the same `context`.
+    Another task gives its own `build_data` and `check_data`, and a program that calls it twice the
+    same `context`.
     """
     if config.runtime.deterministic:
         use_deterministic_algorithms()
@@ -68,8 +70,7 @@ def run(
     with distributed.naming_absent_ranks(context, timeout), naming_dead_workers():
         if config.model.model != "auto":  # before a checkpoint is downloaded
             check_name(config.model.model)
-        if not is_fetched(config.data.data_set):
-            check_data_path(config.data)
+        check_data(config.data, with_train=not is_eval, is_fetched=False)
         config, saved = sources.continued(config, context)
         check_name(config.model.model)  # before the data, which may take minutes to list
         fetch_data(config.data, context)

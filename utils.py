@@ -54,6 +54,13 @@ def are_names(classes: list[str], data_set: str) -> bool:
     return has_folders or classes != numbered_classes(len(classes))
 
 
+def cpu_cores() -> int:
+    """Return the number of CPU cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def count_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 

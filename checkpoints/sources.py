@@ -61,7 +61,10 @@ def local_file(source: str | Path, context: DistributedContext = SINGLE_PROCESS)
     huggingface_hub for weights of timm.
     """
     source = str(source)
-    is_url = source.startswith(("https://", "http://"))
+    scheme = source.partition("://")[0] if "://" in source else ""
+    if scheme not in ("", "https", "http"):
+        raise UserError(f"{source}: give a path, or an address that begins with https://")
+    is_url = bool(scheme)
     is_path = "/" in source or source.endswith((".pth", ".pt", ".safetensors", ".h5"))
     with first_on_each_machine(context):
         try:

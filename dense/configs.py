@@ -21,8 +21,8 @@ def read_config(name: str, task: str = "") -> Any:
     if not path.is_file():
         path = root / task / path
     if not path.is_file():
-        ours = [file for file in root.glob(f"{task or '*'}/configs/[!_]*/*.py")]
-        near = near_names(name, [str(file.relative_to(root)) for file in ours])
+        ours = (root / task).glob("configs/[!_]*/*.py" if task else "*/configs/[!_]*/*.py")
+        near = near_names(name, [str(file.relative_to(root / task)) for file in ours])
         also = f", nor in {task}/" if task else ""
         raise UserError(f"config {name} does not exist{also}{near}")
     import_quietly()

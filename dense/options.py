@@ -10,6 +10,7 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
+import models
 from runtime.errors import UserError
 
 OLD_NAMES = {
@@ -115,6 +116,8 @@ def check_settings(config: Any) -> None:
     """
     from mmengine import registry, runner
 
+    from dense.backbone import HorNet
+
     scope = config.get("default_scope", "mmengine")
     registry.init_default_scope(scope)
     registries = [getattr(registry, name) for name in REGISTRIES]
@@ -135,7 +138,10 @@ def check_settings(config: Any) -> None:
         if isinstance(kind, str):
             kind = next(filter(None, (_found(kind, place, scope) for place in registries)), None)
         if isinstance(kind, type):
-            _check_keys(name, settings, _accepted(kind) | FOR_BUILDERS)
+            accepted = _accepted(kind) | FOR_BUILDERS
+            if kind is HorNet:  # passes them on to the network
+                accepted = accepted - {"**"} | _accepted(models.HorNet)
+            _check_keys(name, settings, accepted)
 
 
 def _found(kind: str, registry: Any, scope: str) -> Any:
@@ -199,5 +205,7 @@ def _hint(name: str, read: set[str]) -> str:
     parts = [f"{old} is {new}" for old, new in OLD_NAMES.items() if old.startswith(f"{name}.")]
     if parts:
         return f"; today {', '.join(parts)}"
+    if old_names := difflib.get_close_matches(name, OLD_NAMES, n=1, cutoff=0.9):
+        return _hint(old_names[0], read)
     near = difflib.get_close_matches(name.split(".")[0], read, n=1, cutoff=CUTOFF)
     return f"; did you mean {'.'.join([near[0], *name.split('.')[1:]])}?" if near else ""

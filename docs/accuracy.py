@@ -18,7 +18,7 @@ def hornets(kind: str) -> Points:
 
 
 def peers(name: str) -> Points:
-    """Return GFLOPs and top-1 (%) of the README's first row for 'Swin' or 'ConvNeXt'.
+    """Return GFLOPs and top-1 (%) of the README's ImageNet row for 'Swin' or 'ConvNeXt'.
 
     They are those of table 1 in Liu et al., ConvNeXt (CVPR 2022).
     """

@@ -102,6 +102,11 @@ class Listing:
         text, ends = self._views
         return bytes(text[ends[index - 1] if index else 0 : ends[index]])
 
+    def chosen(self, indices: Tensor) -> "Listing":
+        """Return the listing of some images of class folders."""
+        images = ((int(self.labels[i]), os.fsdecode(self.path(i))) for i in indices.tolist())
+        return Listing.of(self.root, self.classes, images, self.skipped)
+
     def paths(self) -> Iterator[bytes]:
         """Yield all paths relative to the root."""
         (text, ends), start = self._views, 0

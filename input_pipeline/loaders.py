@@ -7,11 +7,11 @@ any world size and number of workers, at `position`: the images that all ranks h
 """
 
 import copy
+import functools
 import gc
 import logging
 import math
 import multiprocessing
-import os
 import random
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -29,7 +29,7 @@ from input_pipeline.unreadable import UnreadableImages
 from runtime.distributed import DistributedContext, shard
 from runtime.errors import UserError
 from runtime.signals import end_workers_at_exit, ignore_signals, signals_blocked
-from utils import seed_everything, seed_host, stream_seed
+from utils import cpu_cores, seed_everything, seed_host, stream_seed
 
 logger = logging.getLogger(__name__)
 
@@ -158,9 +158,6 @@ class TrainLoader:
     ) -> None:
         self.images, self.context, self.seed = images, context, seed
         self.order = EpochOrder(images, seed, context, sampling)
-        if config.num_workers > (cores := _cpu_cores()):
-            logger.warning("--num_workers %d: more than the %d CPU cores that this process may use",
-                           config.num_workers, cores)  # fmt: skip
         options: dict[str, Any] = {"batch_size": config.batch_size, "drop_last": True}
         if isinstance(images, ImageStream):
             if sampling.aug_repeats > 1:
@@ -274,17 +271,11 @@ def naming_dead_workers() -> Iterator[None]:
 
 class _Loader(DataLoader):
     def check_worker_number_rationality(self) -> None:
-        """Do nothing: TrainLoader tells it once, torch would for each loader and iterator."""
+        """Do nothing: loader_of tells it once, torch would for each loader and iterator."""
 
     def __iter__(self) -> Any:
         with signals_blocked():
             return super().__iter__()
-
-
-def _cpu_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):  # not on macOS
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _start_worker(_: int) -> None:
@@ -292,9 +283,17 @@ def _start_worker(_: int) -> None:
     gc.freeze()  # garbage collection would write to, and so copy, what is shared with the parent
 
 
+@functools.cache
+def _tell_of_cores(num_workers: int) -> None:
+    if num_workers > (cores := cpu_cores()):
+        logger.warning("%d loader workers are more than the %d CPU cores that this process may use",
+                       num_workers, cores)  # fmt: skip
+
+
 def loader_of(source: Dataset, num_workers: int, **options: Any) -> DataLoader:
     """Return a loader whose workers leave signals to this process, and end with it."""
     if num_workers:
+        _tell_of_cores(num_workers)
         end_workers_at_exit()
         # where workers are not forked, from Python 3.14 on, each would import these by itself
         multiprocessing.set_forkserver_preload(["torch", "torchvision", "timm.data"])

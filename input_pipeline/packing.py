@@ -29,7 +29,7 @@ from torch import Tensor
 from input_pipeline.folders import list_classes, suffix_of
 from input_pipeline.image_sets import ListedImages
 from input_pipeline.images import AS_RELEASED, load_image, orientation_of, readable
-from input_pipeline.listing import Listing
+from input_pipeline.listing import Listing, held_out
 from input_pipeline.parts import find_parts
 from input_pipeline.tar_files import TarImages, list_tars
 from runtime.errors import UserError
@@ -58,6 +58,8 @@ class Packing:
     """Of JPEG."""
     all_parts: bool = False
     """Make evaluation images smaller, too; otherwise they are copied."""
+    val_fraction: float = 0
+    """Fraction of the training images to hold out for evaluation, the same as main.py does."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,8 @@ def pack(
     """
     parts = find_parts(source, guesses=False) or {"": source}
     listings = _numbered_alike({part: list_classes(folder) for part, folder in parts.items()})
+    if packing.val_fraction:
+        listings = _split(source, listings, packing.val_fraction)
     if packing.format == "wds" and (bad := [c for c in _classes(listings) if "\n" in c]):
         raise UserError(
             f"class {bad[0]!r} has a line break, which {CLASSES} cannot hold: rename it"
@@ -135,6 +139,19 @@ def pack(
         for folder in (*output.glob(".*.tmp"), *output.glob("*/.*.tmp")):
             shutil.rmtree(folder, ignore_errors=True)
     return _finish(output, jobs)
+
+
+def _split(source: Path, listings: dict[str, Listing], fraction: float) -> dict[str, Listing]:
+    """Split the training images into train and val."""
+    train = "train" if "train" in listings else ""
+    if "val" in listings or train not in listings:
+        raise UserError(
+            f"--val_fraction {fraction:g}: {source} has {', '.join(listings)} already, and not the "
+            "training images alone"
+        )
+    rest = {part: listing for part, listing in listings.items() if part != train}
+    chosen = held_out(listings[train], fraction)
+    return {part: listings[train].chosen(indices) for part, indices in chosen.items()} | rest
 
 
 def _classes(listings: dict[str, Listing]) -> list[str]:

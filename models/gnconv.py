@@ -4,7 +4,7 @@ Source: HorNet (Rao et al., NeurIPS 2022, arXiv 2207.14284), section 3. Shapes: 
 These are the definitions; `accelerate` replaces them by fast/layers.py, in main.py and the tools.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import torch
@@ -39,7 +39,8 @@ class GnConv(nn.Module):
         order: n, the order of the spatial interactions; 1 or more.
         kernel_size: Kernel of the depthwise convolution, odd; unused with another mixer.
         scale: s, multiplied onto the depthwise output.
-        global_filter: (h, w) of a GlobalLocalFilter to use instead of the depthwise convolution.
+        global_filter: (h, w) of a GlobalLocalFilter to use instead of the depthwise convolution:
+            (H, W // 2 + 1) for maps of H x W.
         global_filter_impl: 'fft', or 'matmul' for the path without complex numbers.
         mixer: Any other depthwise mixer: called with the number of channels, returns a module.
         dim_ratio: Width C of the recursion as a multiple of out_channels.
@@ -48,8 +49,8 @@ class GnConv(nn.Module):
 
     Raises:
         ValueError: there are no input channels, dim_ratio is not a whole number from 1 on, C can't
-            be halved n - 1 times, the kernel is even, spatial_dims is none of these numbers, or
-            both a global filter and a mixer are asked for.
+            be halved n - 1 times, the kernel is even, spatial_dims is none of these numbers, the
+            global filter is no pair, or both it and a mixer are asked for.
     """
 
     def __init__(
@@ -74,6 +75,12 @@ class GnConv(nn.Module):
             raise ValueError(f"a GnConv needs at least 1 input channel, not {in_channels}")
         if dim_ratio < 1 or dim_ratio != int(dim_ratio):
             raise ValueError(f"dim_ratio of a GnConv is a whole number from 1 on, not {dim_ratio}")
+        is_pair = isinstance(global_filter, Sequence) and len(global_filter) == 2
+        if global_filter is not None and not is_pair:
+            raise ValueError(
+                "global_filter is (H, W // 2 + 1) for maps of H x W, as (14, 8) for 14 x 14, not "
+                f"{global_filter}"
+            )
         if mixer is not None and global_filter is not None:
             raise ValueError("choose either a mixer or a global filter, not both")
         if spatial_dims not in CONVOLUTIONS:

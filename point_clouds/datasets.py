@@ -85,6 +85,14 @@ class Clouds(ListedImages):
         return torch.zeros(self.config.num_points, 3)
 
 
+def check_data(config: DataConfig, **_: bool) -> None:
+    """Raise UserError if --data_set has no such value, or --data_path is not a folder."""
+    if config.data_set not in READERS:
+        raise UserError(f"--data_set {config.data_set}: choose one of {', '.join(READERS)}")
+    if not Path(config.data_path).is_dir():
+        raise UserError(f"--data_path {config.data_path} is not a folder")
+
+
 def build_data(
     config: DataConfig,
     _augment: AugmentConfig,
@@ -102,10 +110,7 @@ def build_data(
     test clouds. To test, these are evaluated.
     """
     root = Path(config.data_path)
-    if config.data_set not in READERS:
-        raise UserError(f"--data_set {config.data_set}: choose one of {', '.join(READERS)}")
-    if not root.is_dir():
-        raise UserError(f"--data_path {root} is not a folder")
+    check_data(config)
     if saved:
         _warn_of_changes(points, saved)
     train_view, eval_points = TrainView(points.num_points), EvalPoints(points.num_points)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import main as trainer
 import point_clouds.p2p  # noqa: F401 - registers the model with timm
-from point_clouds.datasets import MissingPartError, build_data
+from point_clouds.datasets import MissingPartError, build_data, check_data
 from point_clouds.flags import PointCloudConfig, parse_args
 from runtime.distributed import DistributedContext, all_gather
 from runtime.errors import UserError, exit_on_user_error
@@ -41,7 +41,7 @@ def main(action: str, argv: list[str] | None = None) -> None:
 
 def train_and_vote(config: PointCloudConfig) -> None:
     """Train, and test the best checkpoint by the vote of 40 views."""
-    context = trainer.run(config, partial(build_data, points=config.points))
+    context = _run(config)
     best = Path(config.checkpoint.output_dir) / "checkpoint-best.pth"
     is_there = bool(config.checkpoint.output_dir) and best.is_file()
     if not all_gather(is_there, context)[0]:  # the first process writes it
@@ -59,4 +59,9 @@ def vote(config: PointCloudConfig, context: DistributedContext | None = None) ->
     """Log the accuracy on the test clouds, by the vote of 40 views, and write predictions.csv."""
     kwargs = config.model.model_kwargs | {"vote": True}
     config = replace(config, model=replace(config.model, model_kwargs=kwargs))
-    trainer.run(config, partial(build_data, points=config.points), context)
+    _run(config, context)
+
+
+def _run(config: PointCloudConfig, context: DistributedContext | None = None) -> DistributedContext:
+    opening = partial(build_data, points=config.points)
+    return trainer.run(config, opening, context, check_data)

@@ -3,7 +3,6 @@
 python -m tools.pack /path/to/imagenet-1k /path/to/packed --short_side 288
 """
 
-import os
 import sys
 from argparse import Namespace
 from pathlib import Path
@@ -12,6 +11,7 @@ from tqdm import tqdm
 
 from input_pipeline.packing import UNREADABLE_FILE, Packing, pack
 from runtime.errors import Parser, UserError, check_positive, program
+from utils import cpu_cores
 
 
 def parser() -> Parser:
@@ -26,7 +26,9 @@ def parser() -> Parser:
     add("--quality", type=int, default=Packing.quality, help=f"of JPEG ({Packing.quality})")
     add("--all_parts", "--all-parts", action="store_true",
         help="make evaluation images smaller, too; otherwise they are copied")  # fmt: skip
-    add("--num_workers", "--num-workers", type=int, default=os.cpu_count(),
+    add("--val_fraction", "--val-fraction", type=float, default=0, metavar="FRACTION",
+        help="of a source without val/: hold out as main.py does (0)")  # fmt: skip
+    add("--num_workers", "--num-workers", type=int, default=cpu_cores(),
         help="processes (all cores)")  # fmt: skip
     return this
 
@@ -36,14 +38,17 @@ def main(arguments: Namespace) -> None:
     check_positive(arguments, "short_side", "num_workers")
     if not 1 <= arguments.quality <= 100:
         raise UserError(f"--quality {arguments.quality}: from 1 to 100")
+    if not 0 <= arguments.val_fraction < 1:
+        raise UserError(f"--val_fraction {arguments.val_fraction}: at least 0, less than 1")
     source, output = arguments.source, arguments.output
     if not source.is_dir():
         raise UserError(f"{source} is not a folder")
     if source.resolve() in (output.resolve(), *output.resolve().parents):
         raise UserError(f"{output} is inside {source}: give a folder beside it")
     packing = Packing(
-        arguments.format, arguments.short_side, arguments.quality, arguments.all_parts
-    )
+        arguments.format, arguments.short_side, arguments.quality, arguments.all_parts,
+        arguments.val_fraction,
+    )  # fmt: skip
     with tqdm(unit="image", disable=None) as bar:
 
         def tell(done: int, total: int) -> None:
@@ -67,6 +72,9 @@ def main(arguments: Namespace) -> None:
         sys.stdout.write(f"in a sample of images, {told}\n")
         kind = "tar" if packing.format == "tar" else "image_folder"
         flags = f"{kind} --data_path {output}"
+    if "val" not in found.shards:
+        sys.stdout.write("no evaluation images: --val_fraction 0.2 holds some out\n")
+        flags += " --disable_eval true"
     sys.stdout.write(f"next: python main.py --data_set {flags} ...\n")
 
 

@@ -32,6 +32,7 @@ from input_pipeline.arrays import as_picture
 from input_pipeline.folders import find_images
 from runtime.distributed import close_distributed, init_distributed, of_main
 from runtime.errors import Parser, UserError, check_positive, program
+from utils import cpu_cores
 
 CAPTION_WIDTH = 320  # pixels
 FEW = 64  # images that are read without workers, whose start takes longer
@@ -99,7 +100,6 @@ def save_captioned(found: list[Prediction], folder: Path, classifier: Classifier
     font = ImageFont.truetype(str(font_file()), 14)
     names = dict(zip(classifier.labels, drawable(classifier.labels), strict=True))
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         for number, one in enumerate(found):
             image = as_picture(classifier.preprocessing.load(one.file))
             height = max(1, round(CAPTION_WIDTH / image.width * image.height))
@@ -112,9 +112,16 @@ def save_captioned(found: list[Prediction], folder: Path, classifier: Classifier
         raise UserError(f"--show-dir {folder} cannot be written: {error}") from None
 
 
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--show-dir {folder} cannot be written: {error}") from None
+
+
 def _workers(arguments: Namespace, count: int) -> int:
     if arguments.num_workers is None:
-        return 0 if count < FEW else os.cpu_count() or 1
+        return 0 if count < FEW else cpu_cores()
     return arguments.num_workers
 
 
@@ -214,6 +221,8 @@ def main(arguments: Namespace) -> int:
     workers = _workers(arguments, len(files))
     _check_exported(arguments, classifier)
     precision = _precision(arguments, classifier, files, device)
+    if arguments.show_dir:
+        _make_folder(arguments.show_dir)
     found: list[Prediction] = []
     unreadable: list[Prediction] = []
     for one in predictions(classifier, files, device, topk, size, workers, precision):

@@ -32,8 +32,8 @@ def wants_gradient(*inputs: Any) -> bool:
 def autocast_dtype(x: Tensor) -> torch.dtype | None:
     """Return the dtype that autocast gives the operands of matrix products; None if it is off."""
     device = x.device.type
-    # devices that compile have autocast, and torch < 2.12 cannot trace the question
-    has_autocast = torch.compiler.is_compiling() or torch.amp.is_autocast_available(device)
+    # torch 2.11 cannot trace is_autocast_available
+    has_autocast = device in ("cpu", "cuda") or torch.amp.is_autocast_available(device)
     if not has_autocast or not torch.is_autocast_enabled(device):
         return None
     return torch.get_autocast_dtype(device)

@@ -232,6 +232,8 @@ def test_tensorrt_by_its_rules(exported, drawings):
         if node.op_type == "Conv":
             assert node.input[1] in scaled  # the weights are quantised, biases are not
             assert len(node.input) == 2 or values[node.input[2]].dtype == np.float32
+    weights = [values[scaled[node.input[1]]] for node in nodes if node.op_type == "Conv"]
+    assert max(int(abs(weight.astype(int)).max()) for weight in weights) == 127  # of 8 bits
 
 
 @pytest.mark.parametrize("accelerated", [False, True])

@@ -540,6 +540,7 @@ def test_broken_images_are_listed(flags, digits, tmp_path):
         (["--data_path", "none"], "--data_path none is not a folder"),
         (["--data_set", "hfds/a/b", "--data_path", "none"], "--data_path none is not a folder"),
         (["--model", "hornet_tinny_gf"], "there is no model hornet_tinny_gf; near names: "),
+        (["--data_set", "imagefolder"], "--data_set imagefolder: choose one of IMNET"),
     ],
 )
 @pytest.mark.parametrize("weights", [["--eval", "true", "--resume"], ["--finetune"]])

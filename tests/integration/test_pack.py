@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import tarfile
@@ -181,6 +182,26 @@ def test_a_damaged_pack_is_told(source, tmp_path, capsys):
     assert "train has 18 images, not the 19 that were packed" in capsys.readouterr().err
 
 
+def test_a_pack_holds_out_the_same_images_as_training_does(source, tmp_path, capsys):
+    (source / "train" / "dog" / "broken.jpg").unlink()
+    flags = ["--data_set", "image_folder", "--data_path", str(source / "train")]
+    config = parse_args([*flags, "--val_fraction", "0.4", "--exif_orientation", "true"])
+    wanted = build_data(config.data, config.augment, config.model.input_size)
+    assert run(source / "train", tmp_path / "packed", "--val_fraction", "0.4") == 0
+    assert "next: python main.py --data_set tar --data_path" in capsys.readouterr().out
+    found = data_of("tar", tmp_path / "packed")
+    for before, after in ((wanted.train, found.train), (wanted.val, found.val)):
+        names = [re.sub(r".*/000000/|\.jpg$", "", after.name(i)) for i in range(len(after))]
+        assert sorted(names) == sorted(
+            re.sub(r".*/train/|\.jpg$", "", before.name(i)).replace("/more/", "/more__")
+            for i in range(len(before))
+        )
+    assert run(source / "train", tmp_path / "whole") == 0
+    assert "--disable_eval true ...\n" in capsys.readouterr().out
+    with pytest.raises(UserError, match="has no val/ and no val.tar; give --disable_eval true"):
+        data_of("tar", tmp_path / "whole")
+
+
 @pytest.mark.slow
 def test_mistakes_are_one_line(source, tmp_path, capsys):
     full = tmp_path / "full"
@@ -194,6 +215,8 @@ def test_mistakes_are_one_line(source, tmp_path, capsys):
         ([tmp_path / "none", tmp_path / "x"], "is not a folder"),
         ([source, full / "a.txt"], "cannot be written"),
         ([source, tmp_path / "x", "--quality", 101], "--quality 101: from 1 to 100"),
+        ([source, tmp_path / "x", "--val_fraction", 1], "--val_fraction 1.0: at least 0, less"),
+        ([source, tmp_path / "x", "--val_fraction", 0.2], "has train, val already, and not"),
         ([full, tmp_path / "x"], "needs one folder of images per class"),
     ):
         capsys.readouterr()

@@ -374,6 +374,7 @@ def test_mistakes_are_one_line(digits, trained, tmp_path, capsys):
         ([image, "--checkpoint", image], "cannot be read"),
         ([image, "--checkpoint", tmp_path / "headless.pth"], "has no head"),
         ([image, "--checkpoint", trained, "--topk", "0"], "--topk"),
+        ([image, "--checkpoint", "htps://x/a.pth"], "htps://x/a.pth: give a path, or an address"),
         (
             [image, "--checkpoint", trained, "--input-size", "0"],
             "0: give pixels, as in 224 or 224x320",
@@ -398,8 +399,8 @@ def test_mistakes_are_one_line(digits, trained, tmp_path, capsys):
         ([image, "--checkpoint", trained, "--output", "none/a.csv"], "none is not a folder"),
         ([image, "--checkpoint", trained, "--num-workers", "-1"], "--num-workers -1"),
     ):
-        status, _, errors = run(capsys, *argv)
-        assert status == 1
+        status, output, errors = run(capsys, *argv)
+        assert (status, output) == (1, "")
         assert errors.startswith("tools.predict: error: ")
         assert message in errors
         assert errors.count("\n") == 1

@@ -23,7 +23,7 @@ from input_pipeline.digits import write_digits
 from input_pipeline.folders import list_classes
 from input_pipeline.image_sets import ImageSet, ListedImages, spread_evenly
 from input_pipeline.images import load_image
-from input_pipeline.loaders import EpochOrder, TrainLoader, eval_loader
+from input_pipeline.loaders import EpochOrder, TrainLoader, _tell_of_cores, eval_loader
 from input_pipeline.timm_sets import _class_names
 from input_pipeline.transforms import eval_transform, train_transform
 from input_pipeline.unreadable import UnreadableImages
@@ -330,9 +330,11 @@ def test_loaders_batch_sizes_and_shares():
 
 def test_more_workers_than_cores_are_told_once(caplog, recwarn, monkeypatch):
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {3}, raising=False)
+    _tell_of_cores.cache_clear()
     for workers in (1, 2):
-        loader = TrainLoader(Numbers(), DataConfig(num_workers=workers), context(), NO_BAD)
-        iter(loader.loader)
+        config = DataConfig(num_workers=workers)
+        iter(TrainLoader(Numbers(), config, context(), NO_BAD).loader)
+        iter(eval_loader(Numbers(), config, context(), NO_BAD))
     assert [record.args for record in caplog.records] == [(2, 1)]
     assert not [warning for warning in recwarn if "worker" in str(warning.message)]
 

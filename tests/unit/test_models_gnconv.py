@@ -177,6 +177,8 @@ def test_any_mixer():
         ({"in_channels": 16, "order": 2, "kernel_size": 4}, "odd, not 4"),
         ({"in_channels": 2, "order": 2, "global_filter": (4, 3)}, "even number of channels, not 3"),
         ({"in_channels": 4, "order": 2, "global_filter": (0, 3)}, "positive height and width"),
+        ({"in_channels": 4, "order": 2, "global_filter": 14}, r"\(14, 8\) for 14 x 14, not 14"),
+        ({"in_channels": 4, "order": 2, "global_filter": (4, 3, 2)}, r"not \(4, 3, 2\)"),
         (
             {"in_channels": 4, "order": 2, "global_filter": (4, 3), "global_filter_impl": "x"},
             "use fft, matmul",
