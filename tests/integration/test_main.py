@@ -94,9 +94,14 @@ def test_run_leaves_the_published_files(flags, tmp_path):
     [
         ["--num_workers", "2"],
         ["--use_amp", "true"],
-        ["--use_amp", "true", "--amp_dtype", "float16"],
-        ["--grad_checkpointing", "true"],
-        ["--channels_last", "false", "--model", "hornet_atto_gf"],
+        *(
+            pytest.param(flags.split(), marks=pytest.mark.slow)
+            for flags in (
+                "--use_amp true --amp_dtype float16",
+                "--grad_checkpointing true",
+                "--channels_last false --model hornet_atto_gf",
+            )
+        ),
         MUON.split(),
         LAMB.split(),
         pytest.param(

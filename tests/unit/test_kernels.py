@@ -99,7 +99,7 @@ def test_norm_with_proj_in(dtype, affine):
     assert_near(y.float(), layer(norm(x)), 1e-5 if dtype == torch.float32 else 2e-2)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, HALF])
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(HALF, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("order", "channels", "dim_ratio"),
     [

@@ -54,7 +54,10 @@ def p2p_of(config, classes):
         return timm.create_model("p2p", num_classes=classes, **kwargs)
 
 
-@pytest.mark.parametrize("backbone", TRAINED)
+@pytest.mark.parametrize(
+    "backbone",
+    [pytest.param(b, marks=[] if "hornet" in b else pytest.mark.slow) for b in TRAINED],
+)
 def test_trained_parameters_of_the_published_backbones(backbone):
     for folder, classes, trained in zip(
         ("modelnet40", "scanobjectnn"), (40, 15), TRAINED[backbone], strict=True

@@ -311,7 +311,9 @@ def test_optimizer_state_of_older_torch_is_taken():
     assert all(group["decoupled_weight_decay"] for group in state.optimizer.param_groups)
 
 
-@pytest.mark.parametrize("name", ZOO)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[] if "tiny" in n else pytest.mark.slow) for n in ZOO]
+)
 def test_multiply_adds_are_the_recorded_ones(name):
     with torch.device("meta"):
         model = timm.create_model(name)
