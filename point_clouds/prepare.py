@@ -18,6 +18,7 @@ from point_clouds.readers import check_cloud, read_cloud
 from point_clouds.sampling import farthest_points, to_unit_sphere
 from runtime.errors import Parser, UserError, check_positive, program
 from runtime.files import written_whole
+from utils import cpu_cores
 
 
 def parser() -> Parser:
@@ -26,7 +27,7 @@ def parser() -> Parser:
     this.add_argument("data_path", type=Path, help="folder of the data set")
     this.add_argument("output", type=Path, help="folder for train.npz and test.npz")
     this.add_argument("--num-points", type=int, default=8192, help="points per cloud (8192)")
-    this.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes (all cores)")
+    this.add_argument("--jobs", type=int, default=cpu_cores(), help="processes (all cores)")
     return this
 
 

@@ -7,6 +7,8 @@ import json
 import os
 import sys
 from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -96,10 +98,10 @@ def print_csv(found: list[Prediction]) -> None:
 
 
 def save_captioned(found: list[Prediction], folder: Path, classifier: Classifier) -> None:
-    """Save each image with its classes below it as folder/<number>-<name>.png."""
+    """Save each image with its classes below it as <number>-<name>.png in an existing folder."""
     font = ImageFont.truetype(str(font_file()), 14)
     names = dict(zip(classifier.labels, drawable(classifier.labels), strict=True))
-    try:
+    with _writing(folder):
         for number, one in enumerate(found):
             image = as_picture(classifier.preprocessing.load(one.file))
             height = max(1, round(CAPTION_WIDTH / image.width * image.height))
@@ -108,13 +110,13 @@ def save_captioned(found: list[Prediction], folder: Path, classifier: Classifier
             caption = "\n".join(f"{share:6.1%}  {names[name]}" for name, share in one.classes)
             ImageDraw.Draw(picture).text((6, height + 4), caption, "black", font)
             picture.save(folder / f"{number:04d}-{one.file.stem}.png")
-    except OSError as error:
-        raise UserError(f"--show-dir {folder} cannot be written: {error}") from None
 
 
-def _make_folder(folder: Path) -> None:
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """Turn the error of a file that cannot be written into a UserError."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        yield
     except OSError as error:
         raise UserError(f"--show-dir {folder} cannot be written: {error}") from None
 
@@ -222,7 +224,8 @@ def main(arguments: Namespace) -> int:
     _check_exported(arguments, classifier)
     precision = _precision(arguments, classifier, files, device)
     if arguments.show_dir:
-        _make_folder(arguments.show_dir)
+        with _writing(arguments.show_dir):  # before computing for nothing
+            arguments.show_dir.mkdir(parents=True, exist_ok=True)
     found: list[Prediction] = []
     unreadable: list[Prediction] = []
     for one in predictions(classifier, files, device, topk, size, workers, precision):

@@ -235,14 +235,7 @@ def test_a_stopped_file_of_predictions_goes_on(digits, trained, tmp_path, capsys
     assert len({file for files in seen for file in files}) == 33
     wanted = json.loads(run(capsys, digits / "val", "--checkpoint", trained, "--json")[1])
     found = [json.loads(line) for line in output.read_text().splitlines()]
-    for one, other in zip(found, wanted["images"], strict=True):
-        assert one["image"] == other["image"]
-        assert [each["class"] for each in one["predictions"]] == [
-            each["class"] for each in other["predictions"]
-        ]
-        # other batches, so other rounding
-        shares = ([each["probability"] for each in x["predictions"]] for x in (one, other))
-        assert next(shares) == pytest.approx(next(shares), abs=1e-6)
+    assert found == wanted["images"]
     status, _, errors = run(capsys, *arguments)
     assert (status, "exists already: give another name" in errors) == (1, True)
 
