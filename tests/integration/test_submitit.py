@@ -18,7 +18,6 @@ from tests.integration.conftest import ROOT
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_job_trains_with_two_processes(flags, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):

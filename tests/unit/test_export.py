@@ -243,7 +243,7 @@ def test_a_checkpoint_of_another_model(tmp_path, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("opset", [OPSETS[0], 17, OPSETS[-1]])
+@pytest.mark.parametrize("opset", [OPSETS[0], OPSETS[-1]])
 @pytest.mark.parametrize("model", ["hornet_atto_7x7", "hornet_atto_gf"])
 def test_opsets(tmp_path, opset, model):
     onnx = pytest.importorskip("onnx")
