@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from dense.configs import dicts, read_config
+from dense.configs import dicts, formatted_once, read_config
 from dense.options import check_files, check_options, check_settings
 from dense.smoke import shrink
 from dense.tta import use_several_views
@@ -38,7 +38,8 @@ def main(task: str, action: str, argv: list[str] | None = None) -> int:
         except ValueError:
             raise UserError("--cfg-options: give settings as NAME=VALUE") from None
         config = load_config(arguments, task)
-        (_train if action == "train" else _test)(config, arguments)
+        with formatted_once():
+            (_train if action == "train" else _test)(config, arguments)
     except (UserError, OSError) as error:
         sys.stderr.write(f"{program}: error: {one_line(error)}\n")
         return 1

@@ -7,19 +7,22 @@ import pytest
 collect_ignore_glob = [] if find_spec("mmdet") and find_spec("mmseg") else ["test_*.py"]
 
 
-@pytest.fixture(autouse=True)
-def nothing_of_other_runs():
+def forget_runs():
     """Forget the scope of the last config, in which registries look things up, and visualizers.
 
     Hooks draw by the newest visualizer of the process.
     """
-    yield
-    if find_spec("mmengine"):
-        from mmengine.registry import DefaultScope
-        from mmengine.visualization import Visualizer
+    from mmengine.registry import DefaultScope
+    from mmengine.visualization import Visualizer
 
-        for managed in (DefaultScope, Visualizer, *Visualizer.__subclasses__()):
-            managed._instance_dict.clear()
+    for managed in (DefaultScope, Visualizer, *Visualizer.__subclasses__()):
+        managed._instance_dict.clear()
+
+
+@pytest.fixture(autouse=True)
+def nothing_of_other_runs():
+    yield
+    forget_runs()
 
 
 def pytest_collection_modifyitems(items):

@@ -32,6 +32,7 @@ from dense.run import load_config, main, newest_checkpoint
 from dense.smoke import shrink
 from dense.tta import use_several_views
 from runtime.errors import UserError
+from tests.dense.conftest import forget_runs
 from tests.integration.conftest import ROOT, free_port, launch
 
 DETECTOR = "configs/horfpn/horfpn_{}_mask_rcnn_hornet_small_7x7_1x_coco_in1k.py"
@@ -49,10 +50,10 @@ def small(name, folder, **changes):
     return str(folder / "small.py")
 
 
-def run(*command):
-    done = launch("-m", *command)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout + done.stderr
+def run(module, *words):
+    """In this process, since another one would import the mm stack again."""
+    assert main(*module.split("."), [str(word) for word in words]) == 0
+    forget_runs()
 
 
 def bash(*command):
@@ -114,8 +115,9 @@ def test_a_killed_training_reaches_the_same_iteration(tmp_path):
     saved = [p.name for p in work.glob("epoch_*.pth")]
     assert saved
     assert "epoch_4.pth" not in saved
-    out = run(*command[1:], "--resume")
-    epoch = int(re.search(r"resumed epoch: (\d)", out)[1])
+    done = launch(*command, "--resume")
+    assert done.returncode == 0, done.stderr[-3000:]
+    epoch = int(re.search(r"resumed epoch: (\d)", done.stdout + done.stderr)[1])
     assert f"epoch_{epoch}.pth" in saved
     state = torch.load(work / "epoch_4.pth", weights_only=True)
     assert (state["meta"]["epoch"], state["meta"]["iter"]) == (4, 8)

@@ -41,13 +41,16 @@ def exported(tmp_path, kind, *arguments):
 
 
 @pytest.mark.parametrize(
-    "kind",
+    ("kind", "model"),
     [
-        "torchscript",
-        *(pytest.param(k, marks=pytest.mark.slow) for k in ("onnx", "exported", "openvino")),
+        ("torchscript", "hornet_atto_7x7"),
+        ("torchscript", "hornet_atto_gf"),
+        *(
+            pytest.param(kind, "hornet_atto_gf", marks=pytest.mark.slow)
+            for kind in ("onnx", "exported", "openvino")
+        ),
     ],
 )
-@pytest.mark.parametrize("model", ["hornet_atto_7x7", "hornet_atto_gf"])
 def test_any_number_and_size_of_images(tmp_path, capsys, kind, model):
     pytest.importorskip({"onnx": "onnxruntime", "openvino": "openvino"}.get(kind, "torch"))
     file = exported(tmp_path, kind, model, "--dynamic", "size")
@@ -244,10 +247,9 @@ def test_a_checkpoint_of_another_model(tmp_path, capsys):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("opset", [OPSETS[0], OPSETS[-1]])
-@pytest.mark.parametrize("model", ["hornet_atto_7x7", "hornet_atto_gf"])
-def test_opsets(tmp_path, opset, model):
+def test_opsets(tmp_path, opset):
     onnx = pytest.importorskip("onnx")
-    file = exported(tmp_path, "onnx", model, "--opset", str(opset), "--dynamic", "size")
+    file = exported(tmp_path, "onnx", "hornet_atto_gf", "--opset", str(opset), "--dynamic", "size")
     onnx.checker.check_model(file, full_check=True)
     assert onnx.load(file).opset_import[0].version == opset
 
