@@ -68,10 +68,9 @@ def parser() -> Parser:
     return this
 
 
-def measure(arguments: Namespace) -> Iterator[Row]:
+def measure(arguments: Namespace, peers: Peers) -> Iterator[Row]:
     modes = [mode for mode in NETWORKS if mode in arguments.modes]
     runs = GPU_RUNS if arguments.gpu else [(m, b) for b in arguments.batch_size for m in modes]
-    peers = _peers(arguments) if runs or "exports" in arguments.modes else {}
     sizes, dtypes, device = arguments.input_size, arguments.dtype, arguments.device
     start, longest = time.monotonic(), 0.0
     for model, size, dtype, (mode, batch) in product(peers, sizes, dtypes, runs):
@@ -165,10 +164,11 @@ def main(arguments: Namespace) -> None:
     _complete(arguments)
     arguments.device = torch.device(arguments.device)
     torch.set_num_threads(arguments.threads)
+    peers = _peers(arguments)
     facts = machine(arguments.device) | networks.matrix_rates(arguments.device, arguments.rounds)
     rows: list[Row] = []
     try:
-        for row in measure(arguments):
+        for row in measure(arguments, peers):
             rows.append(row)
             sys.stderr.write(f"{row}\n")
     finally:  # what was measured before an error is not lost
