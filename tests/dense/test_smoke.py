@@ -1,4 +1,4 @@
-"""Every kind of config builds its model and its data, and takes a step of training and of evaluation."""
+"""Every kind of config builds its model and data, and takes a step of training and evaluation."""
 
 import re
 from pathlib import Path
