@@ -57,7 +57,7 @@ def import_quietly() -> None:
 def formatted_once() -> Iterator[None]:
     """Within it, mmengine formats each text of a config once.
 
-    It does so for every log, checkpoint and file that holds the config, up to 2 s each time.
+    Otherwise it does so for every log, checkpoint and file that holds it, up to 2 s each time.
     """
     from yapf.yapflib import yapf_api
 

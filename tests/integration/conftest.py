@@ -28,7 +28,7 @@ def digits(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def flags_of_all(digits):
+def flags(digits):
     return [
         *("--model", "hornet_atto_7x7"),
         *("--model_kwargs", '{"base_dim": 16, "depths": [1, 1, 1, 1]}'),
@@ -37,11 +37,6 @@ def flags_of_all(digits):
         *("--batch_size", "8", "--epochs", "2", "--warmup_epochs", "0", "--lr", "1e-3"),
         *("--layer_scale_init_value", "0.5"),
     ]
-
-
-@pytest.fixture
-def flags(flags_of_all):
-    return [*flags_of_all]
 
 
 def free_port():

@@ -26,11 +26,11 @@ from tools import predict
 
 
 @pytest.fixture(scope="module")
-def trained(flags_of_all, tmp_path_factory):
+def trained(flags, tmp_path_factory):
     """A checkpoint with an average that differs from its weights."""
     out = tmp_path_factory.mktemp("run")
     average = ["--model_ema", "true", "--model_ema_decay", "0.5"]
-    main.run(parse_args([*flags_of_all, *average, "--output_dir", str(out)]))
+    main.run(parse_args([*flags, *average, "--output_dir", str(out)]))
     return out / "checkpoint-1.pth"
 
 

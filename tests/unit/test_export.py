@@ -42,10 +42,10 @@ def exported(tmp_path, kind, *arguments):
 
 @pytest.fixture(scope="module")
 def shallow(tmp_path_factory):
-    """A checkpoint of a GF network of four blocks, since any size takes seconds for each."""
-    path, kwargs = tmp_path_factory.mktemp("shallow") / "gf.pth", {"depths": [1, 1, 1, 1]}
+    """A checkpoint of a GF network of five blocks: any size takes seconds more for each."""
+    path, kwargs = tmp_path_factory.mktemp("shallow") / "gf.pth", {"depths": [1, 1, 2, 1]}
     network = export.randomize(timm.create_model("hornet_atto_gf", **kwargs))
-    about = {"model": "hornet_atto_gf", "model_kwargs": kwargs, "nb_classes": 1000}
+    about = {"model": "hornet_atto_gf", "model_kwargs": kwargs}
     torch.save({"model": network.state_dict(), "args": about}, path)
     return str(path)
 

@@ -13,7 +13,7 @@ import torch
 import models  # noqa: F401 - registers the models
 
 ROOT = Path(__file__).parents[2]
-SELECTION = "hornet_atto or hornet_tiny and load_pretrained"  # atto has no published weights
+SELECTION = "hornet_atto or hornet_tiny and pretrained"  # atto has no published weights
 
 
 @pytest.fixture(scope="module")
