@@ -110,7 +110,7 @@ JUNK = st.one_of(
 )
 
 
-@settings(EACH, max_examples=60)
+@settings(EACH, max_examples=100)
 @given(data=st.data())
 def test_contents_of_checkpoints(small, trained, tmp_path, data):
     state = copy.deepcopy(torch.load(trained, weights_only=True))
@@ -146,7 +146,7 @@ LEFT_OUT |= {"compile", "smoke", "local_rank", "input_size", "max_images"}
 NAMES = sorted(parse_args([]).flat().keys() - LEFT_OUT)
 
 
-@settings(EACH, max_examples=120)
+@settings(EACH, max_examples=200)
 @given(flags=st.dictionaries(st.sampled_from(NAMES), VALUES, min_size=1, max_size=4))
 def test_flags(small, flags):
     given_flags = [f"--{name}={value}" for name, value in flags.items()]

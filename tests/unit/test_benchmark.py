@@ -143,7 +143,6 @@ def test_it_needs_the_packages_of_the_models_alone():
     code = f"""
 import sys
 sys.modules |= dict.fromkeys({others})
-from benchmarks import networks
 from benchmarks.__main__ import main
 sys.exit(main(["--gpu", "--device", "cpu", "--minutes", "1e-9", "--rounds", "1"]))"""
     done = subprocess.run(

@@ -61,19 +61,17 @@ def shallow(tmp_path_factory):
         ),
     ],
 )
-def test_any_number_and_size_of_images(tmp_path, capsys, request, kind, model):
+def test_any_number_and_size_of_images(tmp_path, capsys, shallow, kind, model):
     pytest.importorskip({"onnx": "onnxruntime", "openvino": "openvino"}.get(kind, "torch"))
-    source = [model]
-    if model == "shallow":
-        source = ["--checkpoint", request.getfixturevalue("shallow")]
+    is_random = model != "shallow"
+    source = [model] if is_random else ["--checkpoint", shallow]
     file = exported(tmp_path, kind, *source, "--dynamic", "size")
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(":")[0] for line in lines[:3]] == [
         "2 x 3 x 64 x 64", "3 x 3 x 64 x 64", "1 x 3 x 96 x 160",
     ]  # fmt: skip
     # random weights are drawn with a fixed seed: a second model is an oracle of its own
-    random = model != "shallow"
-    reference = export.random_classifier(model, 64) if random else load_classifier(source[1])
+    reference = export.random_classifier(model, 64) if is_random else load_classifier(shallow)
     images = torch.randn(5, 3, 96, 64)
     with torch.no_grad():
         expected = reference.model(images)
@@ -260,7 +258,7 @@ def test_a_checkpoint_of_another_model(tmp_path, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("opset", [OPSETS[0], OPSETS[-1]])
+@pytest.mark.parametrize("opset", [OPSETS[0], 17, OPSETS[-1]])
 def test_opsets(tmp_path, shallow, opset):
     onnx = pytest.importorskip("onnx")
     any_size = ["--dynamic", "size", "--opset", str(opset)]
